@@ -1,0 +1,17 @@
+"""The core of potstill: criteria, taps, the objective, the one training engine, and its reports.
+
+Everything is imported on first use, so that ``import potstill.core`` costs next to nothing.
+"""
+
+from importlib import metadata as _metadata
+from typing import Any as _Any
+
+import lazy_loader as _lazy
+
+_attribute, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)
+
+
+def __getattr__(name: str) -> _Any:
+    if name == "__version__":
+        return _metadata.version("potstill-core")
+    return _attribute(name)
