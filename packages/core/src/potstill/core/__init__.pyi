@@ -1,4 +1,10 @@
 from .distiller import Distiller as Distiller
+from .engine.batches import Batches as Batches
+from .engine.device import Engine as Engine
+from .engine.fit import fit as fit
+from .engine.plan import Run as Run
+from .engine.plan import Stage as Stage
+from .engine.plan import Validation as Validation
 from .objective import Criterion as Criterion
 from .objective import Losses as Losses
 from .objective import Objective as Objective

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from potstill.core.errors import NonFiniteError, ObjectiveError, nearest
+from potstill.core.errors import ObjectiveError, nearest
 from potstill.core.schedule import Weight
 
 __all__ = ["Criterion", "Losses", "Objective"]
@@ -94,6 +94,11 @@ class Objective(nn.Module):
         """The names of all terms, in order."""
         return tuple(self._terms)
 
+    def module(self, name: str) -> nn.Module | None:
+        """The criterion called ``name`` if it is a module, which may have parameters."""
+        key = name.replace(".", ":")
+        return self.criteria[key] if key in self.criteria else None
+
     def at(self, step: int) -> dict[str, float]:
         """The non-zero weights at ``step``: what has to be computed.
 
@@ -165,21 +170,3 @@ class Objective(nn.Module):
         """Names and weights, for ``print``."""
         return ", ".join(f"{name}={weight}" for name, (weight, _) in self._terms.items())
 
-
-def require_finite(losses: Losses, step: int, samples: Sequence[int] | None = None) -> None:
-    """Stop on a loss that is NaN or infinite.
-
-    Raises:
-        NonFiniteError: Names the step, every term's value and, where known, the samples.
-    """
-    if bool(torch.isfinite(losses.total)):
-        return
-    terms = {name: float(value) for name, value in losses.terms.items()}
-    guilty = [name for name, value in terms.items() if not torch.isfinite(torch.tensor(value))]
-    shown = ", ".join(f"{name}={value:.6g}" for name, value in terms.items())
-    where = "" if samples is None else f"; samples {list(samples)[:16]}"
-    raise NonFiniteError(
-        f"fit: the loss is {float(losses.total)} at step {step}, from "
-        f"{', '.join(guilty) or 'the sum of the terms'} ({shown}){where}; "
-        "check these inputs, or lower the learning rate"
-    )

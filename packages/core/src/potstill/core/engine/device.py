@@ -1,0 +1,313 @@
+"""The engine: where a step runs. Device, precision and processes, on Hugging Face accelerate.
+
+accelerate is used for what it does well (device, autocast, loss scaling, reductions); it gets
+neither the data order nor the checkpoints, and it is imported here only.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from potstill.core.errors import BackendError, ConfigError
+
+__all__ = ["Engine"]
+
+Precision = Literal["fp32", "bf16", "fp16"]
+Parallel = Literal["ddp", "fsdp"]
+
+
+class Engine:
+    """Device, precision and processes of a run; a context manager.
+
+    Start several processes with ``torchrun``; each makes one engine and passes it to every `fit`.
+    Leaving the block tears down in the order that does not abort: first the wrapped modules, then
+    the process group.
+
+    Args:
+        device: ``"auto"`` (CUDA, else MPS, else CPU), ``"cpu"``, ``"cuda"`` or ``"mps"``.
+        precision: ``"fp32"``; ``"bf16"`` or ``"fp16"`` by autocast, weights stay fp32.
+        parallel: With several processes: ``"ddp"``, every process holds the model, or ``"fsdp"``,
+            parameters, gradients and optimizer are sharded (FSDP2).
+        find_unused: With DDP: search each step for parameters that took no part. Criteria whose
+            weight is zero need it not; students that skip parts of themselves do.
+
+    Raises:
+        BackendError: The device is not there, or cannot run the precision.
+        ConfigError: An unknown precision or way of parallelism.
+
+    Example:
+        >>> with Engine(device="cpu") as engine:
+        ...     engine.device.type, engine.world
+        ('cpu', 1)
+    """
+
+    def __init__(
+        self,
+        device: str = "auto",
+        precision: Precision = "fp32",
+        parallel: Parallel = "ddp",
+        find_unused: bool = False,
+    ) -> None:
+        from accelerate import Accelerator
+
+        _check(device, precision, parallel)
+        self.precision = precision
+        self.parallel = parallel
+        self.find_unused = find_unused
+        self._accelerator = Accelerator(
+            cpu=device == "cpu" or (device == "auto" and not _has_accelerator()),
+            mixed_precision="no" if precision == "fp32" else precision,
+        )
+        self._wrapped: list[nn.Module] = []
+
+    @property
+    def device(self) -> torch.device:
+        """Where tensors go."""
+        return self._accelerator.device
+
+    @property
+    def rank(self) -> int:
+        """Number of this process."""
+        return self._accelerator.process_index
+
+    @property
+    def world(self) -> int:
+        """How many processes there are."""
+        return self._accelerator.num_processes
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes files and shows progress."""
+        return self.rank == 0
+
+    @property
+    def sharded(self) -> bool:
+        """Whether parameters are spread over the processes."""
+        return self.world > 1 and self.parallel == "fsdp"
+
+    def place(self, batch: Any) -> Any:
+        """Move tensors, containers of tensors and anything with ``.to`` to the device."""
+        from accelerate.utils import send_to_device
+
+        return send_to_device(batch, self.device, non_blocking=True)
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """Make ``module`` train in all processes; itself where there is one.
+
+        Call it again when the set of trainable parameters has changed.
+        """
+        self._wrapped.clear()
+        if self.world == 1:
+            return module
+        if self.sharded:
+            return module if _is_sharded(module) else _shard(module)
+        wrapped = DistributedDataParallel(
+            module,
+            device_ids=[self.device] if self.device.type == "cuda" else None,
+            broadcast_buffers=False,  # the teacher's buffers are constant, the student's its own
+            find_unused_parameters=self.find_unused,
+        )
+        self._wrapped.append(wrapped)
+        return wrapped
+
+    def prepare_optimizer(self, optimizer: Optimizer) -> Optimizer:
+        """Let the loss scaler of fp16 skip steps of ``optimizer``."""
+        return self._accelerator.prepare_optimizer(optimizer)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The forward in the engine's precision."""
+        return self._accelerator.autocast()
+
+    def accumulating(self, module: nn.Module, last: bool) -> AbstractContextManager[Any]:
+        """Around the forward and backward of a micro-batch: gradients travel with the last one."""
+        if last or self.world == 1:
+            return nullcontext()
+        return _unsynchronised(module) if self.sharded else self._accelerator.no_sync(module)
+
+    def backward(self, loss: Tensor) -> None:
+        """Backward, with the loss scaled where the precision needs it."""
+        self._accelerator.backward(loss)
+
+    def clip(self, parameters: Sequence[nn.Parameter], limit: float) -> float:
+        """Scale gradients to a total norm of at most ``limit``; returns the norm before."""
+        norm: Any = self._accelerator.clip_grad_norm_(parameters, limit)
+        return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean over the processes of a 1-D tensor."""
+        if self.world == 1:
+            return values
+        values = values.clone()
+        dist.all_reduce(values)
+        return values / self.world
+
+    def agree(self, value: Any) -> Any:
+        """The main process's ``value``, in every process."""
+        if self.world == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self.world > 1:
+            dist.barrier()
+
+    def state_of(self, module: nn.Module) -> dict[str, Any]:
+        """The whole ``state_dict`` of ``module``, copied to the CPU.
+
+        Collective when sharded; then only the main process gets it, the others an empty one.
+        """
+        if self.sharded:
+            return get_model_state_dict(module, options=_whole())
+        return {k: v.detach().to("cpu", copy=True) for k, v in module.state_dict().items()}
+
+    def put_state(self, module: nn.Module, state: dict[str, Any]) -> None:
+        """Load what `state_of` gave."""
+        if self.sharded:
+            set_model_state_dict(module, state, options=_from_main())
+        else:
+            module.load_state_dict(state)
+
+    def state_of_optimizer(self, module: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+        """The whole state of ``optimizer`` and of the loss scaler; collective when sharded."""
+        scaler = self._accelerator.scaler
+        return {
+            "optimizer": get_optimizer_state_dict(module, _bare(optimizer), options=_whole())
+            if self.sharded
+            else _bare(optimizer).state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+        }
+
+    def put_state_of_optimizer(
+        self, module: nn.Module, optimizer: Optimizer, state: dict[str, Any]
+    ) -> None:
+        """Load what `state_of_optimizer` gave."""
+        if self.sharded:
+            set_optimizer_state_dict(
+                module, _bare(optimizer), state["optimizer"], options=_from_main()
+            )
+        else:
+            _bare(optimizer).load_state_dict(state["optimizer"])
+        if self._accelerator.scaler is not None:
+            self._accelerator.scaler.load_state_dict(state["scaler"])
+
+    def release(self) -> None:
+        """Forget wrapped modules and optimizers: `fit` calls it when it is done."""
+        self._wrapped.clear()
+        self._accelerator.free_memory()
+
+    def close(self, failed: bool = False) -> None:
+        """Tear down; the engine cannot be used afterwards.
+
+        Args:
+            failed: Do not wait for the other processes, which may never come.
+        """
+        from accelerate.state import AcceleratorState
+
+        self.release()
+        gc.collect()
+        if dist.is_available() and dist.is_initialized():
+            if not failed:
+                dist.barrier()
+            dist.destroy_process_group()
+        # accelerate keeps its state per process and refuses a second engine with other settings.
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self.close(failed=kind is not None)
+
+    def __repr__(self) -> str:
+        ranks = f", {self.parallel} {self.rank}/{self.world}" if self.world > 1 else ""
+        return f"Engine({self.device}, {self.precision}{ranks})"
+
+
+def _check(device: str, precision: str, parallel: str) -> None:
+    if precision not in ("fp32", "bf16", "fp16"):
+        raise ConfigError(f"Engine: precision must be fp32, bf16 or fp16, got {precision!r}")
+    if parallel not in ("ddp", "fsdp"):
+        raise ConfigError(f"Engine: parallel must be ddp or fsdp, got {parallel!r}")
+    if device not in ("auto", "cpu", "cuda", "mps"):
+        raise ConfigError(
+            f"Engine: device must be auto, cpu, cuda or mps, got {device!r}; choose a single GPU "
+            "with CUDA_VISIBLE_DEVICES"
+        )
+    if device == "cuda" and not torch.cuda.is_available():
+        raise BackendError(
+            "Engine: device cuda is not available; this torch "
+            + (
+                f"({torch.__version__}) finds no GPU and driver"
+                if torch.version.cuda
+                else f"({torch.__version__}) was built without CUDA: install another build"
+            )
+            + ", or pass device='cpu'"
+        )
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise BackendError("Engine: device mps is not available; pass device='cpu'")
+    on_cpu = device == "cpu" or (device == "auto" and not _has_accelerator())
+    if precision == "fp16" and on_cpu:
+        raise BackendError("Engine: fp16 needs a GPU; on the CPU use precision='bf16'")
+
+
+def _has_accelerator() -> bool:
+    return torch.cuda.is_available() or torch.backends.mps.is_available()
+
+
+def _bare(optimizer: Any) -> Optimizer:
+    bare: Optimizer = getattr(optimizer, "optimizer", optimizer)
+    return bare
+
+
+def _whole() -> StateDictOptions:
+    return StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+def _from_main() -> StateDictOptions:
+    return StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+
+
+def _shard(distiller: nn.Module) -> nn.Module:
+    """Shard the blocks of each stack, then the student, then the rest of the distiller."""
+    from torch.distributed.fsdp import fully_shard
+
+    for module in list(distiller.modules()):
+        if isinstance(module, nn.ModuleList | nn.Sequential):
+            for block in module.children():
+                if next(block.parameters(), None) is not None:
+                    fully_shard(block)
+    fully_shard(distiller.student)  # type: ignore[arg-type]
+    fully_shard(distiller)
+    return distiller
+
+
+def _is_sharded(module: nn.Module) -> bool:
+    return hasattr(module, "set_requires_gradient_sync")
+
+
+@contextmanager
+def _unsynchronised(module: Any) -> Iterator[None]:
+    module.set_requires_gradient_sync(False)
+    try:
+        yield
+    finally:
+        module.set_requires_gradient_sync(True)
