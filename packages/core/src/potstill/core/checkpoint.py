@@ -21,7 +21,7 @@ from torch import Tensor
 
 from potstill.core.errors import CheckpointError
 
-__all__ = ["load", "newest", "replace_file", "save"]
+__all__ = ["load", "newest", "save"]
 
 _FORMAT = 1
 
@@ -89,18 +89,6 @@ def load(path: Path) -> dict[str, Any]:
     return state
 
 
-def replace_file(path: Path, write: Any) -> None:
-    """Call ``write(temporary)``, sync, and rename to ``path``: whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        _sync(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _all(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"))
 
@@ -160,4 +148,3 @@ def _unpack(node: Any, tensors: Mapping[str, Tensor]) -> Any:
     if kind in ("list", "tuple"):
         return (tuple if kind == "tuple" else list)(_unpack(v, tensors) for v in content)
     return content
-

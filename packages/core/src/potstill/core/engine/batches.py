@@ -178,9 +178,7 @@ def stream(source: Any, start: int, shard: Shard) -> Iterator[Any]:
     if isinstance(source, Batches):
         return source.stream(start, shard)
     if isinstance(source, Sequence) and not isinstance(source, str) and len(source) > 0:
-        return (
-            source[(step * shard.world + shard.rank) % len(source)] for step in _count(start)
-        )
+        return (source[(step * shard.world + shard.rank) % len(source)] for step in _count(start))
     if callable(source) and not isinstance(source, type):
         return (source(step, shard.rank, shard.world) for step in _count(start))
     raise ConfigError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from inspect import signature
 from typing import Any, Literal
 
 import torch
@@ -28,6 +29,12 @@ from potstill.core.errors import BackendError, ConfigError
 
 __all__ = ["Engine"]
 
+# torch renamed the option in 2.15 and warns about the old name.
+_SYNC_BUFFERS = next(
+    name
+    for name in ("forward_sync_buffers", "broadcast_buffers")
+    if name in signature(DistributedDataParallel).parameters
+)
 Precision = Literal["fp32", "bf16", "fp16"]
 Parallel = Literal["ddp", "fsdp"]
 
@@ -120,8 +127,8 @@ class Engine:
         wrapped = DistributedDataParallel(
             module,
             device_ids=[self.device] if self.device.type == "cuda" else None,
-            broadcast_buffers=False,  # the teacher's buffers are constant, the student's its own
             find_unused_parameters=self.find_unused,
+            **{_SYNC_BUFFERS: False},  # batch statistics are each process's own
         )
         self._wrapped.append(wrapped)
         return wrapped

@@ -22,6 +22,7 @@ from potstill.core.engine.device import Engine
 from potstill.core.engine.history import History, Row, Show, plot_curves
 from potstill.core.engine.plan import Plan, Run, Stage, Validation
 from potstill.core.errors import CheckpointError, ConfigError, Interrupted, NonFiniteError
+from potstill.core.files import atomic
 from potstill.core.objective import Losses
 from potstill.core.schedule import Schedule, constant
 from potstill.core.seed import seed_all
@@ -377,9 +378,8 @@ class _Loop:
 
             # One file that anybody can load; clones, since safetensors refuses tied weights.
             whole = {name: value.clone().contiguous() for name, value in weights.items()}
-            checkpoint.replace_file(
-                self.run.folder / "student.safetensors", lambda path: save_file(whole, path)
-            )
+            with atomic(self.run.folder / "student.safetensors") as temporary:
+                save_file(whole, temporary)
             if self.history.rows:
                 plot_curves(self.history.rows, self.run.folder / "curves.png")
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from potstill.core.checkpoint import replace_file
 from potstill.core.engine.plan import Run
 from potstill.core.errors import CheckpointError, ConfigError
+from potstill.core.files import atomic
 
 __all__ = ["History", "Show", "plot_curves"]
 
@@ -43,7 +43,8 @@ class History:
                     "file, or start in another folder"
                 )
         self.rows = [json.loads(line) for line in lines]
-        replace_file(path, lambda temporary: temporary.write_text("".join(f"{x}\n" for x in lines)))
+        with atomic(path) as temporary:
+            temporary.write_text("".join(f"{line}\n" for line in lines))
         self._file = path.open("a")
         if run.tensorboard:
             self._board = _open_board(run.folder)
@@ -170,4 +171,5 @@ def plot_curves(rows: Sequence[Row], path: Path) -> None:
             panel.set_yscale("log")
     for panel in list(panels):
         panel.set_visible(False)
-    replace_file(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
+    with atomic(path) as temporary:
+        figure.savefig(temporary, dpi=110)

@@ -1,0 +1,92 @@
+"""Two processes give the curve of one, under DDP and FSDP2, also over a change of terms."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from potstill.core import Batches, Distiller, Engine, Objective, Stage, Validation, after, fit
+from potstill.core.engine.ranks import run_ranks
+
+pytestmark = pytest.mark.dist
+
+
+class Projected(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.map = nn.Linear(6, 4)
+
+    def forward(self, s, t):
+        return F.mse_loss(self.map(s), t)
+
+
+class Match(Distiller):
+    def forward(self, batch, step):
+        x, y = batch
+        z = self.student(x)
+        return self.objective(step, task=(z[:, :1], y), late=(z, self.teacher(x)))
+
+
+def train(batch_size, parallel="ddp", folder=None, steps=12, accumulate=1, stages=False):
+    torch.manual_seed(0)
+    x = torch.randn(40, 5)
+    y = x[:, :1] * 2 + 1
+    distiller = Match(
+        nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 6)),
+        Objective(task=(1.0, F.mse_loss), late=(after(5, 0.5), Projected())),
+        teacher=nn.Linear(5, 4),
+    )
+    plan = (Stage(steps=6), Stage(steps=6, trainable=["student.2.*"], lr=0.01)) if stages else ()
+    with Engine(device="cpu", parallel=parallel) as engine:
+        history = fit(
+            distiller,
+            Batches(list(zip(x, y, strict=True)), batch_size),
+            steps=None if stages else steps,
+            stages=plan,
+            lr=0.05,
+            clip=1.0,
+            accumulate=accumulate,
+            validation=Validation(lambda s: float(s(x[:1]).sum()), every=4, mode="min"),
+            run=folder,
+            engine=engine,
+            progress=False,
+        )
+    return [row["loss"] for row in history]
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return train(8)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_give_the_curve_of_one(alone, parallel):
+    for curve in run_ranks(train, 2, 4, parallel):
+        torch.testing.assert_close(curve, alone, rtol=1e-5, atol=1e-6)
+
+
+def test_accumulation_gives_the_curve_of_one_large_batch():
+    large = train(8)
+    curve = [row for row in train(4, accumulate=2)]
+    assert len(curve) == len(large)
+    # An epoch's permutation is cut into the same sets: 2 micro-batches of 4 are one batch of 8.
+    torch.testing.assert_close(curve, large, rtol=1e-5, atol=1e-6)
+
+
+def test_two_processes_accumulate_and_change_stages_like_one():
+    one = train(4, accumulate=2, stages=True)
+    for curve in run_ranks(train, 2, 2, "ddp", None, 12, 2, True):
+        torch.testing.assert_close(curve, one, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_resume(alone, parallel, tmp_path):
+    run_ranks(train, 2, 4, parallel, str(tmp_path), 7)
+    for curve in run_ranks(train, 2, 4, parallel, str(tmp_path), 12):
+        # Rows of before are only in the main process, which owns the history.
+        torch.testing.assert_close(curve[-5:], alone[-5:], rtol=1e-5, atol=1e-6)
+
+
+def test_a_checkpoint_of_two_processes_continues_in_one(alone, tmp_path):
+    run_ranks(train, 2, 4, "fsdp", str(tmp_path), 7)
+    torch.testing.assert_close(train(8, folder=tmp_path), alone, rtol=1e-5, atol=1e-6)
