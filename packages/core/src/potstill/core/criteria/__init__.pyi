@@ -1,0 +1,14 @@
+from .feature import cosine as cosine
+from .feature import hint as hint
+from .feature import l1 as l1
+from .feature import mse as mse
+from .feature import smooth_l1 as smooth_l1
+from .logit import kd as kd
+from .logit import logit_mse as logit_mse
+from .logit import soft_ce as soft_ce
+from .projector import AttentionProjector as AttentionProjector
+from .projector import Projected as Projected
+from .projector import Resize as Resize
+from .projector import conv1x1 as conv1x1
+from .projector import mlp as mlp
+from .rows import RowOptions as RowOptions

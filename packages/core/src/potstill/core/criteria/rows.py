@@ -1,0 +1,348 @@
+"""Row-wise criteria: one way to evaluate all of them, whole or in blocks that stay in the cache.
+
+A criterion is row-wise when each row of logits gives one number: KD, DKD, divergences, rankings.
+Such a criterion is written once, as a ``RowForm``: ``value(z_s, z_t, *context) -> [n]`` in plain
+torch operations, the reference. ``evaluate`` gives it everything else the core promises: leading
+axes and ``dim``, masks and weights, reductions, float32 inside for half precision, checks.
+
+With ``blocked=True`` the rows are visited a few at a time. Value and gradient of a block are
+computed in one visit, while its logits are in the cache, and the gradient goes straight into the
+one buffer that backward hands out: extra memory is that buffer plus a few blocks, instead of a
+handful of tensors of the size of the logits. A form may also bring its gradient in closed form;
+blocks where that is not finite (a class at -inf, say) are redone by the reference.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from potstill.core.errors import ConfigError, ShapeError
+
+__all__ = ["Reduction", "RowForm", "RowOptions", "evaluate", "positive", "temperature"]
+
+Reduction = Literal["mean", "sum", "none"]
+
+BLOCK = {"cpu": 1 << 18, "cuda": 1 << 23}
+"""Elements of a block: 1 MiB of float32 lives in the L2 cache; a GPU wants fewer, longer visits."""
+
+
+class RowOptions(TypedDict, total=False):
+    """Keywords that every row-wise criterion takes.
+
+    Attributes:
+        weight: Weights of the rows, shaped like the logits without their class axis, at least 0.
+        ignore_index: Rows whose label in ``target`` equals this do not count (default -100).
+        reduction: ``"mean"`` (default): sum over classes, weighted mean over the rows that count,
+            the divisor being at least 1, so that no row at all gives 0; ``"sum"``; ``"none"``:
+            one value a row, shape [rows], rows that do not count give 0.
+        dim: The class axis, by default the last; segmentation passes 1.
+        teacher_grad: Let gradient flow into the teacher's logits (online schemes); default False.
+        blocked: Evaluate in blocks, with the gradient computed in the forward pass (default).
+            False gives plain torch operations: needed for double backward and ``torch.func``.
+            Under ``torch.compile`` and ``torch.export`` the plain form is taken by itself.
+    """
+
+    weight: Tensor | None
+    ignore_index: int
+    reduction: Reduction
+    dim: int
+    teacher_grad: bool
+    blocked: bool
+
+
+@dataclass(frozen=True)
+class RowForm:
+    """One row-wise criterion.
+
+    Attributes:
+        value: ``(z_s [n C], z_t [n C], *context) -> [n]``, differentiable: the reference.
+        closed: The same arguments -> ``(values [n], gradient with respect to z_s [n C])``, both
+            new tensors. Anything that is not finite sends the block to ``value``.
+        labelled: The first piece of context is the label of each row.
+        rows: Rows of a block are limited by the cache; this limits them further (sorting).
+    """
+
+    value: Callable[..., Tensor]
+    closed: Callable[..., tuple[Tensor, Tensor]] | None = None
+    labelled: bool = False
+
+
+def positive(name: str, argument: str, value: float) -> float:
+    """Check that a scalar option is a finite positive number.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    if not (0 < value < math.inf):
+        raise ConfigError(f"{name}: {argument} must be a finite number > 0, got {value}")
+    return value
+
+
+def temperature(name: str, T: float | Tensor) -> float | Tensor:
+    """Check a temperature: a number, or a tensor with one for each row, returned as [N 1].
+
+    Raises:
+        ConfigError: A temperature is not positive.
+    """
+    if not isinstance(T, Tensor):
+        return positive(name, "T", float(T))
+    if not torch.compiler.is_compiling() and not bool((T > 0).all()):
+        raise ConfigError(f"{name}: T must be > 0 in every row, got a minimum of {T.min():.6g}")
+    return T.reshape(-1, 1)
+
+
+def squared(T: float | Tensor, t_squared: bool) -> float | Tensor:
+    """``T ** 2`` as a factor of the rows, or 1."""
+    if not t_squared:
+        return 1.0
+    return T.squeeze(1) ** 2 if isinstance(T, Tensor) else T**2
+
+
+def evaluate(
+    name: str,
+    form: RowForm,
+    z_s: Tensor,
+    z_t: Tensor,
+    *context: Any,
+    target: Tensor | None = None,
+    factor: float | Tensor = 1.0,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+    dim: int = -1,
+    teacher_grad: bool = False,
+    blocked: bool = True,
+) -> Tensor:
+    """Evaluate a row-wise criterion.
+
+    Args:
+        name: Of the criterion, for messages.
+        form: What to compute.
+        z_s: Logits of the student, [..., C].
+        z_t: Logits of the teacher, same shape.
+        *context: Further arguments of the form; a tensor has one entry for each row.
+        target: Labels [...] int64: context of a labelled form, and the mask through
+            ``ignore_index``. A float distribution is accepted and masks nothing.
+        factor: Multiplies the rows (``T ** 2``).
+        weight: See `RowOptions`, like the rest.
+        ignore_index: The label of rows that do not count.
+        reduction: Over rows.
+        dim: The class axis.
+        teacher_grad: Whether gradient flows into ``z_t``.
+        blocked: Whether to evaluate in blocks.
+
+    Raises:
+        ShapeError: Shapes that differ, no rows or classes, a label out of range.
+        ConfigError: An unknown reduction; a labelled form without labels.
+    """
+    z_s, z_t, shape = _rows(name, z_s, z_t, dim)
+    if not teacher_grad:
+        z_t = z_t.detach()
+    labels, valid = _labels(name, form, target, ignore_index, z_s, shape)
+    if form.labelled:
+        context = (labels, *context)
+    for piece in context:
+        if isinstance(piece, Tensor) and piece.ndim and len(piece) != len(z_s):
+            raise ShapeError(f"{name}: {len(z_s)} rows need {len(z_s)} entries, got {len(piece)}")
+    scale = _scale(name, reduction, factor, weight, valid, z_s, shape)
+
+    differentiable = [piece for piece in (*context, scale) if isinstance(piece, Tensor)]
+    plain = (
+        not blocked
+        or torch.compiler.is_compiling()
+        or (torch.is_grad_enabled() and any(piece.requires_grad for piece in differentiable))
+    )
+    if plain:
+        values = _whole(form, z_s, z_t, context, scale)
+        return values if reduction == "none" else values.sum()
+    return _Blocked.apply(z_s, z_t, form, context, scale, reduction != "none")
+
+
+def _rows(name: str, z_s: Tensor, z_t: Tensor, dim: int) -> tuple[Tensor, Tensor, torch.Size]:
+    """Check the logits and flatten them to [N C]; also the shape of the rows."""
+    if z_s.shape != z_t.shape or z_s.ndim < 1:
+        raise ShapeError(
+            f"{name}: z_t must be {list(z_s.shape)} like z_s, got {list(z_t.shape)}; "
+            "do both models see the same batch and the same classes?"
+        )
+    if not (z_s.is_floating_point() and z_t.is_floating_point()):
+        raise ShapeError(f"{name}: logits must be floating point, got {z_s.dtype}, {z_t.dtype}")
+    if z_s.numel() == 0:
+        raise ShapeError(f"{name}: at least one row is needed, got {list(z_s.shape)}")
+    if dim not in (-1, z_s.ndim - 1):
+        z_s, z_t = z_s.movedim(dim, -1), z_t.movedim(dim, -1)
+    shape = z_s.shape[:-1]
+    return z_s.reshape(-1, z_s.shape[-1]), z_t.reshape(-1, z_t.shape[-1]), shape
+
+
+def _labels(
+    name: str,
+    form: RowForm,
+    target: Tensor | None,
+    ignore_index: int,
+    z_s: Tensor,
+    shape: torch.Size,
+) -> tuple[Tensor | None, Tensor | None]:
+    """The labels [N] with 0 where ignored, and which rows count (None: all)."""
+    if target is None or target.is_floating_point():
+        if form.labelled:
+            got = "None" if target is None else str(target.dtype)
+            raise ConfigError(f"{name}: target must be integer labels, got {got}")
+        return None, None
+    if target.shape != shape:
+        raise ShapeError(
+            f"{name}: target must be {list(shape)} like the rows of z_s, got {list(target.shape)}"
+        )
+    labels = target.reshape(-1)
+    valid = labels != ignore_index
+    labels = labels.where(valid, 0).long()
+    if form.labelled and z_s.device.type == "cpu" and not torch.compiler.is_compiling():
+        low, high = labels.aminmax()
+        if low < 0 or high >= z_s.shape[1]:
+            raise ShapeError(
+                f"{name}: target must be in [0, {z_s.shape[1]}) or {ignore_index} (ignored), "
+                f"got labels from {int(low)} to {int(high)}"
+            )
+    return labels, valid
+
+
+def _scale(
+    name: str,
+    reduction: str,
+    factor: float | Tensor,
+    weight: Tensor | None,
+    valid: Tensor | None,
+    z_s: Tensor,
+    shape: torch.Size,
+) -> float | Tensor:
+    """What each row is multiplied by before the sum: a number where all rows are alike."""
+    if reduction not in ("mean", "sum", "none"):
+        raise ConfigError(f"{name}: reduction must be mean, sum or none, got {reduction!r}")
+    if weight is not None and weight.shape != shape:
+        raise ShapeError(
+            f"{name}: weight must be {list(shape)} like the rows of z_s, got {list(weight.shape)}"
+        )
+    if weight is None and valid is None:
+        return factor / len(z_s) if reduction == "mean" else factor
+    kind = _compute_dtype(z_s.dtype)
+    rows = z_s.new_ones(len(z_s), dtype=kind) if weight is None else weight.reshape(-1).to(kind)
+    if valid is not None:
+        rows = rows * valid
+    if reduction == "mean":
+        rows = rows / rows.sum().clamp_min(1)
+    return rows * factor
+
+
+def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    return dtype if dtype == torch.float64 else torch.float32
+
+
+def _whole(
+    form: RowForm, z_s: Tensor, z_t: Tensor, context: tuple[Any, ...], scale: float | Tensor
+) -> Tensor:
+    """The scaled rows by plain torch operations."""
+    kind = _compute_dtype(z_s.dtype)
+    z_s, z_t = z_s.to(kind), z_t.to(kind)
+    if isinstance(scale, Tensor):
+        # Rows that do not count may hold anything, also NaN, which 0 * NaN would spread.
+        dead = (scale == 0).unsqueeze(1)
+        z_s, z_t = z_s.masked_fill(dead, 0), z_t.masked_fill(dead, 0)
+    return form.value(z_s, z_t, *context) * scale
+
+
+class _Blocked(torch.autograd.Function):
+    """Rows in blocks, with the gradient computed during the forward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        z_s: Tensor,
+        z_t: Tensor,
+        form: RowForm,
+        context: tuple[Any, ...],
+        scale: float | Tensor,
+        reduce: bool,
+    ) -> Tensor:
+        wanted = ctx.needs_input_grad[:2]
+        values, ctx.gradients = _sweep(form, z_s, z_t, context, scale, wanted)
+        ctx.save_for_backward(z_s, z_t)
+        ctx.again = (form, context, scale, wanted)
+        return values.sum() if reduce else values
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        # The buffers are handed out, hence scaled in place; a second backward computes them anew.
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            form, context, scale, wanted = ctx.again
+            z_s, z_t = ctx.saved_tensors
+            _, gradients = _sweep(form, z_s, z_t, context, scale, wanted)
+        is_one = upstream.ndim == 0 and upstream.device.type == "cpu" and upstream.item() == 1
+        if not is_one:
+            factor = upstream.unsqueeze(1) if upstream.ndim else upstream
+            for gradient in gradients:
+                if gradient is not None:
+                    gradient.mul_(factor)
+        return (*gradients, None, None, None, None)
+
+
+def _sweep(
+    form: RowForm,
+    z_s: Tensor,
+    z_t: Tensor,
+    context: tuple[Any, ...],
+    scale: float | Tensor,
+    wanted: tuple[bool, bool],
+) -> tuple[Tensor, list[Tensor | None]]:
+    """Values [N] and, where wanted, the gradients of their sum with respect to both logits."""
+    kind = _compute_dtype(z_s.dtype)
+    values = torch.empty(len(z_s), dtype=kind, device=z_s.device)
+    gradients = [
+        torch.empty_like(z, memory_format=torch.contiguous_format) if want else None
+        for z, want in zip((z_s, z_t), wanted, strict=True)
+    ]
+    for block in _blocks(z_s):
+        s, t = z_s[block].to(kind), z_t[block].to(kind)
+        pieces = [p[block] if isinstance(p, Tensor) and p.ndim else p for p in context]
+        by = scale[block] if isinstance(scale, Tensor) else scale
+        if isinstance(by, Tensor):
+            dead = (by == 0).unsqueeze(1)
+            s, t = s.masked_fill(dead, 0), t.masked_fill(dead, 0)
+        found = _block(form, s, t, pieces, wanted)
+        torch.mul(found[0], by, out=values[block])
+        column = by.unsqueeze(1) if isinstance(by, Tensor) else by
+        for gradient, part in zip(gradients, found[1:], strict=True):
+            if gradient is not None and part is not None:
+                torch.mul(part, column, out=gradient[block])
+    return values, gradients
+
+
+def _blocks(z: Tensor) -> Iterator[slice]:
+    size = max(1, BLOCK.get(z.device.type, BLOCK["cuda"]) // z.shape[1])
+    for start in range(0, len(z), size):
+        yield slice(start, start + size)
+
+
+def _block(
+    form: RowForm, s: Tensor, t: Tensor, context: list[Any], wanted: tuple[bool, bool]
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Values of one block and their gradients: closed form first, reference otherwise."""
+    if form.closed is not None and wanted == (True, False):
+        values, gradient = form.closed(s, t, *context)
+        if bool(values.isfinite().all()):
+            return values, gradient, None
+    inputs = [z.detach().requires_grad_(want) for z, want in zip((s, t), wanted, strict=True)]
+    with torch.set_grad_enabled(any(wanted)):
+        values = form.value(*inputs, *context)
+    leaves = [z for z in inputs if z.requires_grad]
+    found = iter(torch.autograd.grad(values.sum(), leaves) if leaves else ())
+    grad_s, grad_t = (next(found) if want else None for want in wanted)
+    return values.detach(), grad_s, grad_t
