@@ -1,0 +1,203 @@
+"""Any timm vision transformer, run on the visible patches only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from potstill.core.errors import ConfigError, PotstillError, ShapeError
+from potstill.mae.masking import MaskPlan
+from potstill.mae.patches import sincos_positions
+
+__all__ = ["MaskedViT", "UnsupportedModelError", "visible"]
+
+
+class UnsupportedModelError(PotstillError, TypeError):
+    """A model that is no plain sequence of patch tokens, such as Swin or a convolutional network."""
+
+
+class _Keep(nn.Module):
+    """Stands in for timm's ``patch_drop`` and keeps the patches that it is told to keep."""
+
+    def __init__(self, keep: Tensor, num_prefix_tokens: int, with_indices: bool) -> None:
+        super().__init__()
+        self.keep, self.num_prefix_tokens, self.with_indices = keep, num_prefix_tokens, with_indices
+
+    def forward(self, x: Tensor) -> Any:
+        prefix, patches = x.tensor_split((self.num_prefix_tokens,), dim=1)
+        index = self.keep[:, :, None].expand(-1, -1, x.shape[2])
+        kept = torch.cat((prefix, patches.gather(1, index)), dim=1)
+        return (kept, self.keep) if self.with_indices else kept
+
+
+@contextmanager
+def visible(vit: nn.Module, keep: Tensor | None) -> Iterator[None]:
+    """Let ``vit`` see only the patches ``keep`` inside the block, whichever method is called.
+
+    timm drops patches in one place, after the position embedding; this puts the given indices
+    there, so that blocks, prefix tokens and rotary tables are handled by timm's own code. The
+    model is as before when the block is left.
+
+    Args:
+        vit: A timm ``VisionTransformer`` or ``Eva``.
+        keep: Indices of visible patches, int64 [B K]; None leaves the model alone.
+    """
+    if keep is None:
+        yield
+        return
+    model: Any = vit
+    own = model.patch_drop
+    model.patch_drop = _Keep(keep, model.num_prefix_tokens, isinstance(vit, Eva))
+    try:
+        yield
+    finally:
+        model.patch_drop = own
+
+
+class MaskedViT(nn.Module):
+    """A timm ViT, DeiT or Eva-type model that computes its tokens for visible patches only.
+
+    Class, distillation and register tokens are always there. Rotary tables are gathered by the
+    same indices as the patches. The model itself is not changed: ``masked.vit`` stays a plain
+    timm model.
+
+    Args:
+        vit: A timm ``VisionTransformer`` (also distilled DeiT, also with registers) or ``Eva``
+            (EVA-02, DINOv3, rotary ViTs).
+
+    Raises:
+        UnsupportedModelError: The model is of another family.
+        ConfigError: The model drops patches by itself, or its size is not whole patches.
+
+    Example:
+        >>> import timm
+        >>> from potstill.mae import RandomMasking
+        >>> vit = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=2)
+        >>> plan = RandomMasking(0.75)(2, (4, 4))
+        >>> MaskedViT(vit)(torch.zeros(2, 3, 64, 64), plan).shape  # class token and 4 of 16
+        torch.Size([2, 5, 192])
+    """
+
+    def __init__(self, vit: nn.Module) -> None:
+        super().__init__()
+        if not isinstance(vit, VisionTransformer | Eva):
+            raise UnsupportedModelError(
+                "MaskedViT: vit must be of a family with patch tokens of one size (timm "
+                "VisionTransformer: vit_*, deit_*, deit3_*, dinov2; Eva: eva02_*, vit_*_rope_*, "
+                f"vit_*_dinov3), got {type(vit).__name__}; choose such a model"
+            )
+        if getattr(vit.patch_drop, "prob", 0.0) > 0:
+            raise ConfigError(
+                f"MaskedViT: vit must be made with patch_drop_rate=0, got {vit.patch_drop.prob}; "
+                "the masking says which patches are dropped"
+            )
+        size, patch = vit.patch_embed.img_size, vit.patch_embed.patch_size
+        if size is None or size[0] % patch[0] or size[1] % patch[1]:
+            raise ConfigError(
+                f"MaskedViT: the image size {size} of vit must be divisible by its patch size "
+                f"{patch}; give create_model a fitting img_size"
+            )
+        self.vit = vit
+        # Models that pool by the mean keep their last norm in `fc_norm`, for use after pooling.
+        # Here it serves each token, so that it is trained and the decoder's input is normalised.
+        self._norm_after_pooling = isinstance(vit.norm, nn.Identity)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return tuple(self.vit.patch_embed.grid_size)
+
+    @property
+    def patch_size(self) -> tuple[int, int]:
+        """Height and width of a patch in pixels."""
+        return tuple(self.vit.patch_embed.patch_size)
+
+    @property
+    def in_chans(self) -> int:
+        """Channels of the images."""
+        return self.vit.patch_embed.proj.in_channels
+
+    @property
+    def width(self) -> int:
+        """Channels of a token."""
+        return self.vit.embed_dim
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return len(self.vit.blocks)
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Class, distillation and register tokens."""
+        return self.vit.num_prefix_tokens
+
+    @staticmethod
+    def block(index: int) -> str:
+        """Path of block ``index`` (0-based), to be tapped."""
+        return f"vit.blocks.{index}"
+
+    def forward(self, images: Tensor, plan: MaskPlan | None = None) -> Tensor:
+        """Tokens after the last norm.
+
+        Args:
+            images: [B C H W] of the model's size, normalised.
+            plan: The masking; without it the model sees all patches in order.
+
+        Returns:
+            [B prefix+K D]: prefix tokens, then patches in the order of ``plan.keep``.
+
+        Raises:
+            ShapeError: The images differ from the model's size or channels, or ``plan`` is of
+                another batch or grid.
+        """
+        self._check(images, plan)
+        with visible(self.vit, None if plan is None else plan.keep):
+            tokens = self.vit.forward_features(images)
+        return self.vit.fc_norm(tokens) if self._norm_after_pooling else tokens
+
+    def prune(self, last: int) -> MaskedViT:
+        """Drop all blocks behind block ``last``, the norm and the head, to free their memory.
+
+        Only for teachers: the model cannot classify any more. Returns self.
+        """
+        if not 0 <= last < self.depth:
+            raise ConfigError(f"MaskedViT.prune: last must be in [0, {self.depth}), got {last}")
+        self.vit.prune_intermediate_layers([last], prune_norm=True)
+        self._norm_after_pooling = False
+        return self
+
+    def fix_positions(self) -> MaskedViT:
+        """Put the sine-cosine table of He et al. (CVPR 2022) in place and stop training it.
+
+        Models without an absolute position table (rotary only) are left alone. Returns self.
+        """
+        table = self.vit.pos_embed
+        if table is not None:
+            prefix = table.shape[1] - self.grid[0] * self.grid[1]
+            with torch.no_grad():
+                table.copy_(sincos_positions(self.grid, self.width, prefix))
+            table.requires_grad_(False)
+        return self
+
+    def _check(self, images: Tensor, plan: MaskPlan | None) -> None:
+        expected = (self.in_chans, *self.vit.patch_embed.img_size)
+        if images.ndim != 4 or tuple(images.shape[1:]) != expected:
+            raise ShapeError(
+                f"MaskedViT: images must be [B {' '.join(map(str, expected))}], got "
+                f"{list(images.shape)}; resize them, or make the model with in_chans and img_size"
+            )
+        if plan is None:
+            return
+        length = plan.keep.shape[1] + plan.hidden.shape[1]
+        if len(plan.keep) != len(images) or length != self.grid[0] * self.grid[1]:
+            raise ShapeError(
+                f"MaskedViT: plan must be for {len(images)} images of {self.grid[0]} x "
+                f"{self.grid[1]} patches, got {len(plan.keep)} of {length}"
+            )
