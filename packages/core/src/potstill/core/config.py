@@ -22,9 +22,9 @@ import yaml
 from cyclopts import App, Parameter
 from cyclopts.argument import ArgumentCollection
 from cyclopts.config import Dict
-from cyclopts.exceptions import CycloptsError
+from cyclopts.exceptions import CycloptsError, UnknownOptionError
 
-from potstill.core.errors import ConfigError
+from potstill.core.errors import ConfigError, nearest
 from potstill.core.files import atomic
 
 __all__ = ["as_dict", "build", "dump", "explain", "load", "read", "record", "strict"]
@@ -67,7 +67,7 @@ def build(cls: type[T], values: Mapping[str, Any], source: str = "values") -> T:
         >>> build(Optim, {"lrr": 0.1}, source="my.yaml")
         Traceback (most recent call last):
         ...
-        potstill.core.errors.ConfigError: Unknown option: "[lrr]" from my.yaml. Did you mean --lr?
+        potstill.core.errors.ConfigError: Unknown option: "[lrr]" from my.yaml; did you mean 'lr'?
     """
     given = Dict(dict(values), source=source, use_commands_as_keys=False)
     app = App(config=(given, strict), result_action="return_value")
@@ -223,6 +223,11 @@ def explain(error: CycloptsError, source: str = "") -> str:
     names = error.argument.names if error.argument is not None else ()
     if names and not any(name.lstrip("-").split(".")[-1] in message for name in names):
         message = f"{names[0]}: {message}"
+    if isinstance(error, UnknownOptionError) and "Did you mean" not in message:
+        keyword = error.token.keyword or error.token.value
+        known = {argument.name.lstrip("-"): None for argument in error.argument_collection}
+        guess = nearest(keyword.replace("][", ".").strip("-[]"), known)
+        message = f"{message.rstrip('.')}; {guess}"
     return message if source in message else f"{source}: {message}"
 
 
