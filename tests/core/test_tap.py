@@ -85,8 +85,9 @@ def test_no_hook_is_left_after_an_exception(stop):
 
 def test_a_misspelt_module_is_refused_at_entry():
     net = Net()
-    with pytest.raises(TapError, match="Net has no module 'block.1'; did you mean 'blocks.1'"), tap(
-        net, "block.1"
+    with (
+        pytest.raises(TapError, match="Net has no module 'block.1'; did you mean 'blocks.1'"),
+        tap(net, "block.1"),
     ):
         pass
     with pytest.raises(TapError, match="name at least one"), tap(net):

@@ -14,7 +14,9 @@ class Match(Distiller):
 
 
 def model(width=4):
-    return nn.Sequential(nn.Linear(3, width), nn.BatchNorm1d(width), nn.Dropout(0.5), nn.Linear(width, 2))
+    return nn.Sequential(
+        nn.Linear(3, width), nn.BatchNorm1d(width), nn.Dropout(0.5), nn.Linear(width, 2)
+    )
 
 
 def batches():

@@ -96,8 +96,8 @@ class Objective(nn.Module):
 
     def module(self, name: str) -> nn.Module | None:
         """The criterion called ``name`` if it is a module, which may have parameters."""
-        key = name.replace(".", ":")
-        return self.criteria[key] if key in self.criteria else None
+        criterion = self._terms[name][1]
+        return criterion if isinstance(criterion, nn.Module) else None
 
     def at(self, step: int) -> dict[str, float]:
         """The non-zero weights at ``step``: what has to be computed.
@@ -169,4 +169,3 @@ class Objective(nn.Module):
     def extra_repr(self) -> str:
         """Names and weights, for ``print``."""
         return ", ".join(f"{name}={weight}" for name, (weight, _) in self._terms.items())
-

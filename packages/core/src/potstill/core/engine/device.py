@@ -124,11 +124,12 @@ class Engine:
             return module
         if self.sharded:
             return module if _is_sharded(module) else _shard(module)
+        options: dict[str, Any] = {_SYNC_BUFFERS: False}  # batch statistics stay each process's own
         wrapped = DistributedDataParallel(
             module,
             device_ids=[self.device] if self.device.type == "cuda" else None,
             find_unused_parameters=self.find_unused,
-            **{_SYNC_BUFFERS: False},  # batch statistics are each process's own
+            **options,
         )
         self._wrapped.append(wrapped)
         return wrapped

@@ -169,6 +169,7 @@ class _Loop:
             else AveragedModel(distiller.student, multi_avg_fn=get_ema_multi_avg_fn(ema))
         )
 
+        self.module: nn.Module = distiller
         self.step = 0
         self.elapsed = 0.0
         self.stage = -1
@@ -273,7 +274,7 @@ class _Loop:
             ids = self.batches.indices(self.step * self.accumulate + micro, self.shard)
             where = f"; samples {ids[:16]}{' ...' if len(ids) > 16 else ''}"
         return (
-            f"fit: the loss is {float(losses.total):.6g} at step {self.step}, from "
+            f"fit: the loss is {float(losses.total.detach()):.6g} at step {self.step}, from "
             f"{', '.join(guilty) or 'another process or the weighted sum'} ({shown}){where}; "
             "check these inputs, lower the learning rate, or clip the gradient"
         )
@@ -283,7 +284,8 @@ class _Loop:
     def _enter(self, number: int, start: int) -> None:
         """Begin stage ``number``: its objective, its parameters, a new optimizer."""
         given, default = self.plan.stages[number], self.default
-        self.engine.release()
+        if self.stage >= 0:
+            self.engine.release()
         self.stage, self.stage_start = number, start
         self.current = Stage(
             share=1.0,
@@ -463,7 +465,7 @@ class _Loop:
         self.distiller.objective = self.own_objective
         for name, parameter in self.distiller.named_parameters():
             parameter.requires_grad_(self.own_grads.get(name, parameter.requires_grad))
-        self.module: nn.Module = self.distiller
+        self.module = self.distiller
         self.distiller.eval()
         self.engine.release()
 

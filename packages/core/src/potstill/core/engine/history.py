@@ -18,6 +18,8 @@ __all__ = ["History", "Show", "plot_curves"]
 
 Row = dict[str, float]
 
+_INTERVAL = 10.0  # seconds between plain lines
+
 
 class History:
     """The rows of a run; also in ``history.jsonl`` and TensorBoard where there is a folder.
@@ -113,7 +115,7 @@ class Show:
             self._callback(row, fraction)
         elif self._bar is not None:
             self._bar.update(self._task, completed=fraction, terms=_terms(row))
-        elif self._console is not None and time.monotonic() - self._last > 10:
+        elif self._console is not None and time.monotonic() - self._last > _INTERVAL:
             self._last = time.monotonic()
             self._console.print(
                 f"{self._label}: {fraction:4.0%} step {row['step']:.0f} {_terms(row)}",
@@ -127,8 +129,14 @@ class Show:
 
 
 def _bar(console: Any) -> Any:
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
-    from rich.progress import TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     return Progress(
         TextColumn("{task.description}"),
