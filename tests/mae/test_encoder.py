@@ -22,9 +22,7 @@ def all_blocks(model, images, plan):
 
 
 def unshuffled(tokens, plan, prefix):
-    patches = tokens[:, prefix:].gather(
-        1, plan.restore[:, :, None].expand(-1, -1, tokens.shape[2])
-    )
+    patches = tokens[:, prefix:].gather(1, plan.restore[:, :, None].expand(-1, -1, tokens.shape[2]))
     return tokens[:, :prefix], patches
 
 
@@ -144,7 +142,9 @@ def test_fixed_positions(make_vit):
 
 @pytest.mark.parametrize("name", ["resnet18", "swin_tiny_patch4_window7_224", "convnext_atto"])
 def test_other_families_are_refused(name):
-    with pytest.raises(UnsupportedModelError, match=r"timm VisionTransformer: vit_\*.*got ") as info:
+    with pytest.raises(
+        UnsupportedModelError, match=r"timm VisionTransformer: vit_\*.*got "
+    ) as info:
         MaskedViT(timm.create_model(name))
     assert isinstance(info.value, TypeError)
 

@@ -32,7 +32,9 @@ def test_unpatchify_is_the_inverse(patch):
 
 
 def test_images_that_are_not_whole_patches_are_refused():
-    with pytest.raises(ShapeError, match=r"divisible by the patch \(16, 16\), got \[1, 3, 30, 32\]"):
+    with pytest.raises(
+        ShapeError, match=r"divisible by the patch \(16, 16\), got \[1, 3, 30, 32\]"
+    ):
         patchify(torch.zeros(1, 3, 30, 32), (16, 16))
     with pytest.raises(ShapeError, match=r"must be \[B 4 C\*64\], got \[1, 5, 192\]"):
         unpatchify(torch.zeros(1, 5, 192), (2, 2), (8, 8))

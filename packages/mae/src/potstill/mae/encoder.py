@@ -19,7 +19,7 @@ __all__ = ["MaskedViT", "UnsupportedModelError", "visible"]
 
 
 class UnsupportedModelError(PotstillError, TypeError):
-    """A model that is no plain sequence of patch tokens, such as Swin or a convolutional network."""
+    """A model that is no plain sequence of patch tokens, such as Swin or ConvNeXt."""
 
 
 class _Keep(nn.Module):
