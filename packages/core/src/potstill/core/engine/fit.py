@@ -257,10 +257,11 @@ class _Loop:
 
         Every process sees the same numbers, so all of them stop together.
         """
-        now = [float(bool(received)), time.monotonic() - self.clock]
-        values = torch.stack([losses.total.detach().float(), *losses.terms.values()]).double()
-        extra = torch.tensor(now, dtype=torch.float64).to(values.device)
-        numbers = self.engine.mean(torch.cat([values[:1], extra, values[1:]])).tolist()
+        wide = torch.float32 if self.engine.device.type == "mps" else torch.float64
+        state = [float(bool(received)), time.monotonic() - self.clock]
+        values = torch.stack([v.detach().to(wide) for v in (losses.total, *losses.terms.values())])
+        known = torch.tensor(state, dtype=wide, device=values.device)
+        numbers = self.engine.mean(torch.cat([values[:1], known, values[1:]])).tolist()
         if not all(map(_is_finite, [numbers[0], *numbers[3:]])):
             raise NonFiniteError(self._describe(losses, micro))
         return [a + b for a, b in zip(sums or [0.0] * len(numbers), numbers, strict=True)]
