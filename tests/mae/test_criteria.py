@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from potstill.core.errors import ConfigError, ShapeError
-from potstill.mae import Alignment, FeatureDistance, PixelLoss
+from potstill.mae import FeatureDistance, PixelLoss, alignment
 
 
 def reference(h_s, h_t, kind, norm):
@@ -92,12 +92,12 @@ def test_unknown_options_are_refused():
     with pytest.raises(ConfigError, match="norm must be one of l2"):
         FeatureDistance("l1", "batch")
     with pytest.raises(ConfigError, match="projector must be one of linear, mlp, none, got 'lin"):
-        Alignment(4, 4, projector="linnear")
+        alignment(4, 4, projector="linnear")
 
 
 @pytest.mark.parametrize("projector", ["linear", "mlp"])
 def test_alignment_projects_to_the_teacher(projector):
-    criterion = Alignment(8, 12, FeatureDistance("mse", "none"), projector)
+    criterion = alignment(8, 12, FeatureDistance("mse", "none"), projector)
     h_s, h_t = torch.randn(2, 3, 8), torch.randn(2, 3, 12)
     expected = ((criterion.projector(h_s) - h_t) ** 2).mean()
     torch.testing.assert_close(criterion(h_s, h_t), expected)
@@ -106,8 +106,8 @@ def test_alignment_projects_to_the_teacher(projector):
 
 def test_widths_that_need_a_projector_are_refused():
     with pytest.raises(ConfigError, match=r"got 'none' for 8 \(student\) and 12 \(teacher\)"):
-        Alignment(8, 12, projector="none")
-    assert not list(Alignment(8, 8, projector="none").parameters())
+        alignment(8, 12, projector="none")
+    assert not list(alignment(8, 8, projector="none").parameters())
 
 
 @pytest.mark.parametrize("normalize", [False, True])

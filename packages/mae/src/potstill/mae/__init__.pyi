@@ -1,7 +1,7 @@
 from .autoencoder import MaskedAutoencoder as MaskedAutoencoder
-from .criteria import Alignment as Alignment
 from .criteria import FeatureDistance as FeatureDistance
 from .criteria import PixelLoss as PixelLoss
+from .criteria import alignment as alignment
 from .decoder import PatchDecoder as PatchDecoder
 from .distiller import MaskedToMasked as MaskedToMasked
 from .encoder import MaskedViT as MaskedViT

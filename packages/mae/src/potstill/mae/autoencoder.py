@@ -47,6 +47,8 @@ class MaskedAutoencoder(nn.Module):
         self.encoder = vit if isinstance(vit, MaskedViT) else MaskedViT(vit)
         if fixed_positions:
             self.encoder.fix_positions()
+        for module in self.encoder.unreached():
+            module.requires_grad_(False)
         self.decoder = None
         if decoder is not None:
             patch = self.encoder.patch_size

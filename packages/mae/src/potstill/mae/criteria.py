@@ -8,16 +8,17 @@ from typing import Literal, get_args
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from potstill.core.criteria import Projected, mlp
 from potstill.core.errors import ConfigError, ShapeError, nearest
 from potstill.mae.patches import normalize_patches
 
-__all__ = ["Alignment", "Distance", "FeatureDistance", "FeatureNorm", "PixelLoss", "Projector"]
+__all__ = ["Distance", "FeatureDistance", "FeatureNorm", "PixelLoss", "Projector", "alignment"]
 
 FeatureNorm = Literal["l2", "l2_sqrt_dim", "layernorm", "none"]
 Distance = Literal["l1", "smooth_l1", "mse", "cosine"]
 Projector = Literal["linear", "mlp", "none"]
 
-_EPS = 1e-6  # below it a token is treated as zero; representable in half precision inputs
+_EPS = 1e-6  # a token shorter than this counts as zero
 
 _NORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "l2": lambda h: F.normalize(h, dim=-1, eps=_EPS),
@@ -25,11 +26,11 @@ _NORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "layernorm": lambda h: F.layer_norm(h, h.shape[-1:], eps=_EPS),
     "none": lambda h: h,
 }
-_DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "l1": F.l1_loss,
-    "smooth_l1": F.smooth_l1_loss,
-    "mse": F.mse_loss,
-    "cosine": lambda s, t: (1 - F.cosine_similarity(s, t, dim=-1, eps=_EPS)).mean(),
+_PER_TOKEN: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "l1": lambda s, t: (s - t).abs().mean(dim=-1),
+    "smooth_l1": lambda s, t: F.smooth_l1_loss(s, t, reduction="none").mean(dim=-1),
+    "mse": lambda s, t: (s - t).square().mean(dim=-1),
+    "cosine": lambda s, t: 1 - F.cosine_similarity(s, t, dim=-1, eps=_EPS),
 }
 
 
@@ -72,77 +73,57 @@ class FeatureDistance:
         Raises:
             ShapeError: They differ in shape.
         """
-        h_s, h_t = self.normalize(h_s, h_t)
-        return _DISTANCES[self.kind](h_s, h_t)
+        return self.per_token(h_s, h_t).mean()
 
     def per_token(self, h_s: Tensor, h_t: Tensor) -> Tensor:
         """The same distance, one value per token: [B n D] twice to [B n]."""
-        h_s, h_t = self.normalize(h_s, h_t)
-        if self.kind == "cosine":
-            return 1 - F.cosine_similarity(h_s, h_t, dim=-1, eps=_EPS)
-        elementwise = {"l1": F.l1_loss, "smooth_l1": F.smooth_l1_loss, "mse": F.mse_loss}
-        return elementwise[self.kind](h_s, h_t, reduction="none").mean(dim=-1)
-
-    def normalize(self, h_s: Tensor, h_t: Tensor) -> tuple[Tensor, Tensor]:
-        """Both sides in float32 (float64 stays), normalised."""
         if h_s.shape != h_t.shape:
             raise ShapeError(
                 f"FeatureDistance: h_t must be {list(h_s.shape)} like h_s, got "
                 f"{list(h_t.shape)}; use a projector, and the same masking for both"
             )
         norm = _NORMS[self.norm]
-        return norm(_at_least_float32(h_s)), norm(_at_least_float32(h_t))
+        return _PER_TOKEN[self.kind](norm(_at_least_float32(h_s)), norm(_at_least_float32(h_t)))
 
 
-class Alignment(nn.Module):
-    """Distance between projected student features and teacher features.
+def alignment(
+    width_s: int,
+    width_t: int,
+    distance: FeatureDistance | None = None,
+    projector: Projector = "linear",
+) -> Projected:
+    """A criterion on student features [B n Ds] and teacher features [B n Dt].
 
     Args:
         width_s: Channels of the student's tokens.
         width_t: Channels of the teacher's tokens.
-        distance: How the two are compared.
+        distance: How the two are compared; :class:`FeatureDistance` as published by default.
         projector: ``linear``, ``mlp`` (two layers with GELU, hidden width ``width_t``) or
-            ``none``.
+            ``none``. It trains with the student and is left behind.
 
     Raises:
         ConfigError: No projector although the widths differ; an unknown projector.
 
     Example:
         >>> import torch
-        >>> Alignment(64, 96)(torch.randn(2, 5, 64), torch.randn(2, 5, 96)).shape
+        >>> alignment(64, 96)(torch.randn(2, 5, 64), torch.randn(2, 5, 96)).shape
         torch.Size([])
     """
-
-    def __init__(
-        self,
-        width_s: int,
-        width_t: int,
-        distance: FeatureDistance | None = None,
-        projector: Projector = "linear",
-    ) -> None:
-        super().__init__()
-        self.distance = distance or FeatureDistance()
-        if projector == "none" and width_s != width_t:
-            raise ConfigError(
-                f"Alignment: projector must be 'linear' or 'mlp' when widths differ, got 'none' "
-                f"for {width_s} (student) and {width_t} (teacher)"
-            )
-        if projector == "linear":
-            self.projector: nn.Module = nn.Linear(width_s, width_t)
-        elif projector == "mlp":
-            layers = nn.Linear(width_s, width_t), nn.GELU(), nn.Linear(width_t, width_t)
-            self.projector = nn.Sequential(*layers)
-        elif projector == "none":
-            self.projector = nn.Identity()
-        else:
-            raise ConfigError(
-                f"Alignment: projector must be one of {', '.join(get_args(Projector))}, got "
-                f"{projector!r}; {nearest(str(projector), get_args(Projector))}"
-            )
-
-    def forward(self, h_s: Tensor, h_t: Tensor) -> Tensor:
-        """Scalar distance of [B n Ds] and [B n Dt]."""
-        return self.distance(self.projector(h_s), h_t)
+    if projector not in get_args(Projector):
+        raise ConfigError(
+            f"alignment: projector must be one of {', '.join(get_args(Projector))}, got "
+            f"{projector!r}; {nearest(str(projector), get_args(Projector))}"
+        )
+    if projector == "none" and width_s != width_t:
+        raise ConfigError(
+            f"alignment: projector must be 'linear' or 'mlp' when widths differ, got 'none' "
+            f"for {width_s} (student) and {width_t} (teacher)"
+        )
+    depth = {"linear": 1, "mlp": 2}
+    project = (
+        nn.Identity() if projector == "none" else mlp(width_s, width_t, depth=depth[projector])
+    )
+    return Projected(project, distance or FeatureDistance())
 
 
 class PixelLoss:

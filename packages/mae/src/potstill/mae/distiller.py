@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from potstill.core import Distiller, Losses, Objective, Weight, tap
 from potstill.core.errors import ConfigError
 from potstill.mae.autoencoder import MaskedAutoencoder
-from potstill.mae.criteria import Alignment, FeatureDistance, PixelLoss, Projector
+from potstill.mae.criteria import FeatureDistance, PixelLoss, Projector, alignment
 from potstill.mae.encoder import MaskedViT
 from potstill.mae.layers import Layers, layer_map
 from potstill.mae.masking import Masking, RandomMasking
@@ -95,7 +95,7 @@ class MaskedToMasked(Distiller):
             widths = student.encoder.width, masked_teacher.width
             for s, t in pairs:
                 name = _term(s, t, pairs)
-                terms[name] = (alpha, Alignment(*widths, distance, projector))
+                terms[name] = (alpha, alignment(*widths, distance, projector))
         if not terms:
             raise ConfigError(
                 "MaskedToMasked: a teacher or a decoder must be given, got neither; "
@@ -106,6 +106,9 @@ class MaskedToMasked(Distiller):
         if masked_teacher is not None and teacher_dtype is not None:
             masked_teacher.to(teacher_dtype)
         super().__init__(student, Objective(terms), masked_teacher)
+        if "pixels" not in terms:  # parameters behind the tap would wait for gradients in vain
+            for module in student.encoder.unreached(max(s for s, _ in pairs)):
+                module.requires_grad_(False)
         self.masking = masking
         self.pairs = {_term(s, t, pairs): (s, t) for s, t in pairs}
         self._patches_only = masked_teacher is not None and (

@@ -162,6 +162,19 @@ class MaskedViT(nn.Module):
             tokens = self.vit.forward_features(images)
         return self.vit.fc_norm(tokens) if self._norm_after_pooling else tokens
 
+    def unreached(self, last: int | None = None) -> list[nn.Module]:
+        """The modules that :meth:`forward` does not use: the head, and blocks behind a tap.
+
+        Args:
+            last: The last tapped block, when the forward ends there.
+        """
+        names = ["head", "head_dist", "attn_pool"]
+        if last is not None or not self._norm_after_pooling:
+            names.append("fc_norm")
+        unused = [getattr(self.vit, name, None) for name in names]
+        behind = [] if last is None else [*self.vit.blocks[last + 1 :], self.vit.norm]
+        return [module for module in unused + behind if module is not None]
+
     def prune(self, last: int) -> MaskedViT:
         """Drop all blocks behind block ``last``, the norm and the head, to free their memory.
 
