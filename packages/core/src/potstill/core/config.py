@@ -220,12 +220,14 @@ def strict(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -
 def explain(error: CycloptsError, source: str = "") -> str:
     """The message of ``error`` in one line, with the option and the ``source`` in it."""
     message = " ".join(str(error).split())
-    names = error.argument.names if error.argument is not None else ()
+    names, tokens = (error.argument.names, error.argument.tokens) if error.argument else ((), ())
+    source = source or next((t.source for t in tokens if t.source not in ("", "cli")), "")
     if names and not any(name.lstrip("-").split(".")[-1] in message for name in names):
         message = f"{names[0]}: {message}"
     if isinstance(error, UnknownOptionError) and "Did you mean" not in message:
         keyword = error.token.keyword or error.token.value
-        known = {argument.name.lstrip("-"): None for argument in error.argument_collection}
+        names = (argument.name.lstrip("-") for argument in error.argument_collection)
+        known = [name for name in names if name != "*"]
         guess = nearest(keyword.replace("][", ".").strip("-[]"), known)
         message = f"{message.rstrip('.')}; {guess}"
     return message if source in message else f"{source}: {message}"
