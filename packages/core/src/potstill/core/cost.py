@@ -21,9 +21,10 @@ from typing import Any, Literal
 
 import psutil
 import torch
-from potstill.core.errors import BackendError, ConfigError
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from potstill.core.errors import BackendError, ConfigError
 
 __all__ = [
     "Load",
@@ -349,13 +350,26 @@ def _cuda_memory(
     return Memory(before, torch.cuda.max_memory_allocated(device))
 
 
-@functools.cache
 def copy_bandwidth(device: str = "cpu", mebibytes: int = 256) -> float:
     """Measured bytes per second of a large copy, read and written bytes both counted.
 
-    The floor of a memory-bound operation is its bytes moved over this. Measured once a process, as
-    the best of several blocks, with the threads that torch uses then.
+    The floor of a memory-bound operation is its bytes moved over this. The best of several blocks,
+    measured once a process for each number of torch threads.
     """
+    return _copy_bandwidth(device, mebibytes, torch.get_num_threads())
+
+
+def gemm_peak(device: str = "cpu", dtype: torch.dtype = torch.float32, size: int = 2048) -> float:
+    """Measured floating-point operations per second of a square matrix product.
+
+    The floor of a compute-bound operation is its operations (2 per multiply-add) over this. The
+    best of several blocks, measured once a process for each number of torch threads.
+    """
+    return _gemm_peak(device, dtype, size, torch.get_num_threads())
+
+
+@functools.cache
+def _copy_bandwidth(device: str, mebibytes: int, threads: int) -> float:
     source = torch.ones(mebibytes * 2**18, device=device)
     target = torch.empty_like(source)
     best = min(latency(target.copy_, source, blocks=9).seconds)
@@ -363,11 +377,7 @@ def copy_bandwidth(device: str = "cpu", mebibytes: int = 256) -> float:
 
 
 @functools.cache
-def gemm_peak(device: str = "cpu", dtype: torch.dtype = torch.float32, size: int = 2048) -> float:
-    """Measured floating-point operations per second of a square matrix product.
-
-    The floor of a compute-bound operation is its operations (2 per multiply-add) over this.
-    """
+def _gemm_peak(device: str, dtype: torch.dtype, size: int, threads: int) -> float:
     a = torch.ones(size, size, device=device, dtype=dtype)
     out = torch.empty_like(a)
     best = min(latency(torch.mm, a, a, out=out, blocks=7).seconds)

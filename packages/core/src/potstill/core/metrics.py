@@ -7,8 +7,9 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float, Integer
-from potstill.core.errors import ConfigError, ShapeError
 from torch import Tensor
+
+from potstill.core.errors import ConfigError, ShapeError
 
 __all__ = ["accuracy", "ece", "psnr", "ssim"]
 
@@ -182,9 +183,9 @@ def ssim(
 def _blur(images: Tensor) -> Tensor:
     """Gaussian means of the last two axes where the window fits: [... H W] -> [... H-10 W-10].
 
-    Sums of shifted slices, one axis after the other and symmetric taps together: 8 times faster
-    than an 11x11 convolution on a CPU in float32, more in float64 (``python -m benchmarks core
-    ssim``).
+    Sums of shifted slices, one axis after the other. SSIM is about 2.5 times faster this way than
+    by 11x11 convolutions in float32, and 20 times in float64, on one CPU thread: see ``python -m
+    benchmarks core``.
     """
     taps = [math.exp(-((k - _RADIUS) ** 2) / (2 * _SIGMA**2)) for k in range(_RADIUS + 1)]
     scale = 2 * sum(taps[:-1]) + taps[-1]

@@ -1,0 +1,56 @@
+"""Tables and numbers as text."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+
+__all__ = ["csv_text", "markdown", "number"]
+
+
+def number(value: float, digits: int = 4) -> str:
+    """A number to ``digits`` significant digits, without exponent up to a billion.
+
+    Example:
+        >>> [number(v) for v in (0.001234567, 82.4449, 1433.0, 122620.0)]
+        ['0.001235', '82.44', '1,433', '122,620']
+    """
+    if not math.isfinite(value):
+        return str(value)
+    if value == 0 or 1e-4 <= abs(value) < 1e9:
+        before = len(str(int(abs(value)))) if abs(value) >= 1 else 0
+        if before >= digits or value == int(value):
+            return f"{value:,.0f}"
+        return f"{value:,.{digits - before}f}" if before else f"{value:.{digits}g}"
+    return f"{value:.{digits}g}"
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    r"""A Markdown table; columns are padded so that the source is readable too.
+
+    Example:
+        >>> print(markdown(["a", "b"], [["1", "x|y"]]))
+        | a | b    |
+        |---|------|
+        | 1 | x\|y |
+    """
+    cells = [[str(cell).replace("|", r"\|").replace("\n", " ") for cell in r] for r in rows]
+    lines = [list(header), *cells]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+
+    def line(row: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |"
+
+    rule = "|" + "|".join("-" * (w + 2) for w in widths) + "|"
+    return "\n".join([line(lines[0]), rule, *map(line, lines[1:])])
+
+
+def csv_text(header: Sequence[str], rows: Sequence[Mapping[str, object]]) -> str:
+    """Rows as CSV with Unix line ends; keys that are absent stay empty."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, header, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
