@@ -53,7 +53,9 @@ def noisy(item, rng):
     return item[0] + 0.1 * torch.randn(5, generator=rng), item[1]
 
 
-def train(folder, steps=40, every=1, seed=3, size=40, batch_size=7, workers=0, hint=1.0, fail=None):
+def train(
+    folder, steps=120, every=1, seed=3, size=40, batch_size=7, workers=0, hint=1.0, fail=None
+):
     """Everything that has state: order, augmentation, dropout, BatchNorm, Adam, EMA, stages."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -122,7 +124,7 @@ def test_twenty_kills_at_random_moments_change_nothing(whole, tmp_path):
     cut_off = 0
     for _ in range(20):
         process = in_child(tmp_path)
-        time.sleep(rng.uniform(0, duration / 5))
+        time.sleep(rng.uniform(0, duration / 8))
         os.kill(process.pid, signal.SIGKILL)
         process.join()
         cut_off += not (tmp_path / "student.safetensors").exists()
@@ -169,7 +171,7 @@ def test_a_finished_run_is_returned_as_it_is(tmp_path):
 
 
 def test_damaged_checkpoints_are_passed_over(whole, tmp_path):
-    train(tmp_path, steps=40, every=5)
+    train(tmp_path, every=5)
     older, newer = sorted((tmp_path / "checkpoints").iterdir())
     with (newer / "state.safetensors").open("r+b") as file:
         file.seek(-3, 2)
@@ -178,7 +180,7 @@ def test_damaged_checkpoints_are_passed_over(whole, tmp_path):
     assert checkpoint.newest(tmp_path / "checkpoints") == older
     with pytest.raises(CheckpointError, match="damaged"):
         checkpoint.load(newer)
-    train(tmp_path, steps=40, every=5)
+    train(tmp_path, every=5)
     assert_same(tmp_path, whole[0])
 
 

@@ -32,8 +32,13 @@ def generator(*parts: int | str) -> torch.Generator:
 
 
 def seed_all(*parts: int | str) -> None:
-    """Set the global streams of torch (all devices), numpy and python from ``parts``."""
+    """Set the global streams of torch (all devices in use), numpy and python from ``parts``."""
     value = key(*parts)
-    torch.manual_seed(value)
+    # Not torch.manual_seed: where CUDA was never used, that formats a stack trace at each call.
+    torch.default_generator.manual_seed(value)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(value)
+    if torch.backends.mps.is_available():
+        torch.mps.manual_seed(value)
     np.random.seed(value)  # noqa: NPY002  (the global stream is what third-party code draws from)
     random.seed(value)

@@ -135,7 +135,9 @@ class Engine:
         return wrapped
 
     def prepare_optimizer(self, optimizer: Optimizer) -> Optimizer:
-        """Let the loss scaler of fp16 skip steps of ``optimizer``."""
+        """Let the loss scaler of fp16, where there is one, skip steps of ``optimizer``."""
+        if self._accelerator.scaler is None:
+            return optimizer
         return self._accelerator.prepare_optimizer(optimizer)
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -220,7 +222,8 @@ class Engine:
     def release(self) -> None:
         """Forget wrapped modules and optimizers: `fit` calls it when it is done."""
         self._wrapped.clear()
-        self._accelerator.free_memory()
+        if self.world > 1 or self._accelerator.scaler is not None:
+            self._accelerator.free_memory()
 
     def close(self, failed: bool = False) -> None:
         """Tear down; the engine cannot be used afterwards.
@@ -231,8 +234,8 @@ class Engine:
         from accelerate.state import AcceleratorState
 
         self.release()
-        gc.collect()
         if dist.is_available() and dist.is_initialized():
+            gc.collect()
             if not failed:
                 dist.barrier()
             dist.destroy_process_group()

@@ -137,15 +137,18 @@ def _bar(console: Any) -> Any:
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+    from rich.table import Column
 
+    rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")  # narrow terminals lose terms first
     return Progress(
         TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=16),
         TaskProgressColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[terms]}", style="dim"),
+        TextColumn("{task.fields[terms]}", style="dim", table_column=rest),
         console=console,
+        expand=True,
         refresh_per_second=4,
     )
 
