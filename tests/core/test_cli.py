@@ -294,3 +294,18 @@ def test_help_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_bench_runs_the_programs_of_a_clone(run, tmp_path: Path, monkeypatch) -> None:
+    from potstill.core import bench
+
+    calls = []
+    monkeypatch.setattr(bench, "main", lambda folder, words: calls.append((folder, words)) or 3)
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run("bench", "graph")
+    assert code == 2
+    assert "clone" in err
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "__main__.py").write_text("")
+    assert run("bench", "graph", "cora", "--check", "--pairs", "5")[0] == 3
+    assert calls == [(tmp_path / "benchmarks", ["graph", "cora", "--pairs", "5", "--check"])]

@@ -8,6 +8,7 @@ from .engine.plan import Validation as Validation
 from .objective import Criterion as Criterion
 from .objective import Losses as Losses
 from .objective import Objective as Objective
+from .pretrained import Pretrained as Pretrained
 from .schedule import Schedule as Schedule
 from .schedule import Weight as Weight
 from .schedule import after as after

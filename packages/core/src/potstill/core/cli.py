@@ -8,6 +8,7 @@ Exit codes:
     0    done
     1    the run failed; a known cause is one line on standard error, a bug is a traceback
     2    the command line, the configuration or an option of it cannot be used
+    3    ``bench --check``: no target was missed, but some could not be judged
     130, 143    interrupted by SIGINT or SIGTERM, after writing a checkpoint of the run
 """
 
@@ -142,18 +143,40 @@ def _env(*, json: bool = False) -> None:
     show_environment(report, Console())
 
 
-def _bench(domain: str | None = None, /, *, check: bool = False, quick: bool = False) -> int:
-    """Run the registered benchmarks, interleaved with their baselines.
+def _bench(
+    domain: str,
+    /,
+    *names: str,
+    check: bool = False,
+    quick: bool = False,
+    list: bool = False,
+    pairs: int = 20,
+    out: Path | None = None,
+) -> int:
+    """Run registered benchmarks against their baselines; in a clone of the repository.
 
     Args:
-        domain: Only those of this domain.
+        domain: A domain, core or all.
+        names: Benchmarks of that domain; all when none.
         check: Compare with the declared targets; exit code 1 when one is missed.
-        quick: A smoke test: two pairs each, no figures.
+        quick: A smoke run: two pairs each, nothing recorded.
+        list: Say what there is, and run nothing.
+        pairs: Pairs of blocks.
+        out: Folder of the results.
     """
+    folder = Path("benchmarks").resolve()
+    if not (folder / "__main__.py").is_file():
+        raise ConfigError(
+            f"bench: the benchmarks are programs of the repository, got nothing at {folder}; run "
+            "this in the root of a clone"
+        )
     from potstill.core import bench
 
-    words = [domain] if domain else []
-    return bench.main([*words, *["--check"] * check, *["--quick"] * quick])
+    if str(folder.parent) not in sys.path:
+        sys.path.insert(0, str(folder.parent))  # what `python -m benchmarks` does
+    words = [domain, *names, "--pairs", str(pairs)]
+    words += ["--check"] * check + ["--quick"] * quick + ["--list"] * list
+    return bench.main(folder, words + (["--out", str(out)] if out is not None else []))
 
 
 def _file(path: Path, root: App) -> Callable[[App, tuple[str, ...], ArgumentCollection], None]:

@@ -101,7 +101,8 @@ def dump(config: Any, path: str | os.PathLike[str]) -> Path:
     Raises:
         ConfigError: A field holds something that a file cannot.
     """
-    text = yaml.safe_dump(as_dict(config), sort_keys=False, allow_unicode=True, width=100)
+    # Escaped: PyYAML writes some control characters so that it cannot read them back.
+    text = yaml.safe_dump(as_dict(config), sort_keys=False, allow_unicode=False, width=100)
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return Path(path)
@@ -220,14 +221,15 @@ def strict(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -
 def explain(error: CycloptsError, source: str = "") -> str:
     """The message of ``error`` in one line, with the option and the ``source`` in it."""
     message = " ".join(str(error).split())
-    names, tokens = (error.argument.names, error.argument.tokens) if error.argument else ((), ())
+    names = error.argument.names if error.argument is not None else ()
+    tokens = error.argument.tokens if error.argument is not None else ()
     source = source or next((t.source for t in tokens if t.source not in ("", "cli")), "")
     if names and not any(name.lstrip("-").split(".")[-1] in message for name in names):
         message = f"{names[0]}: {message}"
     if isinstance(error, UnknownOptionError) and "Did you mean" not in message:
         keyword = error.token.keyword or error.token.value
-        names = (argument.name.lstrip("-") for argument in error.argument_collection)
-        known = [name for name in names if name != "*"]
+        options = (argument.name.lstrip("-") for argument in error.argument_collection)
+        known = [name for name in options if name != "*"]
         guess = nearest(keyword.replace("][", ".").strip("-[]"), known)
         message = f"{message.rstrip('.')}; {guess}"
     return message if source in message else f"{source}: {message}"
