@@ -233,8 +233,8 @@ def test_the_record_only_grows_and_the_page_shows_the_newest(tmp_path, idle):
     assert [(row["value"], row["verdict"]) for row in rows] == [("1.5", "missed"), ("3", "met")]
     assert all(row["torch"] == torch.__version__ and row["date"] for row in rows)
     page, plot = record.page(path)
-    assert "3 x" in page.read_text()
-    assert "1.5" not in page.read_text()
+    assert "3.000 x" in page.read_text()
+    assert "1.500" not in page.read_text()
     assert ">= 2 (issue 9)" in page.read_text()
     assert plot.read_bytes().startswith(b"\x89PNG")
 

@@ -11,17 +11,17 @@ __all__ = ["csv_text", "markdown", "number"]
 
 
 def number(value: float, digits: int = 4) -> str:
-    """A number to ``digits`` significant digits, without exponent up to a billion.
+    """A number to ``digits`` significant digits; what is before the point is kept whole.
 
     Example:
-        >>> [number(v) for v in (0.001234567, 82.4449, 1433.0, 122620.0)]
-        ['0.001235', '82.44', '1,433', '122,620']
+        >>> [number(v) for v in (0.001234567, 82.4449, 90.0, 122620.2, 7)]
+        ['0.001235', '82.44', '90.00', '122,620', '7']
     """
     if not math.isfinite(value):
         return str(value)
     if value == 0 or 1e-4 <= abs(value) < 1e9:
         before = len(str(int(abs(value)))) if abs(value) >= 1 else 0
-        if before >= digits or value == int(value):
+        if before >= digits or isinstance(value, int):
             return f"{value:,.0f}"
         return f"{value:,.{digits - before}f}" if before else f"{value:.{digits}g}"
     return f"{value:.{digits}g}"
