@@ -22,7 +22,7 @@ from potstill.core.criteria.rows import (
     temperature,
 )
 
-__all__ = ["kd", "logit_mse", "soft_ce"]
+__all__ = ["kd", "logit_mse", "logit_std", "mft", "row_std", "soft_ce", "wsld"]
 
 
 def kl_rows(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ def _kd_closed(z_s: Tensor, z_t: Tensor, T: float | Tensor) -> tuple[Tensor, Ten
     return (gap - (top_t - top_s)) - (log_t - log_s), q.sub_(p).div_(T)
 
 
-_KD = RowForm(_kd, _kd_closed)
+KD = RowForm(_kd, _kd_closed)
 
 
 def kd(
@@ -94,7 +94,7 @@ def kd(
         tensor(0.3278)
     """
     T = temperature("kd", T)
-    return evaluate("kd", _KD, z_s, z_t, T, target=target, factor=squared(T, t_squared), **options)
+    return evaluate("kd", KD, z_s, z_t, T, target=target, factor=squared(T, t_squared), **options)
 
 
 def _soft_ce(z_s: Tensor, z_t: Tensor, T: float | Tensor) -> Tensor:
@@ -182,3 +182,185 @@ def logit_mse(
     """
     T = temperature("logit_mse", T)
     return evaluate("logit_mse", _LOGIT_MSE, z_s, z_t, T, target=target, **options)
+
+
+def row_std(z: Float[Tensor, "*rows classes"], *, floor: float = 1e-2) -> Float[Tensor, "*rows"]:
+    """Standard deviation of each row of logits: a temperature for each sample.
+
+    Source: after Choi et al., Understanding the Role of Mixup in Knowledge Distillation, WACV 2023
+    (unbiased, gradient flows through it). ``floor`` is the least value: rows of nearly equal
+    logits would have temperatures, hence gradients, without bound.
+
+    Example:
+        >>> row_std(torch.tensor([[1.0, 3.0], [5.0, 5.0]]))
+        tensor([1.4142, 0.0100])
+    """
+    finite = z.isfinite()
+    count = finite.sum(-1, keepdim=True).clamp_min(2)
+    z = z.masked_fill(~finite, 0)
+    gap = (z - z.sum(-1, keepdim=True) / count).masked_fill(~finite, 0)
+    variance = gap.square().sum(-1) / (count.squeeze(-1) - 1)
+    return variance.clamp_min(floor**2).sqrt()
+
+
+def _logit_std(
+    z_s: Tensor, z_t: Tensor, T: float | Tensor, eps: float, floor: float
+) -> Tensor:
+    # softmax does not see a shift: dividing by the deviation is all of the z-score that matters.
+    by_s, by_t = (row_std(z, floor=floor).unsqueeze(1) + eps for z in (z_s, z_t))
+    return _kd(z_s / by_s, z_t / by_t, T)
+
+
+_LOGIT_STD = RowForm(_logit_std)
+
+
+def logit_std(
+    z_s: Float[Tensor, "*rows classes"],
+    z_t: Float[Tensor, "*rows classes"],
+    target: Shaped[Tensor, ...] | None = None,
+    *,
+    T: float | Tensor = 2.0,
+    t_squared: bool = True,
+    eps: float = 1e-7,
+    floor: float = 1e-2,
+    **options: Unpack[RowOptions],
+) -> Float[Tensor, ...]:
+    """`kd` on standardized logits, ``z / (std(z) + eps)`` row by row.
+
+    Source: Sun et al., Logit Standardization in Knowledge Distillation, CVPR 2024. Their recipe
+    weighs it 9 against 0.1 of cross-entropy. With ``T=1, t_squared=False, eps=0`` it is the
+    per-sample temperature of Choi et al., WACV 2023 (mixup distillation).
+
+    Args:
+        z_s: Logits of the student, [..., C].
+        z_t: Logits of the teacher, same shape.
+        target: Labels [...]; only a mask.
+        T: Temperature > 0 of the standardized logits.
+        t_squared: Whether to multiply by ``T ** 2``.
+        eps: Added to the deviation, as in the authors' code.
+        floor: Least deviation, in units of the logits. It bounds the gradient where logits are
+            nearly equal; authors' code reaches 1e6 there.
+        **options: See `RowOptions`.
+
+    Raises:
+        ShapeError: The logits differ in shape, or there are none.
+        ConfigError: T is not positive.
+    """
+    T = temperature("logit_std", T)
+    return evaluate(
+        "logit_std",
+        _LOGIT_STD,
+        z_s,
+        z_t,
+        T,
+        eps,
+        floor,
+        target=target,
+        factor=squared(T, t_squared),
+        **options,
+    )
+
+
+def _wsld(z_s: Tensor, z_t: Tensor, labels: Tensor, T: float | Tensor) -> Tensor:
+    hard_s, hard_t = (
+        torch.nn.functional.cross_entropy(z.detach(), labels, reduction="none") for z in (z_s, z_t)
+    )
+    # The authors' eps also says that a student as perfect as its teacher, 0 / 0, has weight 0.
+    weight = -torch.expm1(-hard_s / (hard_t + 1e-7))
+    return weight * _soft_ce(z_s, z_t, T)
+
+
+_WSLD = RowForm(_wsld, labelled=True)
+
+
+def wsld(
+    z_s: Float[Tensor, "*rows classes"],
+    z_t: Float[Tensor, "*rows classes"],
+    target: Shaped[Tensor, ...],
+    *,
+    T: float | Tensor = 4.0,
+    t_squared: bool = True,
+    **options: Unpack[RowOptions],
+) -> Float[Tensor, ...]:
+    """Soft labels weighed by how much the student still lags behind the teacher.
+
+    Source: Zhou et al., Rethinking Soft Labels: a Bias-Variance Tradeoff Perspective, ICLR 2021.
+    ``L = T^2 mean_n w_n (-sum_c p log q)``, ``w = 1 - exp(-CE(z_s, y) / CE(z_t, y))`` without
+    gradient. The authors' code weighs it 2.25 beside the cross-entropy.
+
+    Args:
+        z_s: Logits of the student, [..., C].
+        z_t: Logits of the teacher, same shape.
+        target: Labels [...] int64.
+        T: Temperature > 0, one number or one for each row.
+        t_squared: Whether to multiply by ``T ** 2``.
+        **options: See `RowOptions`.
+
+    Raises:
+        ShapeError: Shapes that differ, or a label out of range.
+        ConfigError: T is not positive, or the target is not labels.
+    """
+    T = temperature("wsld", T)
+    return evaluate(
+        "wsld", _WSLD, z_s, z_t, T, target=target, factor=squared(T, t_squared), **options
+    )
+
+
+def _mft(
+    z_s: Tensor, z_t: Tensor, labels: Tensor, T: float | Tensor, threshold: float
+) -> Tensor:
+    p = torch.softmax(z_t / T, -1)
+    label = labels.unsqueeze(1)
+    p_y, (p_top, top) = p.gather(1, label), p.max(-1, keepdim=True)
+    gap = p_top - p_y
+    wrong = (gap + threshold) / (1 + gap + 1e-7)
+    right = ((p_y + threshold).clamp_max(1) - p_top) / (1 - p_top + 1e-7)
+    mix = torch.where(top != label, wrong, right)
+    p = (p * (1 - mix)).scatter_add(1, label, mix)
+    log_p = p.log().masked_fill(p == 0, 0)
+    return (p * log_p).sum(-1) + cross_entropy_rows(p, torch.log_softmax(z_s / T, -1))
+
+
+_MFT = RowForm(_mft, labelled=True)
+
+
+def mft(
+    z_s: Float[Tensor, "*rows classes"],
+    z_t: Float[Tensor, "*rows classes"],
+    target: Shaped[Tensor, ...],
+    *,
+    T: float | Tensor = 1.0,
+    t_squared: bool = True,
+    threshold: float = 0.2,
+    **options: Unpack[RowOptions],
+) -> Float[Tensor, ...]:
+    """`kd` to a teacher corrected so that the label leads every other class by ``threshold``.
+
+    Source: Belcak et al., Minifinetuning, 2025 (arXiv 2506.15702), as in NVIDIA's Model Optimizer.
+    The teacher's p becomes ``(1 - m) p + m onehot(y)``; m is the least mixture that gives the lead.
+
+    Args:
+        z_s: Logits of the student, [..., C].
+        z_t: Logits of the teacher, same shape.
+        target: Labels [...] int64.
+        T: Temperature > 0, one number or one for each row.
+        t_squared: Whether to multiply by ``T ** 2``.
+        threshold: The lead, in [0, 1].
+        **options: See `RowOptions`.
+
+    Raises:
+        ShapeError: Shapes that differ, or a label out of range.
+        ConfigError: T is not positive, or the target is not labels.
+    """
+    T = temperature("mft", T)
+    return evaluate(
+        "mft",
+        _MFT,
+        z_s,
+        z_t,
+        T,
+        threshold,
+        target=target,
+        factor=squared(T, t_squared),
+        **options,
+    )

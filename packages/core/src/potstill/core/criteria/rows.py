@@ -15,23 +15,30 @@ blocks where that is not finite (a class at -inf, say) are redone by the referen
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TypedDict
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from potstill.core.criteria.blocks import blocks, compute_dtype, together
 from potstill.core.errors import ConfigError, ShapeError
 
-__all__ = ["Reduction", "RowForm", "RowOptions", "evaluate", "positive", "temperature"]
+__all__ = [
+    "Reduction",
+    "RowForm",
+    "RowOptions",
+    "evaluate",
+    "flatten",
+    "positive",
+    "squared",
+    "temperature",
+    "valid_rows",
+]
 
 Reduction = Literal["mean", "sum", "none"]
-
-BLOCK = {"cpu": 1 << 18, "cuda": 1 << 23}
-"""Elements of a block: 1 MiB of float32 lives in the L2 cache; a GPU wants fewer, longer visits."""
-
 
 class RowOptions(TypedDict, total=False):
     """Keywords that every row-wise criterion takes.
@@ -66,7 +73,6 @@ class RowForm:
         closed: The same arguments -> ``(values [n], gradient with respect to z_s [n C])``, both
             new tensors. Anything that is not finite sends the block to ``value``.
         labelled: The first piece of context is the label of each row.
-        rows: Rows of a block are limited by the cache; this limits them further (sorting).
     """
 
     value: Callable[..., Tensor]
@@ -142,12 +148,17 @@ def evaluate(
         ShapeError: Shapes that differ, no rows or classes, a label out of range.
         ConfigError: An unknown reduction; a labelled form without labels.
     """
-    z_s, z_t, shape = _rows(name, z_s, z_t, dim)
+    z_s, z_t, shape = flatten(name, z_s, z_t, dim)
     if not teacher_grad:
         z_t = z_t.detach()
-    labels, valid = _labels(name, form, target, ignore_index, z_s, shape)
+    valid = None
     if form.labelled:
+        labels, valid = _labels(name, target, ignore_index, z_s, shape)
         context = (labels, *context)
+    elif target is not None and not target.is_floating_point():
+        _, valid = valid_rows(name, target, ignore_index, shape)
+    if valid is not None and valid.device.type == "cpu" and not torch.compiler.is_compiling():
+        valid = None if bool(valid.all()) else valid  # no mask, no cost
     for piece in context:
         if isinstance(piece, Tensor) and piece.ndim and len(piece) != len(z_s):
             raise ShapeError(f"{name}: {len(z_s)} rows need {len(z_s)} entries, got {len(piece)}")
@@ -162,10 +173,11 @@ def evaluate(
     if plain:
         values = _whole(form, z_s, z_t, context, scale)
         return values if reduction == "none" else values.sum()
-    return _Blocked.apply(z_s, z_t, form, context, scale, reduction != "none")
+    sweep = partial(_sweep, form, context, scale, reduction != "none")
+    return together(sweep, z_s, z_t)
 
 
-def _rows(name: str, z_s: Tensor, z_t: Tensor, dim: int) -> tuple[Tensor, Tensor, torch.Size]:
+def flatten(name: str, z_s: Tensor, z_t: Tensor, dim: int) -> tuple[Tensor, Tensor, torch.Size]:
     """Check the logits and flatten them to [N C]; also the shape of the rows."""
     if z_s.shape != z_t.shape or z_s.ndim < 1:
         raise ShapeError(
@@ -182,28 +194,36 @@ def _rows(name: str, z_s: Tensor, z_t: Tensor, dim: int) -> tuple[Tensor, Tensor
     return z_s.reshape(-1, z_s.shape[-1]), z_t.reshape(-1, z_t.shape[-1]), shape
 
 
-def _labels(
-    name: str,
-    form: RowForm,
-    target: Tensor | None,
-    ignore_index: int,
-    z_s: Tensor,
-    shape: torch.Size,
-) -> tuple[Tensor | None, Tensor | None]:
-    """The labels [N] with 0 where ignored, and which rows count (None: all)."""
-    if target is None or target.is_floating_point():
-        if form.labelled:
-            got = "None" if target is None else str(target.dtype)
-            raise ConfigError(f"{name}: target must be integer labels, got {got}")
-        return None, None
+def valid_rows(
+    name: str, target: Tensor, ignore_index: int, shape: torch.Size
+) -> tuple[Tensor, Tensor]:
+    """The labels [N], 0 where ignored, and which rows count [N].
+
+    Raises:
+        ShapeError: There is not one label for each row.
+    """
     if target.shape != shape:
         raise ShapeError(
             f"{name}: target must be {list(shape)} like the rows of z_s, got {list(target.shape)}"
         )
-    labels = target.reshape(-1)
-    valid = labels != ignore_index
-    labels = labels.where(valid, 0).long()
-    if form.labelled and z_s.device.type == "cpu" and not torch.compiler.is_compiling():
+    valid = target.reshape(-1) != ignore_index
+    return target.reshape(-1).where(valid, 0).long(), valid
+
+
+def _labels(
+    name: str, target: Tensor | None, ignore_index: int, z_s: Tensor, shape: torch.Size
+) -> tuple[Tensor, Tensor]:
+    """Labels that a labelled form can use, and which rows count.
+
+    Raises:
+        ConfigError: There are none.
+        ShapeError: They do not fit, or are out of range (not checked on a GPU: torch does).
+    """
+    if target is None or target.is_floating_point():
+        got = "None" if target is None else str(target.dtype)
+        raise ConfigError(f"{name}: target must be integer labels, got {got}")
+    labels, valid = valid_rows(name, target, ignore_index, shape)
+    if z_s.device.type == "cpu" and not torch.compiler.is_compiling():
         low, high = labels.aminmax()
         if low < 0 or high >= z_s.shape[1]:
             raise ShapeError(
@@ -231,7 +251,7 @@ def _scale(
         )
     if weight is None and valid is None:
         return factor / len(z_s) if reduction == "mean" else factor
-    kind = _compute_dtype(z_s.dtype)
+    kind = compute_dtype(z_s.dtype)
     rows = z_s.new_ones(len(z_s), dtype=kind) if weight is None else weight.reshape(-1).to(kind)
     if valid is not None:
         rows = rows * valid
@@ -240,15 +260,11 @@ def _scale(
     return rows * factor
 
 
-def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    return dtype if dtype == torch.float64 else torch.float32
-
-
 def _whole(
     form: RowForm, z_s: Tensor, z_t: Tensor, context: tuple[Any, ...], scale: float | Tensor
 ) -> Tensor:
     """The scaled rows by plain torch operations."""
-    kind = _compute_dtype(z_s.dtype)
+    kind = compute_dtype(z_s.dtype)
     z_s, z_t = z_s.to(kind), z_t.to(kind)
     if isinstance(scale, Tensor):
         # Rows that do not count may hold anything, also NaN, which 0 * NaN would spread.
@@ -257,59 +273,24 @@ def _whole(
     return form.value(z_s, z_t, *context) * scale
 
 
-class _Blocked(torch.autograd.Function):
-    """Rows in blocks, with the gradient computed during the forward pass."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        z_s: Tensor,
-        z_t: Tensor,
-        form: RowForm,
-        context: tuple[Any, ...],
-        scale: float | Tensor,
-        reduce: bool,
-    ) -> Tensor:
-        wanted = ctx.needs_input_grad[:2]
-        values, ctx.gradients = _sweep(form, z_s, z_t, context, scale, wanted)
-        ctx.save_for_backward(z_s, z_t)
-        ctx.again = (form, context, scale, wanted)
-        return values.sum() if reduce else values
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        # The buffers are handed out, hence scaled in place; a second backward computes them anew.
-        gradients, ctx.gradients = ctx.gradients, None
-        if gradients is None:
-            form, context, scale, wanted = ctx.again
-            z_s, z_t = ctx.saved_tensors
-            _, gradients = _sweep(form, z_s, z_t, context, scale, wanted)
-        is_one = upstream.ndim == 0 and upstream.device.type == "cpu" and upstream.item() == 1
-        if not is_one:
-            factor = upstream.unsqueeze(1) if upstream.ndim else upstream
-            for gradient in gradients:
-                if gradient is not None:
-                    gradient.mul_(factor)
-        return (*gradients, None, None, None, None)
-
-
 def _sweep(
     form: RowForm,
-    z_s: Tensor,
-    z_t: Tensor,
     context: tuple[Any, ...],
     scale: float | Tensor,
+    reduce: bool,
+    z_s: Tensor,
+    z_t: Tensor,
+    *,
     wanted: tuple[bool, bool],
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """Values [N] and, where wanted, the gradients of their sum with respect to both logits."""
-    kind = _compute_dtype(z_s.dtype)
+    """Values [N] or their sum and, where wanted, the gradients with respect to both logits."""
+    kind = compute_dtype(z_s.dtype)
     values = torch.empty(len(z_s), dtype=kind, device=z_s.device)
     gradients = [
         torch.empty_like(z, memory_format=torch.contiguous_format) if want else None
         for z, want in zip((z_s, z_t), wanted, strict=True)
     ]
-    for block in _blocks(z_s):
+    for block in blocks(z_s):
         s, t = z_s[block].to(kind), z_t[block].to(kind)
         pieces = [p[block] if isinstance(p, Tensor) and p.ndim else p for p in context]
         by = scale[block] if isinstance(scale, Tensor) else scale
@@ -322,13 +303,7 @@ def _sweep(
         for gradient, part in zip(gradients, found[1:], strict=True):
             if gradient is not None and part is not None:
                 torch.mul(part, column, out=gradient[block])
-    return values, gradients
-
-
-def _blocks(z: Tensor) -> Iterator[slice]:
-    size = max(1, BLOCK.get(z.device.type, BLOCK["cuda"]) // z.shape[1])
-    for start in range(0, len(z), size):
-        yield slice(start, start + size)
+    return values.sum() if reduce else values, gradients
 
 
 def _block(
@@ -343,6 +318,6 @@ def _block(
     with torch.set_grad_enabled(any(wanted)):
         values = form.value(*inputs, *context)
     leaves = [z for z in inputs if z.requires_grad]
-    found = iter(torch.autograd.grad(values.sum(), leaves) if leaves else ())
+    found = iter(torch.autograd.grad(values, leaves, torch.ones_like(values)) if leaves else ())
     grad_s, grad_t = (next(found) if want else None for want in wanted)
     return values.detach(), grad_s, grad_t

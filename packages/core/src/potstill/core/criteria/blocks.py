@@ -1,0 +1,65 @@
+"""Value and gradient in one visit: what every criterion with a hand-written sweep goes through.
+
+A sweep walks its inputs in blocks that stay in the cache, and returns the value together with its
+gradients. Extra memory is the gradients plus a few blocks. Once the gradients have been handed
+out they belong to autograd; a second backward through the same graph sweeps again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+__all__ = ["BLOCK", "Sweep", "blocks", "compute_dtype", "together"]
+
+BLOCK = {"cpu": 1 << 18, "cuda": 1 << 23}
+"""Elements of a block: 1 MiB of float32 lives in the L2 cache; a GPU wants fewer, longer visits."""
+
+Sweep = Callable[..., tuple[Tensor, list[Tensor | None]]]
+"""``(*inputs, wanted) -> (value, gradients)``; ``wanted`` says which gradients are needed. A value
+with one entry a row comes with gradients of the sum of its entries."""
+
+
+def together(sweep: Sweep, *inputs: Tensor) -> Tensor:
+    """Evaluate a sweep under autograd, once differentiable."""
+    return _Together.apply(sweep, *inputs)
+
+
+def blocks(x: Tensor, width: int | None = None) -> Iterator[slice]:
+    """Slices of rows of ``x`` with about `BLOCK` elements, ``width`` elements counted a row."""
+    width = x.shape[1] if width is None else width
+    size = max(1, BLOCK.get(x.device.type, BLOCK["cuda"]) // max(width, 1))
+    for start in range(0, len(x), size):
+        yield slice(start, min(start + size, len(x)))
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """In what a criterion computes: float64 as it is, everything else in float32."""
+    return dtype if dtype == torch.float64 else torch.float32
+
+
+class _Together(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, sweep: Sweep, *inputs: Tensor) -> Tensor:
+        ctx.sweep, ctx.wanted = sweep, ctx.needs_input_grad[1:]
+        ctx.save_for_backward(*inputs)
+        value, ctx.gradients = sweep(*inputs, wanted=ctx.wanted)
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            _, gradients = ctx.sweep(*ctx.saved_tensors, wanted=ctx.wanted)
+        # They are about to be handed out, so they may be scaled in place. A factor of 1, the
+        # usual one, is not worth a pass over memory (asking a GPU for it is not worth it either).
+        if not (upstream.ndim == 0 and upstream.device.type == "cpu" and upstream.item() == 1):
+            for gradient in gradients:
+                if gradient is not None:
+                    gradient.mul_(upstream.unsqueeze(1) if upstream.ndim else upstream)
+        return None, *gradients
