@@ -5,6 +5,8 @@ import time
 import numpy as np
 import pytest
 import torch
+from torch import nn
+
 from potstill.core import cost
 from potstill.core.cost import (
     Load,
@@ -18,7 +20,6 @@ from potstill.core.cost import (
 )
 from potstill.core.errors import BackendError, ConfigError
 from potstill.core.testing import requires_cuda
-from torch import nn
 
 MIB = 2**20
 

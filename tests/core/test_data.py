@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from potstill.core.data import download, fingerprint, locate, root, sha256
 from potstill.core.errors import DataError
 

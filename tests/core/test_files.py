@@ -1,4 +1,5 @@
 import pytest
+
 from potstill.core.files import atomic
 
 

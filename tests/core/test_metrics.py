@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from potstill.core.errors import ConfigError, ShapeError
 from potstill.core.metrics import accuracy, ece, psnr, ssim
 

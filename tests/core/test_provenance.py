@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import torch
+
 from potstill.core import provenance as module
 from potstill.core.provenance import provenance
 

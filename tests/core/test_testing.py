@@ -3,6 +3,9 @@ import os
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
+from torch.autograd.gradcheck import GradcheckError
+
 from potstill.core.testing import (
     assert_criterion,
     full_test,
@@ -12,8 +15,6 @@ from potstill.core.testing import (
     unchanged,
     with_package,
 )
-from torch import nn
-from torch.autograd.gradcheck import GradcheckError
 
 S, T = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0))
 

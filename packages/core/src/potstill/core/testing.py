@@ -10,10 +10,11 @@ from typing import Any, TypeVar
 
 import pytest
 import torch
-from potstill.core.data import root
-from potstill.core.seed import seed_all
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
+
+from potstill.core.data import root
+from potstill.core.seed import seed_all
 
 __all__ = [
     "assert_criterion",

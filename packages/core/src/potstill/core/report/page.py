@@ -50,7 +50,9 @@ footer { margin-top: 3rem; padding-top: 1rem; border-top: 1px solid var(--line);
   color: var(--soft); font-size: .85rem; }
 footer dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; margin: 0; }
 footer dt { font-weight: 600; } footer dd { margin: 0; overflow-wrap: anywhere; }
-@media (max-width: 36rem) { main { padding-top: 1.25rem; } h1 { font-size: 1.5rem; } }
+@media (max-width: 36rem) { main { padding-top: 1.25rem; } h1 { font-size: 1.5rem; }
+  th, td { font-size: .875rem; padding-right: .6rem; } td.number, th.number { padding-left: .6rem; }
+  td:first-child { white-space: normal; } }
 @media print { main { max-width: none; } }
 """
 
