@@ -1,0 +1,57 @@
+"""Measure a few ways of doing the same thing once for each shape, and remember the fastest."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable, Mapping
+from typing import TypeVar
+
+import torch
+
+__all__ = ["Autotuner"]
+
+Way = TypeVar("Way", bound=Hashable)
+
+
+class Autotuner:
+    """The fastest of several ways, by key, measured on the first call with that key.
+
+    Args:
+        rounds: How often each way is run, in turns; the fastest run counts.
+
+    Example:
+        >>> tuner = Autotuner()
+        >>> tuner.choose("shape", {"slow": lambda: time.sleep(0.01), "fast": lambda: None})
+        'fast'
+        >>> tuner.known
+        {'shape': 'fast'}
+    """
+
+    def __init__(self, rounds: int = 3) -> None:
+        self.rounds = rounds
+        self.known: dict[Hashable, Hashable] = {}
+
+    def choose(
+        self,
+        key: Hashable,
+        ways: Mapping[Way, Callable[[], object]],
+        device: torch.device | None = None,
+    ) -> Way:
+        """The fastest of ``ways`` for ``key``: from memory, else measured now.
+
+        Args:
+            key: What the choice depends on: shapes, dtype, device, threads.
+            ways: Callables without side effects.
+            device: Waited for after each run, when it is asynchronous.
+        """
+        if key not in self.known:
+            best = dict.fromkeys(ways, float("inf"))
+            for _ in range(self.rounds):  # in turns, so that a disturbance hits all of them
+                for way, call in ways.items():
+                    start = time.perf_counter()
+                    call()
+                    if device is not None and device.type == "cuda":
+                        torch.cuda.synchronize(device)
+                    best[way] = min(best[way], time.perf_counter() - start)
+            self.known[key] = min(best, key=lambda way: best[way])
+        return self.known[key]  # type: ignore[return-value]

@@ -1,0 +1,36 @@
+"""The reference: all learners run for all tokens, and a mask decides what counts."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from potstill.acm.learners import Learners, activate
+
+__all__ = ["dense_masked", "weighted"]
+
+
+def weighted(
+    x: Float[Tensor, "tokens in"], weights: Float[Tensor, "tokens learners"], learners: Learners
+) -> Float[Tensor, "tokens out"]:
+    """Sum of all learners with a weight for each token and learner: ``sum_n m[t n] s_n(x[t])``.
+
+    Costs what the dense module costs, and is differentiable in everything: what training uses.
+    """
+    hidden = activate(torch.addmm(learners.bias, x, learners.up.t()), learners.activation)
+    if learners.equal:
+        hidden = (hidden.unflatten(1, (learners.total, -1)) * weights[:, :, None]).flatten(1)
+    else:
+        widths = torch.tensor(learners.widths, device=x.device)
+        owner = torch.arange(learners.total, device=x.device).repeat_interleave(widths)
+        hidden = hidden * weights[:, owner]
+    return hidden @ learners.down + weights[:, :1] * learners.shift
+
+
+def dense_masked(
+    x: Float[Tensor, "tokens in"], choices: Int[Tensor, " tokens"], learners: Learners
+) -> Float[Tensor, "tokens out"]:
+    """Learner n counts for a token when ``n <= choices``; nothing is skipped."""
+    order = torch.arange(learners.total, device=x.device)
+    return weighted(x, (order < choices[:, None]).to(x.dtype), learners)

@@ -1,0 +1,179 @@
+"""Adaptive models as folders: weights, and all that is needed to build the model again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from os import PathLike
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from potstill.acm.distiller import phases
+from potstill.acm.layers import require_acms
+from potstill.acm.surgery import ModuleSpec, acmize, install, specs
+from potstill.core.config import build
+from potstill.core.errors import CheckpointError, ConfigError
+from potstill.core.pretrained import Pretrained
+
+__all__ = ["AdaptiveModel", "create_model", "from_pretrained", "load_into", "save_pretrained"]
+
+
+class AdaptiveModel(
+    nn.Module,
+    Pretrained,
+    paper="Wójcik et al., Adaptive Computation Modules, AAAI 2025 (arXiv 2312.10193)",
+):
+    """A timm model with adaptive modules, as a folder holds it.
+
+    Args:
+        architecture: Name for ``timm.create_model``.
+        options: Its further arguments.
+        modules: Fields of a `ModuleSpec` for each adaptive module by path.
+        phases: Which phases the model has been through.
+        budget: Mean budget the gates were trained or calibrated for.
+    """
+
+    def __init__(
+        self,
+        architecture: str,
+        options: dict[str, Any] | None = None,
+        modules: dict[str, Any] | None = None,
+        phases: tuple[str, ...] = (),
+        budget: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = timm.create_model(architecture, pretrained=False, **(options or {}))
+        given = modules or {}
+        install(self.model, {path: build(ModuleSpec, given[path], path) for path in given})
+        self.model.acm_phases = tuple(phases)
+        self.model.acm_budget = budget
+        self.model.acm_origin = (architecture, options or {})
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The timm model's."""
+        return self.model(*args, **kwargs)
+
+
+def create_model(
+    architecture: str,
+    *,
+    acm: Mapping[str, Any] | None = None,
+    pretrained: bool = False,
+    **options: Any,
+) -> nn.Module:
+    """``timm.create_model``, adaptive.
+
+    Args:
+        architecture: Name of a timm model.
+        acm: Arguments of `acmize`.
+        pretrained: Start from timm's weights.
+        **options: Further arguments of ``timm.create_model``; plain values, so that
+            `save_pretrained` can write them.
+
+    Example:
+        >>> model = create_model("vit_tiny_patch16_224", acm=dict(learners=2), depth=1)
+        >>> model.blocks[0].mlp.count
+        2
+    """
+    dense = timm.create_model(architecture, pretrained=pretrained, **options)
+    dense.acm_origin = (architecture, options)
+    return acmize(dense, **dict(acm or {}))
+
+
+def save_pretrained(
+    model: nn.Module,
+    folder: str | PathLike[str],
+    *,
+    architecture: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    budget: float | None = None,
+    **card: Any,
+) -> None:
+    """Write an adaptive model as a folder: ``model.safetensors``, ``config.json``, a card.
+
+    Args:
+        model: With adaptive modules; the tilt of calibration is among the weights.
+        folder: Made when missing.
+        architecture: Name for ``timm.create_model``; by default what the model was created as.
+        options: Its further arguments, when it was not made by `create_model`.
+        budget: What its gates aim at; by default as trained or calibrated.
+        **card: Of `Pretrained.save_pretrained`: ``teacher=``, ``metrics=``.
+
+    Raises:
+        ConfigError: Nothing is adaptive, or timm's name for the model is not known.
+    """
+    require_acms(model, "save_pretrained")
+    name, kwargs = _origin(model) if architecture is None else (architecture, dict(options or {}))
+    modules = {path: asdict(spec) for path, spec in specs(model).items()}
+    budget = getattr(model, "acm_budget", None) if budget is None else budget
+    try:
+        shell = AdaptiveModel(name, kwargs, modules, phases(model), budget)
+        shell.model.load_state_dict(model.state_dict())
+    except (RuntimeError, TypeError) as error:
+        raise ConfigError(
+            f"save_pretrained: architecture and options must build this model again, got "
+            f"{name!r} with {kwargs}: {error}; pass architecture= and options="
+        ) from error
+    shell.save_pretrained(folder, **card)
+
+
+def from_pretrained(
+    folder: str | PathLike[str], *, backend: str = "auto", **options: Any
+) -> nn.Module:
+    """The timm model with adaptive modules that `save_pretrained` wrote, in eval mode.
+
+    Args:
+        folder: A folder, or a repository of the Hub.
+        backend: See `potstill.acm.backends`.
+        **options: Of `Pretrained.from_pretrained`: ``map_location=``, ``revision=``, ...
+
+    Raises:
+        DataError: Nothing is there.
+        CheckpointError: It is damaged or does not fit itself.
+    """
+    model: nn.Module = AdaptiveModel.from_pretrained(folder, **options).model
+    for acm in require_acms(model, "from_pretrained").values():
+        acm.backend = backend
+    return model
+
+
+def load_into(model: nn.Module, folder: str | PathLike[str]) -> nn.Module:
+    """Fill an adaptive model from a folder that was written for one built alike.
+
+    Raises:
+        CheckpointError: The folder's modules have other learners or widths; names the first.
+    """
+    mine, other = specs(model), from_pretrained(folder)
+    theirs = specs(other)
+    for path in dict.fromkeys([*mine, *theirs]):
+        if mine.get(path) != theirs.get(path):
+            raise CheckpointError(
+                f"load_into: {path!r} must be built as in {folder}, which has "
+                f"{_shape(theirs.get(path))}, got {_shape(mine.get(path))}; use from_pretrained"
+            )
+    with torch.no_grad():
+        model.load_state_dict(other.state_dict())
+    return model
+
+
+def _shape(spec: ModuleSpec | None) -> str:
+    if spec is None:
+        return "no adaptive module"
+    return f"{len(spec.bounds) - 1} learners of {spec.bounds[1]} units and a gate of {spec.gate}"
+
+
+def _origin(model: nn.Module) -> tuple[str, dict[str, Any]]:
+    if hasattr(model, "acm_origin"):
+        name, options = model.acm_origin
+        return name, dict(options)  # type: ignore[arg-type]
+    known: Any = getattr(model, "pretrained_cfg", None) or {}
+    name = known.get("architecture") if isinstance(known, Mapping) else None
+    if not name:
+        raise ConfigError(
+            f"save_pretrained: architecture must be timm's name of the model, got a "
+            f"{type(model).__name__} without; pass architecture= and options="
+        )
+    return name, {"num_classes": model.num_classes}

@@ -1,0 +1,132 @@
+"""What an adaptive model does and what it costs: accuracy, budget, multiply-adds, milliseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from potstill.acm.budget import Costs, all_batches, costs, evaluation, images_of, share
+from potstill.acm.layers import record_gates, require_acms
+from potstill.core.cost import latency
+from potstill.core.metrics import accuracy
+
+__all__ = ["Profile", "predict", "profile"]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The figures of one mode of a model; every count of multiply-adds has its milliseconds.
+
+    Attributes:
+        accuracy: Top-1, a fraction; NaN when the batches have no labels.
+        budget: Mean share of the learners' cost.
+        spread: Standard deviation of that share over the images.
+        modules: Mean share by module.
+        choices: For each module, the share of tokens that chose 0, 1, ..., N: [N + 1].
+        images: Share of each image, [images].
+        macs: Multiply-adds of the whole model for the mean image, gates included.
+        dense_macs: The same without gates at full budget.
+        milliseconds: Median time of a batch.
+        batch: Images in that batch.
+        dense_milliseconds: Of the dense model, when one was given.
+    """
+
+    accuracy: float
+    budget: float
+    spread: float
+    modules: dict[str, float]
+    choices: dict[str, Tensor]
+    images: Tensor
+    macs: float
+    dense_macs: float
+    milliseconds: float
+    batch: int
+    dense_milliseconds: float = float("nan")
+
+    def row(self) -> dict[str, float]:
+        """The scalar figures, for a table."""
+        return {
+            "top-1 %": 100 * self.accuracy,
+            "budget": self.budget,
+            "spread": self.spread,
+            "MMACs": self.macs / 1e6,
+            "MACs ratio": self.macs / self.dense_macs,
+            f"ms (batch {self.batch})": self.milliseconds,
+            "time ratio": self.milliseconds / self.dense_milliseconds,
+        }
+
+
+def predict(model: nn.Module, batches: Iterable[Any]) -> tuple[Tensor, Tensor | None]:
+    """Logits of all images, and their labels if the batches have any; on the CPU."""
+    logits, labels = [], []
+    with evaluation(model):
+        for batch in batches:
+            logits.append(model(images_of(batch)).float().cpu())
+            if isinstance(batch, list | tuple):
+                labels.append(batch[1].cpu())
+    return torch.cat(logits), torch.cat(labels) if labels else None
+
+
+def profile(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    dense: nn.Module | None = None,
+    blocks: int = 7,
+) -> Profile:
+    """Measure ``model`` in its present mode.
+
+    Args:
+        model: With adaptive modules.
+        batches: Of images or (images, labels); timing uses the first.
+        dense: The dense model, to time beside it.
+        blocks: Timed blocks, of 50 ms or more; the median counts. For claims use the benchmarks,
+            which interleave the two.
+
+    Raises:
+        ConfigError: No batch, or nothing adaptive.
+    """
+    held = all_batches("profile", batches)
+    modules = require_acms(model, "profile")
+    logits, labels, shares = [], [], []
+    tallies = {name: torch.zeros(acm.count + 1) for name, acm in modules.items()}
+    with evaluation(model):
+        for batch in held:
+            with record_gates(model) as readings:
+                logits.append(model(images_of(batch)).float().cpu())
+            shares.append(share(readings).cpu())
+            for name, reading in readings.items():
+                found = torch.bincount(reading.choices.flatten(), minlength=len(tallies[name]))
+                tallies[name] += found.cpu()
+            if isinstance(batch, list | tuple):
+                labels.append(batch[1].cpu())
+        count: Costs = costs(model, images_of(held[0])[:1])
+        first = images_of(held[0])
+        time = latency(model, first, blocks=blocks).median
+    beside = float("nan")
+    if dense is not None:
+        with evaluation(dense):
+            beside = latency(dense, first, blocks=blocks).median
+    images = torch.cat(shares)
+    choices = {name: tally / tally.sum() for name, tally in tallies.items()}
+    spending = {
+        name: float(choices[name] @ torch.tensor(acm.costs).float()) / acm.costs[-1]
+        for name, acm in modules.items()
+    }
+    return Profile(
+        accuracy=accuracy(torch.cat(logits), torch.cat(labels)) if labels else float("nan"),
+        budget=float(images.mean()),
+        spread=float(images.std(unbiased=False)),
+        modules=spending,
+        choices=choices,
+        images=images,
+        macs=count.at(float(images.mean())),
+        dense_macs=float(count.dense),
+        milliseconds=1e3 * time,
+        batch=len(first),
+        dense_milliseconds=1e3 * beside,
+    )

@@ -1,0 +1,188 @@
+"""Many budgets from one training: subnets of fewer learners and fewer blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from potstill.acm.layers import acms, require_acms, set_mode
+from potstill.acm.surgery import deacmize
+from potstill.core import Distiller, Losses, Objective
+from potstill.core.errors import ConfigError
+from potstill.core.schedule import Weight, ramp
+
+__all__ = ["Shrinking", "Subnet", "delayed", "extract", "kd_loss", "subnet"]
+
+
+class Subnet(NamedTuple):
+    """A part of an adaptive model that is a model.
+
+    Attributes:
+        width: Learners of every module, at least 1.
+        depth: How many of the first blocks, at least 1.
+    """
+
+    width: int
+    depth: int
+
+
+@contextmanager
+def subnet(model: nn.Module, part: Subnet) -> Iterator[nn.Module]:
+    """Let ``model`` be its ``part`` inside the block; shared weights, no copies.
+
+    Raises:
+        ConfigError: A width or depth that the model does not have, or no ``model.blocks``.
+    """
+    modules = require_acms(model, "subnet")
+    blocks = _blocks(model)
+    count = min(acm.count for acm in modules.values())
+    if not 1 <= part.width <= count or not 1 <= part.depth <= len(blocks):
+        raise ConfigError(
+            f"subnet: width must be from 1 to {count} and depth from 1 to {len(blocks)}, got "
+            f"{part.width} and {part.depth}"
+        )
+    modes = {name: acm.mode for name, acm in modules.items()}
+    try:
+        set_mode(model, part.width)
+        model.blocks = nn.Sequential(*list(blocks)[: part.depth])
+        yield model
+    finally:
+        model.blocks = blocks
+        for name, acm in modules.items():
+            acm.mode = modes[name]
+
+
+def extract(model: nn.Module, part: Subnet) -> nn.Module:
+    """A dense model of its own that computes what ``part`` of ``model`` does."""
+    with subnet(model, part):
+        return deacmize(model, part.width)
+
+
+def kd_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """Forward KL from the full network's prediction, in nats per image.
+
+    ``T^2 mean_i KL(softmax(t_i / T) || softmax(s_i / T))`` (Hinton et al. 2015); the teacher's
+    logits carry no gradient.
+    """
+    log_s = F.log_softmax(student / temperature, dim=-1)
+    log_t = F.log_softmax(teacher.detach() / temperature, dim=-1)
+    return temperature**2 * F.kl_div(log_s, log_t, reduction="batchmean", log_target=True)
+
+
+def delayed(steps: int, delay: float = 0.5, warmup: float = 0.1) -> Weight:
+    """Weight of a subnet: zero for a share ``delay`` of the training, then rising over ``warmup``.
+
+    Args:
+        steps: Of the whole training.
+        delay: How long the full network trains alone.
+        warmup: Length of the rise.
+
+    Raises:
+        ConfigError: Shares that are negative or together exceed 1.
+    """
+    if delay < 0 or warmup < 0 or delay + warmup > 1:
+        raise ConfigError(
+            f"delayed: delay and warmup must be shares that sum to at most 1, got {delay} and "
+            f"{warmup}"
+        )
+    return ramp(max(1, round(warmup * steps)), 1.0, start=round(delay * steps))
+
+
+class Shrinking(Distiller):
+    """Once-for-all training in which subnets wait until the full network is worth learning from.
+
+    Source: Annavajjala et al., "Delayed epsilon-Shrinking for Faster Once-For-All Training", ECCV
+    2024: the full network alone for about half of the training; then the sandwich rule (Yu et al.,
+    "BigNAS", ECCV 2020: largest, smallest and some random subnets in each step) with in-place
+    distillation from the full network, each subnet's learning rate rising from zero. The constants
+    of the rise are not published. It is done here on the weight of the subnet's term, which scales
+    its gradient: the same thing under SGD, and its share of the update under Adam.
+
+    Terms: ``full``, the task of the full network; ``smallest``; ``random``, mean over the random
+    subnets. No gate takes part: each budget is a dense network (see `extract`).
+
+    Args:
+        student: From `acmize`, with ``student.blocks``.
+        steps: Of the whole training: what delay and rise are shares of.
+        least: The smallest subnet; by default one learner and half of the blocks.
+        random: Random subnets a step.
+        delay: Of `delayed`.
+        warmup: Of `delayed`.
+        temperature: Of `kd_loss`.
+
+    Raises:
+        ConfigError: A smallest subnet that the model does not have, or options out of range.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        steps: int,
+        *,
+        least: Subnet | None = None,
+        random: int = 2,
+        delay: float = 0.5,
+        warmup: float = 0.1,
+        temperature: float = 1.0,
+    ) -> None:
+        modules = require_acms(student, "Shrinking")
+        if steps < 1 or random < 0 or not temperature > 0:
+            raise ConfigError(
+                f"Shrinking: steps, random and temperature must be positive, got {steps}, "
+                f"{random} and {temperature}"
+            )
+        count = min(acm.count for acm in modules.values())
+        self.largest = Subnet(count, len(_blocks(student)))
+        self.least = least or Subnet(1, max(1, self.largest.depth // 2))
+        with subnet(student, self.least):
+            pass  # refuses a smallest subnet that is not there
+        self.random = random
+        weight = delayed(steps, delay, warmup)
+
+        def distance(outputs: Sequence[Tensor], teacher: Tensor) -> Tensor:
+            return torch.stack([kd_loss(o, teacher, temperature) for o in outputs]).mean()
+
+        terms: dict[str, tuple[Weight, Any]] = {"full": (1.0, F.cross_entropy)}
+        terms["smallest"] = (weight, distance)
+        if random:
+            terms["random"] = (weight, distance)
+        super().__init__(student, Objective(terms))
+
+    def forward(self, batch: Any, step: int) -> Losses:
+        """Terms of a batch (images, labels)."""
+        images, labels = batch
+        wanted = self.objective.at(step)
+        full = self._run(self.largest, images)
+        terms: dict[str, tuple[Any, ...]] = {"full": (full, labels)}
+        if "smallest" in wanted:
+            terms["smallest"] = ([self._run(self.least, images)], full)
+        if "random" in wanted:
+            parts = [self._draw() for _ in range(self.random)]
+            terms["random"] = ([self._run(part, images) for part in parts], full)
+        return self.objective(step, terms)
+
+    def _run(self, part: Subnet, images: Tensor) -> Tensor:
+        with subnet(self.student, part):
+            logits: Tensor = self.student(images)
+        return logits
+
+    def _draw(self) -> Subnet:
+        """Uniform over widths and depths; `fit` has seeded the stream for this step."""
+        width = torch.randint(self.least.width, self.largest.width + 1, ()).item()
+        depth = torch.randint(self.least.depth, self.largest.depth + 1, ()).item()
+        return Subnet(int(width), int(depth))
+
+
+def _blocks(model: nn.Module) -> nn.Sequential:
+    blocks = getattr(model, "blocks", None)
+    if not isinstance(blocks, nn.Sequential) or not acms(model):
+        raise ConfigError(
+            f"subnet: model must have its blocks in model.blocks, got {type(model).__name__}; "
+            "timm's VisionTransformer family does"
+        )
+    return blocks
