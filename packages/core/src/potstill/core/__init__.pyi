@@ -18,6 +18,8 @@ from .metrics import accuracy as accuracy
 from .metrics import ece as ece
 from .metrics import psnr as psnr
 from .metrics import ssim as ssim
+from .export import to_exported as to_exported
+from .export import to_onnx as to_onnx
 from .objective import Criterion as Criterion
 from .objective import Losses as Losses
 from .objective import Objective as Objective
