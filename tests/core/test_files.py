@@ -16,8 +16,13 @@ def test_replaces_in_one_step_and_keeps_the_suffix(tmp_path):
 def test_an_exception_leaves_the_old_file_and_nothing_else(tmp_path):
     target = tmp_path / "rows.csv"
     target.write_text("old")
-    with pytest.raises(KeyboardInterrupt), atomic(target) as temporary:
-        temporary.write_text("half")
-        raise KeyboardInterrupt
+
+    def interrupted():
+        with atomic(target) as temporary:
+            temporary.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert target.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["rows.csv"]
