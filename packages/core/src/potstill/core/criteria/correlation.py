@@ -100,8 +100,8 @@ def _sweep(
         sum_pp - sum_p * mean_p,
         sum_qp - sum_q * mean_p,
     )
-    rho_row, by_p_row, by_q_row = _slopes(*rows, *raw_rows, eps, floor)
-    rho_class, by_p_class, by_q_class = _slopes(*centred, raw_q, raw_p, eps, floor)
+    rho_row, by_p_row, by_q_row = _slopes((*rows,), (*raw_rows,), eps, floor)
+    rho_class, by_p_class, by_q_class = _slopes(centred, (raw_q, raw_p), eps, floor)
     value = T**2 * (beta * (1 - rho_row.mean()) + gamma * (1 - rho_class.mean()))
     if not wanted[0]:
         return value, [None, None]
@@ -125,9 +125,10 @@ def _sweep(
 
 
 def _slopes(
-    qq: Tensor, pp: Tensor, qp: Tensor, raw_q: Tensor, raw_p: Tensor, eps: float, floor: float
+    centred: tuple[Tensor, ...], raw: tuple[Tensor, ...], eps: float, floor: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The correlation rho, and k, l in ``d (1 - rho) / d a = l a - k b``."""
+    """From sums of squares: rho, and k, l in ``d (1 - rho) / d a = l a - k b``."""
+    (qq, pp, qp), (raw_q, raw_p) = centred, raw
     inverse_q, inverse_p = _inverse_norm(qq, raw_q, floor), _inverse_norm(pp, raw_p, floor)
     by_p = 1 / (1 / (inverse_q * inverse_p) + eps)
     at_floor = qq <= floor**2 * raw_q

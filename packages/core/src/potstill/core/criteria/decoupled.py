@@ -27,9 +27,7 @@ def _apart(z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return z.gather(1, label).squeeze(1) - rest.logsumexp(-1), rest
 
 
-def _odds_and_rest(
-    z: Tensor, labels: Tensor, T: float | Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _odds_and_rest(z: Tensor, labels: Tensor, T: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The label's log-odds [n], the softmax of the others [n C] and its log-sum-exp [n]."""
     label = labels.unsqueeze(1)
     z = z / T

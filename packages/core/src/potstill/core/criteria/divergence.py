@@ -19,7 +19,16 @@ from potstill.core.criteria.logit import KD, kl_rows
 from potstill.core.criteria.rows import RowForm, RowOptions, evaluate, squared, temperature
 from potstill.core.errors import ConfigError
 
-__all__ = ["acceptance_rate", "bdkd", "block_efficiency", "gjsd", "reverse_kl", "skew_fkl", "skew_rkl", "tvd"]
+__all__ = [
+    "acceptance_rate",
+    "bdkd",
+    "block_efficiency",
+    "gjsd",
+    "reverse_kl",
+    "skew_fkl",
+    "skew_rkl",
+    "tvd",
+]
 
 Temperature = float | Tensor
 Logits = Float[Tensor, "*rows classes"]
@@ -117,9 +126,7 @@ def _gjsd(z_s: Tensor, z_t: Tensor, T: Temperature, beta: float) -> Tensor:
     return beta * kl_rows(log_p, log_m) + (1 - beta) * kl_rows(log_q, log_m)
 
 
-def _gjsd_closed(
-    z_s: Tensor, z_t: Tensor, T: Temperature, beta: float
-) -> tuple[Tensor, Tensor]:
+def _gjsd_closed(z_s: Tensor, z_t: Tensor, T: Temperature, beta: float) -> tuple[Tensor, Tensor]:
     p, q = _probabilities(z_s, z_t, T)
     m = torch.lerp(q, p, beta)
     teacher = torch.linalg.vecdot(p, _log_ratio(p, m))
@@ -183,9 +190,7 @@ def _skew_fkl(z_s: Tensor, z_t: Tensor, T: Temperature, lam: float) -> Tensor:
     return kl_rows(log_p, _mixture_logs(log_p, log_q, lam))
 
 
-def _skew_fkl_closed(
-    z_s: Tensor, z_t: Tensor, T: Temperature, lam: float
-) -> tuple[Tensor, Tensor]:
+def _skew_fkl_closed(z_s: Tensor, z_t: Tensor, T: Temperature, lam: float) -> tuple[Tensor, Tensor]:
     p, q = _probabilities(z_s, z_t, T)
     m = torch.lerp(q, p, lam)
     value = torch.linalg.vecdot(p, _log_ratio(p, m))
@@ -225,7 +230,9 @@ def skew_fkl(
         ConfigError: T is not positive, or lam not in (0, 1).
     """
     T, factor = _skew("skew_fkl", lam, T, t_squared)
-    return evaluate("skew_fkl", _SKEW_FKL, z_s, z_t, T, lam, target=target, factor=factor, **options)
+    return evaluate(
+        "skew_fkl", _SKEW_FKL, z_s, z_t, T, lam, target=target, factor=factor, **options
+    )
 
 
 def _skew_rkl(z_s: Tensor, z_t: Tensor, T: Temperature, lam: float) -> Tensor:
@@ -233,9 +240,7 @@ def _skew_rkl(z_s: Tensor, z_t: Tensor, T: Temperature, lam: float) -> Tensor:
     return kl_rows(log_q, _mixture_logs(log_p, log_q, 1 - lam))
 
 
-def _skew_rkl_closed(
-    z_s: Tensor, z_t: Tensor, T: Temperature, lam: float
-) -> tuple[Tensor, Tensor]:
+def _skew_rkl_closed(z_s: Tensor, z_t: Tensor, T: Temperature, lam: float) -> tuple[Tensor, Tensor]:
     p, q = _probabilities(z_s, z_t, T)
     m = p.lerp_(q, lam)
     ratio = _log_ratio(q, m)
@@ -268,7 +273,9 @@ def skew_rkl(
         ConfigError: T is not positive, or lam not in (0, 1).
     """
     T, factor = _skew("skew_rkl", lam, T, t_squared)
-    return evaluate("skew_rkl", _SKEW_RKL, z_s, z_t, T, lam, target=target, factor=factor, **options)
+    return evaluate(
+        "skew_rkl", _SKEW_RKL, z_s, z_t, T, lam, target=target, factor=factor, **options
+    )
 
 
 def _skew(
@@ -326,9 +333,7 @@ def tvd(
     return evaluate("tvd", _TVD, z_s, z_t, T, target=target, factor=factor, **options)
 
 
-def acceptance_rate(
-    z_s: Logits, z_t: Logits, *, T: float | Tensor = 1.0
-) -> Float[Tensor, "*rows"]:
+def acceptance_rate(z_s: Logits, z_t: Logits, *, T: float | Tensor = 1.0) -> Float[Tensor, "*rows"]:
     """Share of drafts that speculative decoding would accept: ``sum_c min(p, q)`` a row.
 
     Source: Leviathan, Kalman and Matias, ICML 2023, Theorem 3.5. A metric, without gradient.
@@ -375,9 +380,7 @@ def _bdkd(z_s: Tensor, z_t: Tensor, T: Temperature, delta: float) -> Tensor:
     return forward * kl_rows(log_p, log_q) + reverse * reverse_rows(log_p, log_q)
 
 
-def _bdkd_closed(
-    z_s: Tensor, z_t: Tensor, T: Temperature, delta: float
-) -> tuple[Tensor, Tensor]:
+def _bdkd_closed(z_s: Tensor, z_t: Tensor, T: Temperature, delta: float) -> tuple[Tensor, Tensor]:
     log_p, log_q = torch.log_softmax(z_t / T, -1), torch.log_softmax(z_s / T, -1)
     p, q = log_p.exp(), log_q.exp()
     h_t, h_s = -torch.linalg.vecdot(p, log_p), -torch.linalg.vecdot(q, log_q)

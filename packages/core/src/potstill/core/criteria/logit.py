@@ -203,9 +203,7 @@ def row_std(z: Float[Tensor, "*rows classes"], *, floor: float = 1e-2) -> Float[
     return variance.clamp_min(floor**2).sqrt()
 
 
-def _logit_std(
-    z_s: Tensor, z_t: Tensor, T: float | Tensor, eps: float, floor: float
-) -> Tensor:
+def _logit_std(z_s: Tensor, z_t: Tensor, T: float | Tensor, eps: float, floor: float) -> Tensor:
     # softmax does not see a shift: dividing by the deviation is all of the z-score that matters.
     by_s, by_t = (row_std(z, floor=floor).unsqueeze(1) + eps for z in (z_s, z_t))
     return _kd(z_s / by_s, z_t / by_t, T)
@@ -306,9 +304,7 @@ def wsld(
     )
 
 
-def _mft(
-    z_s: Tensor, z_t: Tensor, labels: Tensor, T: float | Tensor, threshold: float
-) -> Tensor:
+def _mft(z_s: Tensor, z_t: Tensor, labels: Tensor, T: float | Tensor, threshold: float) -> Tensor:
     p = torch.softmax(z_t / T, -1)
     label = labels.unsqueeze(1)
     p_y, (p_top, top) = p.gather(1, label), p.max(-1, keepdim=True)

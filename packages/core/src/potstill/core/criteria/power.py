@@ -116,9 +116,7 @@ def _renyi(z_s: Tensor, z_t: Tensor, T: Temperature, alpha: float) -> Tensor:
     return _powers(z_s, z_t, T, alpha).logsumexp(-1) / (alpha - 1)
 
 
-def _renyi_closed(
-    z_s: Tensor, z_t: Tensor, T: Temperature, alpha: float
-) -> tuple[Tensor, Tensor]:
+def _renyi_closed(z_s: Tensor, z_t: Tensor, T: Temperature, alpha: float) -> tuple[Tensor, Tensor]:
     log_q = torch.log_softmax(z_s / T, -1)
     mixed = torch.log_softmax(z_t / T, -1).mul_(alpha).add_(log_q, alpha=1 - alpha)
     log_sum = mixed.logsumexp(-1)
@@ -170,9 +168,7 @@ def _amari(z_s: Tensor, z_t: Tensor, T: Temperature, alpha: float) -> Tensor:
     return torch.expm1(_powers(z_s, z_t, T, alpha).logsumexp(-1)) / (alpha * (alpha - 1))
 
 
-def _amari_closed(
-    z_s: Tensor, z_t: Tensor, T: Temperature, alpha: float
-) -> tuple[Tensor, Tensor]:
+def _amari_closed(z_s: Tensor, z_t: Tensor, T: Temperature, alpha: float) -> tuple[Tensor, Tensor]:
     log_q = torch.log_softmax(z_s / T, -1)
     mixed = torch.log_softmax(z_t / T, -1).mul_(alpha).add_(log_q, alpha=1 - alpha)
     value = torch.expm1(mixed.logsumexp(-1)) / (alpha * (alpha - 1))

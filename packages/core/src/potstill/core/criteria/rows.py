@@ -40,6 +40,7 @@ __all__ = [
 
 Reduction = Literal["mean", "sum", "none"]
 
+
 class RowOptions(TypedDict, total=False):
     """Keywords that every row-wise criterion takes.
 

@@ -1,0 +1,164 @@
+"""Criteria on the k most probable classes of the teacher: what a cache can hold."""
+
+from __future__ import annotations
+
+from typing import Literal, Unpack
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+from potstill.core.criteria.divergence import Logits, Temperature
+from potstill.core.criteria.logit import kl_rows
+from potstill.core.criteria.rows import (
+    RowForm,
+    RowOptions,
+    evaluate,
+    positive,
+    squared,
+    temperature,
+)
+from potstill.core.errors import ConfigError, ShapeError
+
+__all__ = ["sparse_kl", "topk_kl"]
+
+Tail = Literal["bucket", "drop"]
+
+
+def _log_rest(log_top: Tensor) -> Tensor:
+    """``log(1 - sum exp(log_top))`` from the classes' logs, -inf where they hold everything."""
+    held = log_top.exp().sum(-1)
+    return torch.log1p(-held.clamp_max(1))
+
+
+def _split(log_q: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    """The student's log-probabilities of the chosen classes, and of all others together."""
+    rest = log_q.scatter(1, indices, -torch.inf)
+    if indices.shape[1] == log_q.shape[1]:
+        return log_q.gather(1, indices), log_q.new_full((len(log_q),), -torch.inf)
+    return log_q.gather(1, indices), rest.logsumexp(-1)
+
+
+def _compare(log_p: Tensor, tail_p: Tensor, log_q: Tensor, tail_q: Tensor, tail: Tail) -> Tensor:
+    """KL over k classes and, with ``tail="bucket"``, one more that holds all others."""
+    if tail == "drop":
+        return kl_rows(torch.log_softmax(log_p, -1), torch.log_softmax(log_q, -1))
+    p = torch.cat([log_p, tail_p.unsqueeze(1)], 1)
+    q = torch.cat([log_q, tail_q.unsqueeze(1)], 1)
+    return kl_rows(p, q)
+
+
+def _topk(z_s: Tensor, z_t: Tensor, T: Temperature, k: int, tail: Tail) -> Tensor:
+    indices = z_t.topk(k, -1).indices
+    log_p, tail_p = _split(torch.log_softmax(z_t / T, -1), indices)
+    log_q, tail_q = _split(torch.log_softmax(z_s / T, -1), indices)
+    return _compare(log_p, tail_p, log_q, tail_q, tail)
+
+
+_TOPK = RowForm(_topk)
+
+
+def topk_kl(
+    z_s: Logits,
+    z_t: Logits,
+    target: Shaped[Tensor, ...] | None = None,
+    *,
+    k: int,
+    tail: Tail = "bucket",
+    T: float | Tensor = 1.0,
+    t_squared: bool = True,
+    **options: Unpack[RowOptions],
+) -> Float[Tensor, ...]:
+    """`kd` on the teacher's k most probable classes.
+
+    Source: after Li et al., Dissecting the Bit-Level Scaling Laws (TopKLD), 2024; the treatment of
+    the other classes is ours. ``tail="bucket"`` adds one class that holds all others: a lower bound
+    of the forward KL, equal to it at k = C. ``"drop"`` renormalizes both models on the k classes.
+
+    Args:
+        z_s: Logits of the student, [..., C].
+        z_t: Logits of the teacher, same shape.
+        target: Labels [...]; only a mask.
+        k: How many classes, 1 to C.
+        tail: What becomes of the others.
+        T: Temperature > 0, one number or one for each row.
+        t_squared: Whether to multiply by ``T ** 2``.
+        **options: See `RowOptions`.
+
+    Raises:
+        ShapeError: The logits differ in shape, or there are none.
+        ConfigError: k or T out of range, or an unknown tail.
+    """
+    T = temperature("topk_kl", T)
+    classes = z_s.shape[options.get("dim", -1)]
+    if not 1 <= k <= classes or tail not in ("bucket", "drop"):
+        raise ConfigError(
+            f"topk_kl: k must be in [1, {classes}] and tail bucket or drop, got {k}, {tail!r}"
+        )
+    factor = squared(T, t_squared)
+    return evaluate("topk_kl", _TOPK, z_s, z_t, T, k, tail, target=target, factor=factor, **options)
+
+
+def sparse_kl(
+    z_s: Logits,
+    indices: Int[Tensor, "*rows k"],
+    log_p: Float[Tensor, "*rows k"],
+    target: Shaped[Tensor, ...] | None = None,
+    *,
+    tail: Tail = "bucket",
+    T: float = 1.0,
+    t_squared: bool = True,
+    **options: Unpack[RowOptions],
+) -> Float[Tensor, ...]:
+    """`topk_kl` to a stored teacher: k classes and their log-probabilities.
+
+    The stored distribution is the teacher's at the temperature T it was written with; what is
+    missing to 1 is the mass of all other classes.
+
+    Args:
+        z_s: Logits of the student, [..., C].
+        indices: Classes, [..., k].
+        log_p: The teacher's log-probabilities of them, at T.
+        target: Labels [...]; only a mask.
+        tail: As in `topk_kl`.
+        T: Temperature > 0.
+        t_squared: Whether to multiply by ``T ** 2``.
+        **options: See `RowOptions`; ``teacher_grad`` has no meaning here.
+
+    Raises:
+        ShapeError: Shapes that do not fit.
+        ConfigError: T is not positive, or an unknown tail.
+    """
+    positive("sparse_kl", "T", T)
+    if indices.shape != log_p.shape or indices.shape[:-1] != z_s.shape[:-1]:
+        raise ShapeError(
+            f"sparse_kl: indices and log_p must be {[*z_s.shape[:-1], 'k']}, got "
+            f"{list(indices.shape)} and {list(log_p.shape)}"
+        )
+    if tail not in ("bucket", "drop"):
+        raise ConfigError(f"sparse_kl: tail must be bucket or drop, got {tail!r}")
+    k = indices.shape[-1]
+    return evaluate(
+        "sparse_kl",
+        _SPARSE,
+        z_s,
+        z_s.detach(),
+        indices.reshape(-1, k).long(),
+        log_p.reshape(-1, k).detach(),
+        T,
+        tail,
+        target=target,
+        factor=squared(T, t_squared),
+        **options,
+    )
+
+
+def _sparse(
+    z_s: Tensor, _: Tensor, indices: Tensor, log_p: Tensor, T: Temperature, tail: Tail
+) -> Tensor:
+    log_p = log_p.to(z_s.dtype)
+    log_q, tail_q = _split(torch.log_softmax(z_s / T, -1), indices)
+    return _compare(log_p, _log_rest(log_p), log_q, tail_q, tail)
+
+
+_SPARSE = RowForm(_sparse)
