@@ -1,0 +1,71 @@
+"""Say which dependencies of the packages are undeclared or unused.
+
+hatch run python tools/check_dependencies.py [package ...]
+
+deptry compares what each package imports with its own pyproject.toml: a domain must list what it
+imports even where the core brings it too.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+# Declared and never imported by name, with the reason.
+UNSEEN = {
+    "onnx": "imported through importlib, to say at once what is missing",
+    "onnxscript": "likewise; torch.onnx imports it",
+    "potstill-core": "imported as potstill.core, which no distribution is called",
+    "tensorboard": "torch.utils.tensorboard imports it",
+}
+# Imported and not declared, with the reason.
+OPTIONAL = {
+    "tinycudann": "built from source, so no index has it; its backend says how to get it",
+    "triton": "comes with torch where torch has kernels in it",
+}
+
+
+def problems(package: Path) -> list[str]:
+    """What deptry finds in ``package``, one line each."""
+    optional = "|".join(OPTIONAL)
+    ignored = f"DEP001={optional},DEP002={'|'.join(UNSEEN)},DEP003={optional}"
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder, "deptry.json")
+        command = [
+            *(sys.executable, "-m", "deptry", "src"),
+            *("--config", "pyproject.toml"),
+            *("--known-first-party", "potstill"),
+            *("--per-rule-ignores", ignored),
+            *("--json-output", str(output), "--no-ansi"),
+        ]
+        done = subprocess.run(command, cwd=package, capture_output=True, text=True)
+        if not output.exists():
+            return [f"packages/{package.name}: deptry failed: {done.stderr.strip()}"]
+        found = json.loads(output.read_text())
+    return [
+        f"packages/{package.name}/{row['location']['file']}:{row['location']['line'] or 1}: "
+        f"{row['error']['code']} {row['error']['message']}"
+        for row in found
+    ]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("packages", nargs="*", help="folders below packages/; all when none")
+    names = parser.parse_args().packages
+    folders = sorted((ROOT / "packages").iterdir())
+    unknown = set(names) - {folder.name for folder in folders}
+    if unknown:
+        parser.error(f"no such package: {', '.join(sorted(unknown))}")
+    chosen = [folder for folder in folders if not names or folder.name in names]
+    lines = [line for folder in chosen for line in problems(folder)]
+    print("\n".join(lines) or f"dependencies of {len(chosen)} packages: declared and used")
+    return 1 if lines else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
