@@ -1,0 +1,203 @@
+"""Build every wheel, and prove that each works alone in an empty environment.
+
+hatch run wheels                    all packages, newest dependencies
+hatch run wheels graph --lowest     one package, the oldest dependencies that it declares
+hatch run wheels core --tests       and run the package's tests against the wheel
+
+For each package: the content of the wheel; a new environment that holds the wheel, the siblings it
+declares and nothing else of ours; then, from a folder outside of the clone, every module is
+imported, the README's Python is run, and the command shows its help. uv does the work, from its
+cache where it can; UV_DEFAULT_INDEX, UV_TORCH_BACKEND and the like are passed on.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = sorted(path.name for path in (ROOT / "packages").iterdir())
+TEST_TOOLS = ["beartype", "hypothesis", "pytest>=9", "pytest-timeout", "scikit-learn"]
+
+PROBE = """
+import importlib, pkgutil, sys, warnings
+from pathlib import Path
+import potstill
+
+name, allowed, clone = sys.argv[1], set(sys.argv[2].split(",")), Path(sys.argv[3])
+found = {module.name for module in pkgutil.iter_modules(potstill.__path__)}
+assert found == allowed, f"namespace holds {found}, not {allowed}"
+assert not any(Path(path).is_relative_to(clone / "packages") for path in potstill.__path__)
+module = importlib.import_module(f"potstill.{name}")
+assert "torch" not in sys.modules, f"import potstill.{name} imports torch"
+for public in module.__all__:
+    getattr(module, public)
+left_out = []
+for info in pkgutil.walk_packages(module.__path__, f"potstill.{name}."):
+    try:
+        importlib.import_module(info.name)
+    except ModuleNotFoundError as missing:  # a backend or helper of an extra
+        assert not (missing.name or "potstill").startswith("potstill"), missing
+        left_out.append(f"{info.name} ({missing.name})")
+print(", ".join(left_out))
+"""
+
+
+class Row(NamedTuple):
+    """What came of one package."""
+
+    package: str
+    wheel_kib: float
+    seconds: float
+    trouble: str
+    note: str
+
+
+def find_uv() -> str:
+    """uv from the environment of hatch, from PATH, or from beside hatch or this Python."""
+    hatch = shutil.which("hatch")
+    beside = [Path(sys.executable).parent, *([Path(hatch).resolve().parent] if hatch else [])]
+    found = os.environ.get("HATCH_UV") or shutil.which("uv")
+    found = found or next((w for b in beside if (w := shutil.which("uv", path=str(b)))), None)
+    if found is None:
+        sys.exit("check_wheels: uv must be installed, found none; pip install uv, or use hatch")
+    return found
+
+
+def run(*command: object, cwd: Path, env: dict[str, str] | None = None) -> str:
+    """Standard output of ``command``; raises with the tail of what it said when it fails."""
+    words = [str(word) for word in command]
+    done = subprocess.run(words, cwd=cwd, capture_output=True, text=True, env=env)
+    if done.returncode:
+        said = (done.stdout + done.stderr).strip().splitlines()[-25:]
+        raise RuntimeError(
+            f"{' '.join(words[:4])} ...: exit code {done.returncode}\n" + "\n".join(said)
+        )
+    return done.stdout.strip()
+
+
+def check_content(wheel: Path, name: str, version: str) -> None:
+    """A wheel holds ``potstill/<name>``, its type marker, stub and licence, and no data."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = [each for each in archive.namelist() if not each.endswith("/")]
+        metadata = archive.read(f"potstill_{name}-{version}.dist-info/METADATA").decode()
+    inside = {each for each in names if ".dist-info/" not in each}
+    stray = {each for each in inside if not each.startswith(f"potstill/{name}/")}
+    stray |= {each for each in inside if not re.search(r"\.(pyi?|typed|cu|cpp|h)$", each)}
+    if stray:
+        raise RuntimeError(f"the wheel holds {', '.join(sorted(stray)[:5])}")
+    sources = ROOT / "packages" / name / "src"
+    expected = {p.relative_to(sources).as_posix() for p in sources.rglob("*.py*") if p.is_file()}
+    expected = {each for each in expected if "__pycache__" not in each}
+    if expected - inside:
+        raise RuntimeError(f"the wheel lacks {', '.join(sorted(expected - inside)[:5])}")
+    if not any(each.endswith("LICENSE") for each in names):
+        raise RuntimeError("the wheel lacks its LICENSE")
+    for line in (
+        f"Version: {version}",
+        "License-Expression: Apache-2.0",
+        "Requires-Python: >=3.11",
+    ):
+        if line not in metadata:
+            raise RuntimeError(f"the metadata lacks {line!r}")
+
+
+def readme_code(name: str) -> str:
+    """The Python of the package's README, as one program."""
+    text = (ROOT / "packages" / name / "README.md").read_text(encoding="utf-8")
+    return "\n".join(re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
+
+
+def check(uv: str, name: str, wheels: Path, options: argparse.Namespace) -> tuple[float, str]:
+    """Check the wheel of ``name``; returns its size in KiB and what was left out."""
+    project = tomllib.loads((ROOT / "packages" / name / "pyproject.toml").read_text())["project"]
+    [wheel] = wheels.glob(f"potstill_{name}-*.whl")
+    check_content(wheel, name, project["version"])
+    siblings = {
+        match[1] for each in project["dependencies"] if (match := re.match(r"potstill-(\w+)", each))
+    }
+    with tempfile.TemporaryDirectory(prefix=f"potstill-{name}-") as folder:
+        home = Path(folder)
+        run(uv, "venv", "--quiet", "--python", options.python, home / "venv", cwd=home)
+        python = home / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
+        install = [uv, "pip", "install", "--quiet", "--python", python, "--find-links", wheels]
+        lowest = ["--resolution", "lowest-direct"] if options.lowest else []
+        extras = (
+            f"[{','.join(project['optional-dependencies'])}]"
+            if options.tests and ("optional-dependencies" in project)
+            else ""
+        )
+        # Ours come from the folder even when the index has the same version.
+        ours = [
+            w
+            for w in wheels.glob("*.whl")
+            if w.name.split("-")[0].removeprefix("potstill_") in siblings
+        ]
+        run(*install, *lowest, f"{wheel}{extras}", *ours, cwd=home)
+        env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV"))}
+        env |= {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
+        allowed = ",".join(sorted(siblings | {name}))
+        left_out = run(python, "-c", PROBE, name, allowed, ROOT, cwd=home, env=env)
+        (home / "readme.py").write_text(readme_code(name))
+        run(python, "readme.py", cwd=home, env=env)
+        words = [] if name == "core" else [name]
+        run(python.with_name("potstill"), *words, "--help", cwd=home, env=env)
+        if options.tests:
+            run(*install, *TEST_TOOLS, cwd=home)
+            shutil.copytree(ROOT / "tests" / name, home / "tests" / name)
+            shutil.copy(ROOT / "pytest.toml", home)
+            run(python, "-m", "pytest", "-q", "-m", "not slow", "tests", cwd=home, env=env)
+    return wheel.stat().st_size / 1024, left_out
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("packages", nargs="*", metavar="package", help="all when none")
+    parser.add_argument("--lowest", action="store_true", help="the oldest declared dependencies")
+    parser.add_argument("--tests", action="store_true", help="run the package's tests too")
+    parser.add_argument("--python", default=sys.executable, help="interpreter of the environments")
+    options = parser.parse_args()
+    if unknown := set(options.packages) - set(PACKAGES):
+        parser.error(f"no such package: {', '.join(sorted(unknown))}; known: {', '.join(PACKAGES)}")
+    uv, rows = find_uv(), []
+    with tempfile.TemporaryDirectory(prefix="potstill-wheels-") as folder:
+        wheels = Path(folder)
+        for name in PACKAGES:  # siblings too: a domain needs the core's
+            run(
+                uv,
+                "build",
+                "--quiet",
+                "--wheel",
+                "--out-dir",
+                wheels,
+                ROOT / "packages" / name,
+                cwd=ROOT,
+            )
+        for name in options.packages or PACKAGES:
+            start, size, trouble, note = time.monotonic(), 0.0, "", ""
+            try:
+                size, note = check(uv, name, wheels, options)
+            except RuntimeError as error:
+                trouble = str(error)
+            rows.append(Row(name, size, time.monotonic() - start, trouble, note))
+            print(f"{name}: {trouble or 'ok'}", flush=True)
+    print(f"\n{'package':8} {'KiB':>6} {'seconds':>8}  result  not importable here")
+    for row in rows:
+        result = "FAILED" if row.trouble else "ok"
+        print(
+            f"{row.package:8} {row.wheel_kib:6.1f} {row.seconds:8.1f}  {result:6}  "
+            f"{row.note or '-'}"
+        )
+    return 1 if any(row.trouble for row in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
