@@ -48,9 +48,10 @@ class AdaptiveModel(
         self.model = timm.create_model(architecture, pretrained=False, **(options or {}))
         given = modules or {}
         install(self.model, {path: build(ModuleSpec, given[path], path) for path in given})
-        self.model.acm_phases = tuple(phases)
-        self.model.acm_budget = budget
-        self.model.acm_origin = (architecture, options or {})
+        about: Any = self.model
+        about.acm_phases = tuple(phases)
+        about.acm_budget = budget
+        about.acm_origin = (architecture, options or {})
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """The timm model's."""
@@ -78,7 +79,7 @@ def create_model(
         >>> model.blocks[0].mlp.count
         2
     """
-    dense = timm.create_model(architecture, pretrained=pretrained, **options)
+    dense: Any = timm.create_model(architecture, pretrained=pretrained, **options)
     dense.acm_origin = (architecture, options)
     return acmize(dense, **dict(acm or {}))
 
@@ -166,9 +167,9 @@ def _shape(spec: ModuleSpec | None) -> str:
 
 
 def _origin(model: nn.Module) -> tuple[str, dict[str, Any]]:
-    if hasattr(model, "acm_origin"):
-        name, options = model.acm_origin
-        return name, dict(options)  # type: ignore[arg-type]
+    origin: Any = getattr(model, "acm_origin", None)
+    if origin is not None:
+        return origin[0], dict(origin[1])
     known: Any = getattr(model, "pretrained_cfg", None) or {}
     name = known.get("architecture") if isinstance(known, Mapping) else None
     if not name:

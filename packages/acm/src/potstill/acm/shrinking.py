@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from potstill.acm.layers import acms, require_acms, set_mode
 from potstill.acm.surgery import deacmize
 from potstill.core import Distiller, Losses, Objective
+from potstill.core.criteria import kd
 from potstill.core.errors import ConfigError
 from potstill.core.schedule import Weight, ramp
 
-__all__ = ["Shrinking", "Subnet", "delayed", "extract", "kd_loss", "subnet"]
+__all__ = ["Shrinking", "Subnet", "delayed", "extract", "subnet"]
 
 
 class Subnet(NamedTuple):
@@ -63,17 +64,6 @@ def extract(model: nn.Module, part: Subnet) -> nn.Module:
         return deacmize(model, part.width)
 
 
-def kd_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """Forward KL from the full network's prediction, in nats per image.
-
-    ``T^2 mean_i KL(softmax(t_i / T) || softmax(s_i / T))`` (Hinton et al. 2015); the teacher's
-    logits carry no gradient.
-    """
-    log_s = F.log_softmax(student / temperature, dim=-1)
-    log_t = F.log_softmax(teacher.detach() / temperature, dim=-1)
-    return temperature**2 * F.kl_div(log_s, log_t, reduction="batchmean", log_target=True)
-
-
 def delayed(steps: int, delay: float = 0.5, warmup: float = 0.1) -> Weight:
     """Weight of a subnet: zero for a share ``delay`` of the training, then rising over ``warmup``.
 
@@ -113,7 +103,7 @@ class Shrinking(Distiller):
         random: Random subnets a step.
         delay: Of `delayed`.
         warmup: Of `delayed`.
-        temperature: Of `kd_loss`.
+        temperature: Of the distillation, > 0.
 
     Raises:
         ConfigError: A smallest subnet that the model does not have, or options out of range.
@@ -145,7 +135,7 @@ class Shrinking(Distiller):
         weight = delayed(steps, delay, warmup)
 
         def distance(outputs: Sequence[Tensor], teacher: Tensor) -> Tensor:
-            return torch.stack([kd_loss(o, teacher, temperature) for o in outputs]).mean()
+            return torch.stack([kd(o, teacher.detach(), T=temperature) for o in outputs]).mean()
 
         terms: dict[str, tuple[Weight, Any]] = {"full": (1.0, F.cross_entropy)}
         terms["smallest"] = (weight, distance)
