@@ -28,6 +28,7 @@ def test_python_blocks_run(path: Path, tmp_path: Path, monkeypatch: pytest.Monke
     """One after the other, as a reader would; ``<!-- skip: next "reason" -->`` leaves one out."""
     monkeypatch.chdir(tmp_path)
     document = Sybil(parsers=[PythonCodeBlockParser(), SkipParser()]).parse(path)
+    document.namespace["__name__"] = "__main__"  # classes know the module that they come from
     for example in document.examples():
         try:
             example.evaluate()
@@ -40,7 +41,9 @@ def test_hatch_commands_exist(path: Path) -> None:
     scripts = set(HATCH["envs"]["default"]["scripts"])
     scripts |= {f"docs:{name}" for name in HATCH["envs"]["docs"]["scripts"]}
     for word in re.findall(r"hatch run ([\w:]+)", path.read_text(encoding="utf-8")):
-        assert word in scripts | {"python", "potstill", "pytest"}, f"hatch run {word} in {names(path)}"
+        assert word in scripts | {"python", "potstill", "pytest"}, (
+            f"hatch run {word} in {names(path)}"
+        )
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=names)
@@ -55,7 +58,9 @@ def test_the_navigation_names_every_page() -> None:
     # Plain text first: the file has tags that only the site generator knows.
     text = re.sub(r"!!python/\S+", "", (ROOT / "mkdocs.yml").read_text())
     listed = set(re.findall(r"[\w/-]+\.md", str(yaml.safe_load(text)["nav"])))
-    assert listed == {path.relative_to(ROOT / "docs").as_posix() for path in ROOT.glob("docs/**/*.md")}
+    assert listed == {
+        path.relative_to(ROOT / "docs").as_posix() for path in ROOT.glob("docs/**/*.md")
+    }
 
 
 def test_the_citation_file_is_complete() -> None:
@@ -63,4 +68,6 @@ def test_the_citation_file_is_complete() -> None:
     assert {"cff-version", "message", "title", "authors", "license", "type"} <= set(citation)
     for reference in citation["references"]:
         assert {"type", "title", "authors", "year"} <= set(reference), reference
-        assert all({"family-names", "given-names"} <= set(author) for author in reference["authors"])
+        assert all(
+            {"family-names", "given-names"} <= set(author) for author in reference["authors"]
+        )

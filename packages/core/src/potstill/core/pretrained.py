@@ -72,10 +72,8 @@ class Pretrained(
     Built on Hugging Face's mixin, which remembers the arguments of ``__init__`` as the
     configuration: they must be numbers, strings, tuples of such, or dataclasses. Unlike there,
     loading is strict, a path is never taken for the name of a repository, pickles are not read,
-    and files are replaced whole.
-
-    Args:
-        paper: As a class argument: ``class MLP(nn.Module, Pretrained, paper="Authors, venue")``.
+    and files are replaced whole. Name the source of the method as an argument of the class:
+    ``class MLP(nn.Module, Pretrained, paper="Authors, venue")``.
 
     Example:
         >>> import torch

@@ -1,0 +1,121 @@
+"""Check that a package is ready for release, and say which tag releases it.
+
+python tools/release.py core                      check, build, prove, print the tag
+python tools/release.py --tag potstill-core-v0.1.0    what the release workflow runs: package and
+                                                      version come from the tag
+
+Checked: the tree is committed; the tag is new (or, with --tag, points at HEAD); the version is that
+of the tag and the top of CHANGELOG.md, which is dated; the domains accept the core's version; the
+wheel works alone, newest and oldest dependencies. The sdist and the wheel are left in dist/, the
+section of the changelog is printed for the release's page. Nothing is pushed or uploaded here.
+"""
+
+import argparse
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = sorted(path.name for path in (ROOT / "packages").iterdir())
+
+
+def git(*words: str) -> str:
+    done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def project(name: str) -> dict:
+    return tomllib.loads((ROOT / "packages" / name / "pyproject.toml").read_text())["project"]
+
+
+def changelog(name: str) -> tuple[str, str, str]:
+    """Version, date and text of the top entry."""
+    text = (ROOT / "packages" / name / "CHANGELOG.md").read_text(encoding="utf-8")
+    top = re.search(r"^## \[?(\d[^\s\]]*)\]? - (\S+)\n(.*?)(?=^## |\Z)", text, re.M | re.S)
+    return (top[1], top[2], top[3].strip()) if top else ("", "", "")
+
+
+def accepts(requirement: str, version: str) -> bool:
+    """Whether ``potstill-core>=a.b,<c.d`` holds for ``version``."""
+
+    def numbers(text: str) -> tuple[int, ...]:
+        return tuple(map(int, re.findall(r"\d+", text)[:3]))
+
+    low, high = re.search(r">=([\d.]+)", requirement), re.search(r"<([\d.]+)", requirement)
+    return bool(low and high and numbers(low[1]) <= numbers(version) < numbers(high[1]))
+
+
+def troubles(name: str, tag: str, given: bool) -> list[str]:
+    """Why ``name`` cannot be released as ``tag``; empty when it can."""
+    found = []
+    version, (top, date, text) = project(name)["version"], changelog(name)
+    if tag != f"potstill-{name}-v{version}":
+        found.append(f"the tag is {tag}, the version of packages/{name} is {version}")
+    if top != version:
+        found.append(
+            f"the top entry of CHANGELOG.md is {top or 'missing'}, the version is {version}"
+        )
+    if not re.fullmatch(r"\d{4}-\d\d-\d\d", date):
+        found.append(f"the top entry of CHANGELOG.md must be dated (YYYY-MM-DD), got {date!r}")
+    if not text:
+        found.append("the top entry of CHANGELOG.md is empty")
+    if git("status", "--porcelain"):
+        found.append("the tree has changes that are not committed")
+    tags = git("tag", "--list", tag)
+    if given and git("rev-parse", "HEAD") != git(
+        "rev-parse", f"{tag}^{{commit}}" if tags else "HEAD"
+    ):
+        found.append(f"{tag} is not the commit that is checked out")
+    if given and not tags:
+        found.append(f"there is no tag {tag}")
+    if not given and tags:
+        found.append(
+            f"{tag} exists already; bump the version: cd packages/{name}; hatch version minor"
+        )
+    core = project("core")["version"]
+    found += [
+        f"packages/{other} does not accept potstill-core {core}: {requirement}"
+        for other in (PACKAGES if name == "core" else [name])
+        for requirement in project(other)["dependencies"]
+        if requirement.startswith("potstill-core") and not accepts(requirement, core)
+    ]
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("package", nargs="?", choices=PACKAGES)
+    parser.add_argument("--tag", help="release what this tag names")
+    parser.add_argument("--check", action="store_true", help="no build: the quick checks only")
+    options = parser.parse_args()
+    if bool(options.package) == bool(options.tag):
+        parser.error("give a package or --tag, one of them")
+    name = options.package
+    if options.tag:
+        match = re.fullmatch(r"potstill-(\w+)-v(\d[\w.]*)", options.tag)
+        if not match or match[1] not in PACKAGES:
+            parser.error(f"a tag is potstill-<package>-v<version>, got {options.tag}")
+        name = match[1]
+    tag = options.tag or f"potstill-{name}-v{project(name)['version']}"
+    found = troubles(name, tag, given=bool(options.tag))
+    if found:
+        print("\n".join(f"release: {line}" for line in found))
+        return 1
+    if not options.check:
+        for mode in ([], ["--lowest"]):
+            subprocess.run(
+                [sys.executable, "tools/check_wheels.py", name, "--tests", *mode],
+                cwd=ROOT,
+                check=True,
+            )
+        build = ["hatch", "build", "--clean", str(ROOT / "dist")]
+        subprocess.run(build, cwd=ROOT / "packages" / name, check=True)
+    print(changelog(name)[2])
+    print(f"\nready: git tag {tag} && git push origin {tag}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
