@@ -14,22 +14,29 @@ from potstill.core.bench import Figure, Pair, Skip, at_most, benchmark, close
 
 @benchmark(threads=1, clock="cpu")
 def tap_overhead() -> Pair:
-    """Forward of a 12-block MLP with every block tapped, against the bare forward."""
+    """Forward of a 12-block MLP with every block tapped, against keeping the outputs by hand.
+
+    The baseline keeps them too: on a CPU, memory that is kept is memory that the next block cannot
+    reuse, and that costs more than the hooks.
+    """
     model = nn.Sequential(*[nn.Sequential(nn.Linear(256, 256), nn.GELU()) for _ in range(12)])
     x = torch.randn(256, 256)
     names = [str(index) for index in range(12)]
 
     @torch.no_grad()
-    def tapped() -> torch.Tensor:
+    def tapped() -> list[torch.Tensor]:
         with tap(model, *names) as readings:
             model(x)
-        return readings["11"].output
+        return [readings[name].output for name in names]
 
     @torch.no_grad()
-    def bare() -> torch.Tensor:
-        return model(x)
+    def by_hand() -> list[torch.Tensor]:
+        outputs = [x]
+        for block in model:
+            outputs.append(block(outputs[-1]))
+        return outputs[1:]
 
-    return Pair(ours=tapped, baseline=bare, check=close(rtol=0, atol=0), work=256, unit="rows/s")
+    return Pair(ours=tapped, baseline=by_hand, check=close(rtol=0, atol=0), work=256, unit="rows/s")
 
 
 def seconds(*command: str, repeats: int) -> list[float]:
