@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import start_processes
 
 __all__ = ["run_ranks"]
 
@@ -31,9 +31,7 @@ def run_ranks(function: Callable[..., Any], world: int, *args: Any) -> list[Any]
     """
     with tempfile.TemporaryDirectory() as folder:
         # Forked children share the parent's imports: a second instead of several.
-        mp.start_processes(
-            _rank, (function, world, folder, args), nprocs=world, start_method="fork"
-        )
+        start_processes(_rank, (function, world, folder, args), nprocs=world, start_method="fork")
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(world)]
 
 
