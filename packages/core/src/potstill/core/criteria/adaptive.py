@@ -80,8 +80,8 @@ class Taid(nn.Module):
     Source: Shing et al., TAID, ICLR 2025, Algorithm 1, constants of the authors' code. After each
     training call with loss J: ``r = (J' - J) / (J' + 1e-15)`` with J' the loss before,
     ``m <- beta m + (1 - beta) r``, ``tau <- min(end, max(start + (end - start) step / num_steps,
-    tau + alpha sigmoid(m) (1 - tau)))``. The first call only stores J. tau never
-    falls. The state is in ``state_dict``, so a resumed run goes on where it was; several processes average J first.
+    tau + alpha sigmoid(m) (1 - tau)))``. The first call only stores J. tau never falls. The state
+    is in ``state_dict``, so a resumed run goes on where it was; several processes average J first.
 
     Args:
         num_steps: After how many training calls tau has reached ``end`` at the latest.
@@ -148,7 +148,7 @@ class Taid(nn.Module):
         gain = (self.previous - loss) / (self.previous + 1e-15)
         first = self.previous.isnan()
         momentum = self.beta * self.momentum + (1 - self.beta) * gain
-        least = self.start + (self.end - self.start) * self.step / self.num_steps
+        least = self.start + (self.end - self.start) * self.step.to(self.tau) / self.num_steps
         tau = self.tau + self.alpha * momentum.sigmoid() * (1 - self.tau)
         tau = torch.maximum(least, tau).clamp_max(self.end)
         self.momentum.copy_(torch.where(first, self.momentum, momentum))

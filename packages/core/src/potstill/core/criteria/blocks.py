@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from potstill.core.errors import BackendError
 
 __all__ = ["BLOCK", "Sweep", "blocks", "compute_dtype", "together"]
 
@@ -25,7 +26,11 @@ with one entry a row comes with gradients of the sum of its entries."""
 
 
 def together(sweep: Sweep, *inputs: Tensor) -> Tensor:
-    """Evaluate a sweep under autograd, once differentiable."""
+    """Evaluate a sweep under autograd.
+
+    Raises:
+        BackendError: In backward, when asked to keep a graph of the gradient.
+    """
     return _Together.apply(sweep, *inputs)
 
 
@@ -51,8 +56,11 @@ class _Together(torch.autograd.Function):
         return value
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph=True; a second derivative of 0 would be silent
+            raise BackendError(
+                "criteria: the blocked form cannot be differentiated twice; pass blocked=False"
+            )
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
             _, gradients = ctx.sweep(*ctx.saved_tensors, wanted=ctx.wanted)

@@ -100,7 +100,7 @@ def dkd(
 
     Source: Zhao et al., Decoupled Knowledge Distillation, CVPR 2022, Eq. (7).
     ``L = T^2 mean_n [alpha KL(b_t || b_s) + beta KL(p' || q')]`` with ``b = (p_y, 1 - p_y)`` and
-    p', q' the softmax over the classes other than y. ``alpha = 1`` and ``beta_n = 1 - p_y`` is `kd`.
+    p', q' the softmax over the classes other than y. ``alpha = 1, beta_n = 1 - p_y`` is `kd`.
 
     Args:
         z_s: Logits of the student, [..., C], C at least 2.

@@ -368,14 +368,15 @@ def _entropy(log_p: Tensor) -> Tensor:
     return -(log_p.exp() * log_p.masked_fill(log_p.isneginf(), 0)).sum(-1)
 
 
-def _gates(log_p: Tensor, log_q: Tensor, delta: float) -> tuple[Tensor, Tensor]:
-    h_t, h_s = _entropy(log_p.detach()), _entropy(log_q.detach())
-    return torch.where(h_t > h_s, delta, 1.0), torch.where(h_s > h_t, delta, 1.0)
+def _gates(h_t: Tensor, h_s: Tensor, delta: float) -> tuple[Tensor, Tensor]:
+    """Weights of the forward and the reverse part; entropies equal but for rounding are equal."""
+    noise = 16 * torch.finfo(h_t.dtype).eps * (h_t + h_s)
+    return torch.where(h_t - h_s > noise, delta, 1.0), torch.where(h_s - h_t > noise, delta, 1.0)
 
 
 def _bdkd(z_s: Tensor, z_t: Tensor, T: Temperature, delta: float) -> Tensor:
     log_p, log_q = torch.log_softmax(z_t / T, -1), torch.log_softmax(z_s / T, -1)
-    forward, reverse = _gates(log_p, log_q, delta)
+    forward, reverse = _gates(_entropy(log_p.detach()), _entropy(log_q.detach()), delta)
     log_p, log_q = logs(z_s, z_t, T)
     return forward * kl_rows(log_p, log_q) + reverse * reverse_rows(log_p, log_q)
 
@@ -384,8 +385,7 @@ def _bdkd_closed(z_s: Tensor, z_t: Tensor, T: Temperature, delta: float) -> tupl
     log_p, log_q = torch.log_softmax(z_t / T, -1), torch.log_softmax(z_s / T, -1)
     p, q = log_p.exp(), log_q.exp()
     h_t, h_s = -torch.linalg.vecdot(p, log_p), -torch.linalg.vecdot(q, log_q)
-    forward = torch.where(h_t > h_s, delta, 1.0)
-    reverse = torch.where(h_s > h_t, delta, 1.0)
+    forward, reverse = _gates(h_t, h_s, delta)
     gap = log_q.sub_(log_p)
     fkl, rkl = -torch.linalg.vecdot(p, gap), torch.linalg.vecdot(q, gap)
     # forward (q - p) + reverse q (gap - rkl)

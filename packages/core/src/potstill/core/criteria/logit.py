@@ -203,10 +203,15 @@ def row_std(z: Float[Tensor, "*rows classes"], *, floor: float = 1e-2) -> Float[
     return variance.clamp_min(floor**2).sqrt()
 
 
-def _logit_std(z_s: Tensor, z_t: Tensor, T: float | Tensor, eps: float, floor: float) -> Tensor:
+def _standardized(z: Tensor, eps: float, floor: float) -> Tensor:
     # softmax does not see a shift: dividing by the deviation is all of the z-score that matters.
-    by_s, by_t = (row_std(z, floor=floor).unsqueeze(1) + eps for z in (z_s, z_t))
-    return _kd(z_s / by_s, z_t / by_t, T)
+    masked = z.isneginf()
+    by = row_std(z, floor=floor).unsqueeze(-1) + eps
+    return (z.masked_fill(masked, 0) / by).masked_fill(masked, -torch.inf)
+
+
+def _logit_std(z_s: Tensor, z_t: Tensor, T: float | Tensor, eps: float, floor: float) -> Tensor:
+    return _kd(_standardized(z_s, eps, floor), _standardized(z_t, eps, floor), T)
 
 
 _LOGIT_STD = RowForm(_logit_std)

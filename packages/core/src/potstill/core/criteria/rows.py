@@ -45,7 +45,8 @@ class RowOptions(TypedDict, total=False):
     """Keywords that every row-wise criterion takes.
 
     Attributes:
-        weight: Weights of the rows, shaped like the logits without their class axis, at least 0.
+        weight: Weights of the rows, shaped like the logits without their class axis, at least 0; a
+            row of weight 0 does not count, whatever it holds. May be learned.
         ignore_index: Rows whose label in ``target`` equals this do not count (default -100).
         reduction: ``"mean"`` (default): sum over classes, weighted mean over the rows that count,
             the divisor being at least 1, so that no row at all gives 0; ``"sum"``; ``"none"``:

@@ -34,9 +34,9 @@ def _log_rest(log_top: Tensor) -> Tensor:
 def _split(log_q: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
     """The student's log-probabilities of the chosen classes, and of all others together."""
     rest = log_q.scatter(1, indices, -torch.inf)
-    if indices.shape[1] == log_q.shape[1]:
-        return log_q.gather(1, indices), log_q.new_full((len(log_q),), -torch.inf)
-    return log_q.gather(1, indices), rest.logsumexp(-1)
+    empty = rest.isneginf().all(1)  # k = C, or all others masked: logsumexp has no gradient there
+    tail = rest.masked_fill(empty.unsqueeze(1), 0).logsumexp(-1).masked_fill(empty, -torch.inf)
+    return log_q.gather(1, indices), tail
 
 
 def _compare(log_p: Tensor, tail_p: Tensor, log_q: Tensor, tail_q: Tensor, tail: Tail) -> Tensor:
