@@ -14,12 +14,12 @@ from .engine.fit import fit as fit
 from .engine.plan import Run as Run
 from .engine.plan import Stage as Stage
 from .engine.plan import Validation as Validation
+from .export import to_exported as to_exported
+from .export import to_onnx as to_onnx
 from .metrics import accuracy as accuracy
 from .metrics import ece as ece
 from .metrics import psnr as psnr
 from .metrics import ssim as ssim
-from .export import to_exported as to_exported
-from .export import to_onnx as to_onnx
 from .objective import Criterion as Criterion
 from .objective import Losses as Losses
 from .objective import Objective as Objective
