@@ -55,7 +55,7 @@ from potstill.acm import (
 from potstill.core import Distiller, Losses, Objective, cosine, fit
 from potstill.core.bench import Figure, at_least, at_most, benchmark
 from potstill.core.cost import count_macs, latency
-from potstill.core.data import locate
+from potstill.core.data import locate, sha256
 from potstill.core.files import atomic
 from potstill.core.metrics import accuracy
 from potstill.core.report import Column, Report
@@ -448,8 +448,9 @@ def report(task: Task, results: list[dict[str, Any]], quick: bool) -> Report:
     mean = {name: average([r["rows"][name] for r in results]) for name in first["rows"]}
     note = "Smoke run, no claims. " if quick else ""
     page = Report(
-        f"Adaptive computation on {task.name}", summary=note + verdict(mean), columns=columns, label="model",
-        data=locate(task.archive),
+        f"Adaptive computation on {task.name}",
+        summary=note + verdict(mean), columns=columns, label="model",
+        data=sha256(locate(task.archive))[:12],
     )  # fmt: skip
     for name in first["rows"]:
         values = {key: [r["rows"][name][key] for r in results] for key in columns}
