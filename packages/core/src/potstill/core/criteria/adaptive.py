@@ -69,7 +69,7 @@ def taid(
     if not isinstance(tau, Tensor):
         if not 0 <= tau <= 1:
             raise ConfigError(f"taid: tau must be in [0, 1], got {tau}")
-        tau = torch.tensor(tau)
+        tau = torch.tensor(tau, dtype=torch.float64)
     kind = torch.float64 if z_s.dtype == torch.float64 else torch.float32
     return evaluate("taid", _TAID, z_s, z_t, tau.to(z_s.device, kind), target=target, **options)
 
