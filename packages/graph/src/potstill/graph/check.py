@@ -1,0 +1,293 @@
+"""Graphs are checked once, at the boundary: every fault is named together with its fix."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch_geometric.data import Data
+from torch_geometric.utils import coalesce, contains_isolated_nodes, remove_self_loops
+from torch_geometric.utils import to_undirected as _to_undirected
+
+from potstill.core.errors import ConfigError, DataError, ShapeError
+from potstill.graph.tensors import as_features, is_sparse
+
+__all__ = ["check_edges", "check_graph", "check_logits", "is_symmetric"]
+
+log = logging.getLogger(__name__)
+Kind = Literal["logits", "probabilities", "log_probabilities"]
+_MASKS = ("train_mask", "val_mask", "test_mask")
+
+
+def check_graph(data: Data, *, to_undirected: bool = False, name: str = "check_graph") -> Data:
+    """Check a graph for node classification and put it into the form that the package uses.
+
+    The result has float32 features (dense or CSR), edges without duplicates and self-loops, three
+    masks that do not overlap, and ``num_classes``. What was changed is warned about.
+
+    Args:
+        data: ``x`` [N F], ``edge_index`` [2 E], ``y`` [N] int64, ``train_mask``, ``val_mask``,
+            ``test_mask`` [N] bool; optional ``edge_weight`` [E].
+        to_undirected: Add the missing direction of edges that have only one.
+        name: The caller, for messages.
+
+    Returns:
+        A shallow copy; tensors that were right are shared.
+
+    Raises:
+        ShapeError: Shapes or types that do not fit together.
+        DataError: Values that cannot be: NaN, labels out of range, edges to nodes that are not
+            there, masks that are empty or overlap.
+
+    Example:
+        >>> one = torch.eye(3, dtype=torch.bool)
+        >>> data = Data(x=torch.eye(3), edge_index=torch.tensor([[0, 1], [1, 0]]),
+        ...             y=torch.tensor([0, 1, 0]), train_mask=one[0] | one[1], val_mask=one[1],
+        ...             test_mask=one[2])
+        >>> check_graph(data)
+        Traceback (most recent call last):
+        ...
+        potstill.core.errors.DataError: check_graph: train_mask and val_mask must not overlap, ...
+    """
+    for field in ("x", "edge_index", "y", *_MASKS):
+        if data.get(field) is None:
+            raise DataError(f"{name}: data.{field} must be there, got None; set it before training")
+    x = as_features(data.x, "x")
+    count = x.shape[0]
+    _finite(name, "x", x)
+    edge_index, weight = check_edges(
+        data.edge_index, count, data.get("edge_weight"), to_undirected=to_undirected, name=name
+    )
+    masks = _check_masks(name, data, count)
+    classes = _check_labels(name, data.y, masks, count, data.get("num_classes"))
+    checked = Data(x=x, edge_index=edge_index, y=data.y, num_classes=classes, **masks)
+    if weight is not None:
+        checked.edge_weight = weight
+    return checked
+
+
+def check_edges(
+    edge_index: Tensor,
+    num_nodes: int,
+    edge_weight: Tensor | None = None,
+    *,
+    to_undirected: bool = False,
+    name: str = "check_edges",
+) -> tuple[Tensor, Tensor | None]:
+    """Check an edge list; remove self-loops and duplicates (weights of duplicates are added).
+
+    Args:
+        edge_index: [2 E] int64, source and target of each edge.
+        num_nodes: N; every entry is in [0, N).
+        edge_weight: [E], finite and >= 0; None for an unweighted graph.
+        to_undirected: Add the missing direction of edges.
+        name: The caller, for messages.
+
+    Returns:
+        Edges sorted by source, then target, and their weights.
+
+    Raises:
+        ShapeError: Not [2 E] int64, or a weight of another length.
+        DataError: An index out of range; a weight that is negative or not finite.
+    """
+    if edge_index.ndim != 2 or edge_index.shape[0] != 2 or edge_index.dtype != torch.int64:
+        raise ShapeError(
+            f"{name}: edge_index must be [2, E] int64, got {list(edge_index.shape)} "
+            f"{edge_index.dtype}; pass edge_index.long(), transposed if it is [E, 2]"
+        )
+    if edge_index.numel():
+        low, high = (int(value) for value in edge_index.aminmax())
+        if low < 0 or high >= num_nodes:
+            raise DataError(
+                f"{name}: edge_index must be in [0, {num_nodes}), got {low} to {high}; the graph "
+                f"has {num_nodes} nodes (rows of x): relabel the nodes or add the missing rows"
+            )
+    if edge_weight is not None:
+        _check_weight(name, edge_weight, edge_index.shape[1])
+    given = edge_index.shape[1]
+    edge_index, edge_weight = remove_self_loops(edge_index, edge_weight)
+    if edge_index.shape[1] < given:
+        log.info("%s: %d self-loops removed", name, given - edge_index.shape[1])
+    found = edge_index.shape[1]
+    edge_index, edge_weight = _coalesced(edge_index, edge_weight, num_nodes)
+    if edge_index.shape[1] < found:
+        warnings.warn(
+            f"{name}: {found - edge_index.shape[1]} duplicates in edge_index were merged",
+            stacklevel=3,
+        )
+    if to_undirected:
+        edge_index, edge_weight = _both_directions(edge_index, edge_weight, num_nodes)
+    if not edge_index.numel():
+        warnings.warn(
+            f"{name}: edge_index has no edges, so there is nothing high-frequency to match",
+            stacklevel=3,
+        )
+    elif contains_isolated_nodes(edge_index, num_nodes):
+        linked = torch.unique(edge_index).numel()
+        log.info("%s: %d of %d nodes are isolated", name, num_nodes - linked, num_nodes)
+    return edge_index, edge_weight
+
+
+def is_symmetric(edge_index: Tensor, num_nodes: int, edge_weight: Tensor | None = None) -> bool:
+    """Whether every edge is there in both directions, with equal weights."""
+    source, target = edge_index
+    forth, back = source * num_nodes + target, target * num_nodes + source
+    forth, order = forth.sort()
+    back, turned = back.sort()
+    if not torch.equal(forth, back):
+        return False
+    return edge_weight is None or torch.equal(edge_weight[order], edge_weight[turned])
+
+
+def check_logits(
+    logits: Any, num_nodes: int, num_classes: int | None = None, kind: Kind = "logits"
+) -> Tensor:
+    """Check what a teacher says about all nodes, given as a tensor, array, memory map or ``.npy``.
+
+    Args:
+        logits: [N C]; a path ends in ``.npy`` and is memory-mapped.
+        num_nodes: N.
+        num_classes: C where it is known.
+        kind: What the numbers are; probabilities are turned into log-probabilities, which serve
+            as logits.
+
+    Returns:
+        [N C] float32.
+
+    Raises:
+        ShapeError: Another shape, with both shapes in the message.
+        DataError: NaN or infinite values, or negative probabilities.
+        ConfigError: An unknown kind.
+    """
+    if kind not in ("logits", "probabilities", "log_probabilities"):
+        raise ConfigError(
+            f"check_logits: kind must be logits, probabilities or log_probabilities, got {kind!r}"
+        )
+    if not isinstance(logits, Tensor | np.ndarray):
+        # A map is only ever read; copy-on-write lets torch share it without a warning.
+        logits = np.load(logits, mmap_mode="c", allow_pickle=False)
+    z = torch.as_tensor(logits).detach()
+    z = z if z.dtype == torch.float32 else z.float()
+    expected = [num_nodes, "C" if num_classes is None else num_classes]
+    if z.ndim != 2 or len(z) != num_nodes or num_classes not in (None, z.shape[1]):
+        raise ShapeError(
+            f"check_logits: teacher logits must be {expected} (nodes, classes), got "
+            f"{list(z.shape)}; was the teacher run on this graph and these labels?"
+        )
+    _finite("check_logits", "teacher logits", z)
+    if kind == "probabilities":
+        if bool((z < 0).any()):
+            raise DataError(
+                f"check_logits: probabilities must be >= 0, got {float(z.min()):.6g}; "
+                "pass kind='logits' or 'log_probabilities'"
+            )
+        return z.clamp_min(torch.finfo(z.dtype).tiny).log()
+    sums = z[:1000].sum(1)
+    if kind == "logits" and bool((z[:1000] >= 0).all()) and bool(((sums - 1).abs() < 1e-3).all()):
+        warnings.warn(
+            "check_logits: the rows sum to 1, so these look like probabilities; pass "
+            "kind='probabilities'",
+            stacklevel=2,
+        )
+    return z
+
+
+def _coalesced(edge_index: Tensor, weight: Tensor | None, count: int) -> tuple[Tensor, Any]:
+    if weight is None:
+        return coalesce(edge_index, num_nodes=count), None
+    return coalesce(edge_index, weight, num_nodes=count, reduce="sum")
+
+
+def _both_directions(edge_index: Tensor, weight: Tensor | None, count: int) -> tuple[Tensor, Any]:
+    if weight is None:
+        return _to_undirected(edge_index, num_nodes=count), None
+    return _to_undirected(edge_index, weight, num_nodes=count, reduce="max")
+
+
+def _check_weight(name: str, weight: Tensor, edges: int) -> None:
+    if weight.shape != (edges,) or not weight.is_floating_point():
+        raise ShapeError(
+            f"{name}: edge_weight must be [{edges}] float, one for each edge, got "
+            f"{list(weight.shape)} {weight.dtype}"
+        )
+    bad = (~(weight.isfinite() & (weight >= 0))).nonzero().flatten()
+    if len(bad):
+        first = int(bad[0])
+        raise DataError(
+            f"{name}: edge_weight must be finite and >= 0, got {float(weight[first])} at edge "
+            f"{first}; clip or drop these edges"
+        )
+
+
+def _check_masks(name: str, data: Data, count: int) -> dict[str, Tensor]:
+    masks: dict[str, Tensor] = {field: data[field] for field in _MASKS}
+    for field, mask in masks.items():
+        if mask.ndim == 2:
+            raise ShapeError(
+                f"{name}: {field} must be [{count}], got {list(mask.shape)}, which holds "
+                f"{mask.shape[1]} splits; choose one: take_split(data, 0), or split=0 when loading"
+            )
+        if mask.shape != (count,) or mask.dtype != torch.bool:
+            raise ShapeError(
+                f"{name}: {field} must be [{count}] bool, got {list(mask.shape)} {mask.dtype}; "
+                "torch_geometric.utils.index_to_mask makes one of indices"
+            )
+        if field != "test_mask" and not bool(mask.any()):
+            raise DataError(
+                f"{name}: {field} must select at least one node, got none; per_class_split makes "
+                "a split"
+            )
+    for first, second in (_MASKS[:2], _MASKS[1:], _MASKS[::2]):
+        both = (masks[first] & masks[second]).nonzero().flatten()
+        if len(both):
+            plural = "node" if len(both) == 1 else "nodes"
+            raise DataError(
+                f"{name}: {first} and {second} must not overlap, got {len(both)} {plural} in both "
+                f"(first: {int(both[0])}); give each node one role"
+            )
+    return masks
+
+
+def _check_labels(
+    name: str, y: Tensor, masks: dict[str, Tensor], count: int, classes: int | None
+) -> int:
+    if y.ndim == 2 and y.shape[1] > 1:
+        raise ShapeError(
+            f"{name}: y must be [{count}], one class a node, got {list(y.shape)}; multi-label "
+            "graphs are not supported"
+        )
+    if y.shape != (count,) or y.dtype != torch.int64:
+        raise ShapeError(
+            f"{name}: y must be [{count}] int64, one label for each row of x, got {list(y.shape)} "
+            f"{y.dtype}"
+        )
+    classes = classes or int(y.max()) + 1
+    used = torch.stack(list(masks.values())).any(0)
+    bad = (used & ((y < 0) | (y >= classes))).nonzero().flatten()
+    if len(bad):
+        first = int(bad[0])
+        raise DataError(
+            f"{name}: y must be in [0, {classes}) where a mask is set, got {int(y[first])} at node "
+            f"{first}; -1 is for nodes outside the masks"
+        )
+    absent = sorted(set(range(classes)) - set(y[masks["train_mask"]].tolist()))
+    if absent:
+        warnings.warn(f"{name}: train_mask has no node of the classes {absent}", stacklevel=3)
+    return classes
+
+
+def _finite(name: str, field: str, x: Tensor) -> None:
+    values = x.values() if is_sparse(x) else x
+    if bool(values.isfinite().all()):
+        return
+    place = int((~values.isfinite()).nonzero()[0, 0])
+    if is_sparse(x):
+        place = int(torch.searchsorted(x.crow_indices(), place, right=True)) - 1
+    raise DataError(
+        f"{name}: {field} must be finite, got NaN or infinity, first in row {place}; drop these "
+        "nodes or fill the values"
+    )

@@ -1,0 +1,214 @@
+"""Teacher and students side by side: accuracy over seeds, size, latency, and the page of it all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch_geometric.data import Data
+from torch_geometric.utils import k_hop_subgraph
+
+from potstill.core import Engine
+from potstill.core.cost import count_parameters, latency
+from potstill.core.data import fingerprint
+from potstill.core.report import Column, Report
+from potstill.graph.models import MLPStudent
+from potstill.graph.recipes import Recipe
+from potstill.graph.tensors import rows
+from potstill.graph.training import Progress, Trained, run_protocol
+
+__all__ = ["NAMES", "Comparison", "compare", "full_graph_call", "save_page", "single_node_call"]
+
+NAMES = {
+    "mlp": "MLP, labels only",
+    "glnn": "GLNN",
+    "lfd": "low frequency only",
+    "hfd": "high frequency only",
+    "ff-g2m": "FF-G2M",
+    "krd": "KRD",
+    "hgmd": "HGMD",
+}
+
+
+@dataclass
+class Comparison:
+    """What one teacher and its students reached, over seeds.
+
+    Attributes:
+        recipe: Of all of them.
+        seeds: In order.
+        trained: By name ("teacher", then methods), one for each seed.
+        data: The graph of the last seed.
+    """
+
+    recipe: Recipe
+    seeds: list[int] = field(default_factory=list)
+    trained: dict[str, list[Trained]] = field(default_factory=dict)
+    data: Data = field(default_factory=Data)
+
+    def percent(self, name: str, part: str = "test") -> list[float]:
+        """Accuracies of one of them in percent, by seed."""
+        return [100 * trained.accuracy[part] for trained in self.trained[name]]
+
+    def best(self, name: str) -> Trained:
+        """The one with the best validation accuracy over the seeds."""
+        return max(self.trained[name], key=lambda trained: trained.accuracy["val"])
+
+    def report(self, title: str) -> Report:
+        """Table and plots, with latencies measured now."""
+        last = list(self.trained)[-1]
+        report = Report(
+            title,
+            summary=self._summary(last),
+            columns={
+                "accuracy": Column("%", best="max"),
+                "parameters": Column(),
+                "single node": Column("ms", best="min", digits=3),
+                "full graph": Column("ms", best="min", digits=3),
+            },
+            label="model",
+            seed=f"{self.seeds[0]}-{self.seeds[-1]}",
+            data=fingerprint(self.data.edge_index, self.data.y)[:12],
+        )
+        for name, trained in self.trained.items():
+            model = trained[-1].model
+            figures: dict[str, Any] = {"accuracy": self.percent(name)}
+            for part in ("inductive", "production"):
+                if part in trained[0].accuracy:
+                    figures[part] = self.percent(name, part)
+            report.add(
+                self.label(name),
+                **figures,
+                parameters=count_parameters(model),
+                **{
+                    "single node": 1e3
+                    * latency(single_node_call(model, self.data), blocks=9).median,
+                    "full graph": 1e3 * latency(full_graph_call(model, self.data), blocks=5).median,
+                },
+            )
+        report.bars("accuracy", "Mean over seeds and standard deviation.", "Test accuracy")
+        report.scatter(
+            "single node",
+            "accuracy",
+            "The GNN has to collect the neighbourhood of a node first; students read one row.",
+            "Accuracy against the latency of a single prediction",
+            log=True,
+        )
+        return report
+
+    def label(self, name: str) -> str:
+        """How a row is called."""
+        return f"{self.recipe.teacher} teacher" if name == "teacher" else NAMES.get(name, name)
+
+    def _summary(self, name: str) -> str:
+        mean = sum(self.percent(name)) / len(self.seeds)
+        teacher = sum(self.percent("teacher")) / len(self.seeds)
+        return (
+            f"{self.label(name)} reaches {mean:.1f} % without edges; its teacher, which needs "
+            f"them, {teacher:.1f} % (test nodes, mean of {len(self.seeds)} seeds)."
+        )
+
+
+def compare(
+    graph: Callable[[int], Data],
+    recipe: Recipe,
+    methods: Iterable[str],
+    seeds: Iterable[int],
+    *,
+    hold_out_rate: float = 0.0,
+    engine: Engine | None = None,
+    progress: Callable[[str], Progress] = lambda text: False,
+    done: Callable[[str], None] = lambda text: None,
+) -> Comparison:
+    """Run the whole protocol for each seed.
+
+    Args:
+        graph: The checked graph of a seed (its split may depend on it).
+        recipe: For teacher and students.
+        methods: As of `potstill.graph.training.METHODS`.
+        seeds: One run each.
+        hold_out_rate: See `run_protocol`.
+        engine: Device and precision.
+        progress: Label to progress option of `fit`.
+        done: Is told in words what a seed gave.
+    """
+    comparison = Comparison(recipe)
+    for seed in seeds:
+        comparison.data = graph(seed)
+        found = run_protocol(
+            comparison.data,
+            recipe,
+            tuple(methods),
+            seed=seed,
+            hold_out_rate=hold_out_rate,
+            engine=engine,
+            progress=lambda name, seed=seed: progress(f"seed {seed}: {comparison.label(name)}"),
+        )
+        comparison.seeds.append(seed)
+        for name, trained in found.items():
+            comparison.trained.setdefault(name, []).append(trained)
+        scores = (f"{comparison.label(k)} {100 * v.accuracy['test']:.1f}" for k, v in found.items())
+        done(f"seed {seed}: {', '.join(scores)} %")
+    return comparison
+
+
+def full_graph_call(model: nn.Module, data: Data) -> Callable[[], Tensor]:
+    """A call that predicts all nodes, for timing."""
+    return _without_gradient(model, data.x, data.edge_index)
+
+
+def single_node_call(model: nn.Module, data: Data, node: int | None = None) -> Callable[[], Tensor]:
+    """A call that predicts one node, for timing: a GNN collects the neighbourhood first.
+
+    Args:
+        model: A student, or a GNN of `potstill.graph.models`.
+        data: The graph.
+        node: By default one whose degree is the median of the linked nodes.
+    """
+    if node is None:
+        degree = torch.bincount(data.edge_index[1], minlength=data.num_nodes)
+        linked = degree.nonzero().flatten()
+        node = int(linked[degree[linked].argsort()[len(linked) // 2]]) if len(linked) else 0
+    index = torch.tensor([node])
+    if isinstance(model, MLPStudent):
+        return _without_gradient(model, rows(data.x, index), None)
+    hops = len(getattr(model, "maps", getattr(model, "convolutions", ())))
+
+    @torch.inference_mode()
+    def predict() -> Tensor:
+        nodes, edges, place, _ = k_hop_subgraph(
+            node, hops, data.edge_index, relabel_nodes=True, num_nodes=data.num_nodes
+        )
+        z: Tensor = model(rows(data.x, nodes), edges)
+        return z[place]
+
+    return predict
+
+
+def _without_gradient(model: nn.Module, x: Tensor, edge_index: Tensor | None) -> Any:
+    inputs = (x,) if edge_index is None or isinstance(model, MLPStudent) else (x, edge_index)
+
+    @torch.inference_mode()
+    def predict() -> Tensor:
+        z: Tensor = model(*inputs)
+        return z
+
+    return predict
+
+
+def save_page(comparison: Comparison, title: str, folder: Path) -> Report:
+    """Write the page, its plots and the student of the last method to ``folder``."""
+    report = comparison.report(title)
+    report.save(folder)
+    name = list(comparison.trained)[-1]
+    best = comparison.best(name)
+    if isinstance(best.model, MLPStudent):
+        metrics = {k: round(v, 4) for k, v in best.accuracy.items()}
+        best.model.save_pretrained(
+            folder / "student", teacher=comparison.label("teacher"), metrics=metrics
+        )
+    return report

@@ -1,0 +1,281 @@
+"""Teachers that see the graph, and the student that does not.
+
+All take node features [N F], dense or CSR; teachers take ``edge_index`` too, so any PyG module with
+``forward(x, edge_index)`` can stand in for them.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Integer
+from torch import Tensor, nn
+from torch_geometric.nn import GATConv
+
+from potstill.core.errors import ConfigError, ShapeError
+from potstill.core.pretrained import Pretrained
+from potstill.graph.propagate import FeatureLinear, propagate, random_walk, symmetric
+from potstill.graph.tensors import Memo, as_features, is_sparse
+
+__all__ = ["GATTeacher", "GCNTeacher", "MLPStudent", "SAGETeacher", "make_teacher"]
+
+
+def _widths(name: str, ends: tuple[int, int], hidden: int, layers: int) -> list[int]:
+    sizes = {"in_channels": ends[0], "out_channels": ends[1], "hidden_channels": hidden}
+    for field, value in {**sizes, "num_layers": layers}.items():
+        if value < 1:
+            raise ConfigError(f"{name}: {field} must be at least 1, got {value}")
+    return [ends[0], *[hidden] * (layers - 1), ends[1]]
+
+
+def _check_dropout(name: str, dropout: float) -> float:
+    if not 0 <= dropout < 1:
+        raise ConfigError(f"{name}: dropout must be in [0, 1), got {dropout}")
+    return dropout
+
+
+class MLPStudent(
+    nn.Module, Pretrained, paper="Wu et al., Extracting Low-/High-Frequency Knowledge, AAAI 2023"
+):
+    """A multi-layer perceptron on the features of single nodes: what gets deployed.
+
+    Linear, ReLU and dropout; no dropout on the input, no normalisation, as in FF-G2M.
+
+    Args:
+        in_channels: Features of a node.
+        hidden_channels: Width of the hidden layers.
+        num_layers: Linear layers, at least 1.
+        out_channels: Classes.
+        dropout: After each hidden layer, in [0, 1).
+
+    Raises:
+        ConfigError: A size below 1, or a dropout outside [0, 1).
+
+    Example:
+        >>> student = MLPStudent(8, 16, 2, 3)
+        >>> student.predict(torch.rand(4, 8)).shape
+        torch.Size([4])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        hidden_channels: int,
+        num_layers: int,
+        out_channels: int,
+        dropout: float = 0.5,
+    ) -> None:
+        super().__init__()
+        widths = _widths("MLPStudent", (in_channels, out_channels), hidden_channels, num_layers)
+        self.in_channels = in_channels
+        self.dropout = _check_dropout("MLPStudent", dropout)
+        self.layers = nn.ModuleList(
+            (nn.Linear if i else FeatureLinear)(a, b) for i, (a, b) in enumerate(pairwise(widths))
+        )
+
+    def forward(self, x: Tensor) -> Float[Tensor, "nodes classes"]:
+        """Logits [N C] of features [N F], dense or CSR."""
+        for layer in self.layers[:-1]:
+            x = F.dropout(layer(x).relu(), self.dropout, self.training)
+        logits: Tensor = self.layers[-1](x)
+        return logits
+
+    def reset_parameters(self) -> None:
+        """Draw new weights."""
+        for layer in self.layers:
+            layer.reset_parameters()  # type: ignore[operator]
+
+    @torch.no_grad()
+    def logits(self, x: Any, batch_size: int | None = None) -> Float[Tensor, "nodes classes"]:
+        """Logits of nodes that may never have been in a graph, in eval mode.
+
+        Args:
+            x: [N F]: a tensor (dense, CSR), a numpy array, a memory map or a scipy matrix.
+            batch_size: Nodes at a time, dense features only; all by default.
+
+        Raises:
+            ShapeError: The width of ``x`` is not what the student was trained on.
+        """
+        if not hasattr(x, "shape") or len(x.shape) != 2 or x.shape[1] != self.in_channels:
+            got = list(x.shape) if hasattr(x, "shape") else type(x).__name__
+            raise ShapeError(
+                f"predict: x must be [N, {self.in_channels}], the features that the student was "
+                f"trained on, got {got}; a single node is x[None]"
+            )
+        was, device = self.training, next(self.parameters()).device
+        self.eval()
+        try:
+            size = batch_size or max(1, x.shape[0])
+            if size >= x.shape[0]:
+                return self(as_features(x).to(device))
+            starts = range(0, x.shape[0], size)
+            return torch.cat([self(as_features(x[i : i + size]).to(device)) for i in starts])
+        finally:
+            self.train(was)
+
+    def predict(self, x: Any, batch_size: int | None = None) -> Integer[Tensor, " nodes"]:
+        """The most likely class of each node, [N] int64; arguments and errors as of `logits`."""
+        return self.logits(x, batch_size).argmax(1)
+
+
+class _Propagating(nn.Module):
+    """Layers of a linear map and a fixed averaging over neighbours, in the cheaper order."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        hidden_channels: int,
+        num_layers: int,
+        out_channels: int,
+        dropout: float = 0.5,
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        widths = _widths(name, (in_channels, out_channels), hidden_channels, num_layers)
+        self.dropout = _check_dropout(name, dropout)
+        self.maps = nn.ModuleList(FeatureLinear(a, b, bias=False) for a, b in pairwise(widths))
+        self.biases = nn.ParameterList(torch.zeros(width) for width in widths[1:])
+        self._adjacency = Memo()
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw new weights: Glorot-uniform, biases zero."""
+        for layer in self.maps:
+            nn.init.xavier_uniform_(layer.weight)  # type: ignore[arg-type]
+        for bias in self.biases:
+            nn.init.zeros_(bias)
+
+    def forward(
+        self, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None
+    ) -> Float[Tensor, "nodes classes"]:
+        """Logits [N C] of all nodes of a graph."""
+        forth, back = self._adjacency(self.adjacency, edge_index, x.shape[0], edge_weight)
+        last = len(self.maps) - 1
+        for i, (linear, bias) in enumerate(zip(self.maps, self.biases, strict=True)):
+            if is_sparse(x) or len(bias) <= x.shape[1]:
+                x = propagate(forth, back, linear(x)) + bias
+            else:
+                x = linear(propagate(forth, back, x)) + bias
+            if i < last:
+                x = F.dropout(x.relu(), self.dropout, self.training)
+        return x
+
+    @staticmethod
+    def adjacency(
+        edge_index: Tensor, num_nodes: int, edge_weight: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """What averages over neighbours [N N], and its transpose, both CSR."""
+        raise NotImplementedError
+
+
+class GCNTeacher(_Propagating):
+    """Graph convolutions with symmetric normalisation and self-loops.
+
+    Source: Kipf and Welling, ICLR 2017, Eq. (2): ``X' = D^-1/2 (A + I) D^-1/2 X W + b``.
+    ReLU and dropout after hidden layers, none on the input; the averaging is made once a graph.
+
+    Args:
+        in_channels: Features of a node.
+        hidden_channels: Width of the hidden layers.
+        num_layers: Convolutions, at least 1.
+        out_channels: Classes.
+        dropout: After each hidden layer, in [0, 1).
+
+    Raises:
+        ConfigError: A size below 1, or a dropout outside [0, 1).
+
+    Example:
+        >>> teacher = GCNTeacher(8, 16, 2, 3).eval()
+        >>> teacher(torch.rand(4, 8), torch.tensor([[0, 1], [1, 0]])).shape
+        torch.Size([4, 3])
+    """
+
+    adjacency = staticmethod(symmetric)
+
+
+class SAGETeacher(_Propagating):
+    """GraphSAGE with the "gcn" aggregator: a mean over the node and its neighbours.
+
+    Source: Hamilton, Ying, Leskovec, NeurIPS 2017, Eq. (2). As in FF-G2M's graphs, which carry
+    self-loops already, the node itself counts twice. Arguments as of `GCNTeacher`.
+    """
+
+    adjacency = staticmethod(random_walk)
+
+
+class GATTeacher(nn.Module):
+    """Graph attention: PyG's `GATConv`, with dropout on the input of every layer.
+
+    Source: Velickovic et al., ICLR 2018, Eq. (3)-(5).
+
+    Args:
+        in_channels: Features of a node.
+        hidden_channels: Width of the hidden layers, all heads together.
+        num_layers: Convolutions, at least 1; the last one has one head.
+        out_channels: Classes.
+        dropout: On the input of every layer, in [0, 1).
+        heads: Heads of the hidden layers; divides ``hidden_channels``.
+        attention_dropout: On the attention coefficients, in [0, 1).
+
+    Raises:
+        ConfigError: A size below 1, a dropout outside [0, 1), or heads that do not divide
+            ``hidden_channels``.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        hidden_channels: int,
+        num_layers: int,
+        out_channels: int,
+        dropout: float = 0.5,
+        heads: int = 4,
+        attention_dropout: float = 0.3,
+    ) -> None:
+        super().__init__()
+        widths = _widths("GATTeacher", (in_channels, out_channels), hidden_channels, num_layers)
+        self.dropout = _check_dropout("GATTeacher", dropout)
+        if heads < 1 or hidden_channels % heads:
+            raise ConfigError(
+                f"GATTeacher: hidden_channels must be a multiple of heads, got {hidden_channels} "
+                f"and {heads}"
+            )
+        self.convolutions = nn.ModuleList()
+        for i, (a, b) in enumerate(pairwise(widths)):
+            k = heads if i < num_layers - 1 else 1
+            self.convolutions.append(GATConv(a, b // k, heads=k, dropout=attention_dropout))
+        self._dense = Memo()
+
+    def reset_parameters(self) -> None:
+        """Draw new weights."""
+        for layer in self.convolutions:
+            layer.reset_parameters()  # type: ignore[operator]
+
+    def forward(
+        self, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None
+    ) -> Float[Tensor, "nodes classes"]:
+        """Logits [N C] of all nodes of a graph; attention makes its own weights."""
+        if is_sparse(x):
+            x = self._dense(torch.Tensor.to_dense, x)
+        for i, layer in enumerate(self.convolutions):
+            x = x.relu() if i else x
+            x = layer(F.dropout(x, self.dropout, self.training), edge_index)
+        return x
+
+
+_TEACHERS = {"GCN": GCNTeacher, "SAGE": SAGETeacher, "GAT": GATTeacher}
+
+
+def make_teacher(kind: str, *sizes: int, dropout: float = 0.5) -> nn.Module:
+    """A teacher called ``GCN``, ``SAGE`` or ``GAT``; ``sizes`` as its constructor takes them.
+
+    Raises:
+        ConfigError: An unknown name.
+    """
+    if kind.upper() not in _TEACHERS:
+        raise ConfigError(f"make_teacher: kind must be GCN, SAGE or GAT, got {kind!r}")
+    teacher: nn.Module = _TEACHERS[kind.upper()](*sizes, dropout=dropout)
+    return teacher

@@ -1,0 +1,165 @@
+"""Tensors that are made once: sparse rows, and a memo of what was derived from inputs."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from potstill.core.errors import ShapeError
+
+__all__ = ["Memo", "as_features", "compress", "csr", "density", "is_sparse", "rows", "transposed"]
+
+Made = TypeVar("Made")
+
+
+class Memo:
+    """Remembers what was made of tensors, for as long as they are the same objects, not written to.
+
+    Criteria and layers stay pure functions of their arguments, and still compute what depends on
+    the graph and the teacher only once. Nothing is kept alive: only weak references are held.
+
+    Example:
+        >>> memo, x = Memo(), torch.ones(3)
+        >>> memo(torch.sum, x) is memo(torch.sum, x)
+        True
+        >>> _ = x.add_(1)
+        >>> memo(torch.sum, x)
+        tensor(6.)
+    """
+
+    def __init__(self) -> None:
+        self._key: tuple[Any, ...] = ()
+        self._made: Any = None
+
+    def __call__(self, make: Callable[..., Made], *inputs: Any) -> Made:
+        """``make(*inputs)``, from memory where the inputs are those of the last call."""
+        if not self._knows(inputs):
+            self._made = make(*inputs)
+            self._key = tuple(_Mark(value) for value in inputs)
+        made: Made = self._made
+        return made
+
+    def _knows(self, inputs: tuple[Any, ...]) -> bool:
+        return len(inputs) == len(self._key) and all(
+            mark.matches(value) for value, mark in zip(inputs, self._key, strict=True)
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_key": (), "_made": None}  # copies and pickles start empty
+
+
+class _Mark:
+    """Recognises an input; a tensor without keeping it alive."""
+
+    def __init__(self, value: Any) -> None:
+        self.version = _version(value) if isinstance(value, Tensor) else None
+        self.reference = weakref.ref(value) if isinstance(value, Tensor) else lambda: value
+
+    def matches(self, value: Any) -> bool:
+        if isinstance(value, Tensor):
+            return self.reference() is value and self.version == _version(value)
+        return self.version is None and bool(self.reference() == value)
+
+
+def _version(tensor: Tensor) -> int:
+    # Sparse tensors count no versions, tensors of inference mode refuse to: nobody writes to those.
+    tracked = tensor.layout == torch.strided and not tensor.is_inference()
+    return tensor._version if tracked else 0
+
+
+def csr(pointers: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
+    """A sparse CSR tensor [rows, columns], without torch's warning that these are in beta."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        return torch.sparse_csr_tensor(
+            pointers, columns, values, size=shape, check_invariants=False
+        )
+
+
+def compress(rows: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
+    """CSR of coordinates; the order of equal rows is by column, duplicates stay."""
+    order = torch.argsort(rows * shape[1] + columns, stable=True)
+    counts = torch.bincount(rows, minlength=shape[0])
+    pointers = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    return csr(pointers, columns[order], values[order], shape)
+
+
+def transposed(matrix: Tensor) -> Tensor:
+    """The transpose of a CSR matrix, as CSR."""
+    pointers, columns = matrix.crow_indices(), matrix.col_indices()
+    rows = torch.repeat_interleave(
+        torch.arange(matrix.shape[0], device=columns.device), pointers.diff()
+    )
+    return compress(columns, rows, matrix.values(), (matrix.shape[1], matrix.shape[0]))
+
+
+def is_sparse(x: Tensor) -> bool:
+    """Whether ``x`` is stored as compressed sparse rows."""
+    return x.layout == torch.sparse_csr
+
+
+def density(x: Tensor) -> float:
+    """Share of entries that are not zero."""
+    count = x.values().numel() if is_sparse(x) else int(torch.count_nonzero(x))
+    return count / max(1, x.shape[0] * x.shape[1])
+
+
+def as_features(x: Any, name: str = "x") -> Tensor:
+    """Node features as a float32 tensor, dense or CSR, from what people have.
+
+    Args:
+        x: A tensor (dense, CSR or COO), a numpy array (memory-mapped too), or a scipy matrix.
+        name: For messages.
+
+    Returns:
+        [N F] float32; CSR stays CSR.
+
+    Raises:
+        ShapeError: Not two-dimensional, or not numbers.
+    """
+    if sp.issparse(x):
+        x = x.tocsr()
+        return csr(
+            torch.from_numpy(x.indptr).long(),
+            torch.from_numpy(x.indices).long(),
+            torch.from_numpy(x.data).float(),
+            x.shape,
+        )
+    if isinstance(x, np.ndarray):
+        x = torch.from_numpy(np.ascontiguousarray(x))
+    if not isinstance(x, Tensor) or x.ndim != 2:
+        got = f"shape {list(x.shape)}" if hasattr(x, "shape") else type(x).__name__
+        raise ShapeError(
+            f"as_features: {name} must be a matrix [nodes, features], got {got}; a single node is "
+            "x[None]"
+        )
+    if x.layout == torch.sparse_coo:
+        x = x.coalesce()
+        row, column = x.indices()
+        x = compress(row, column, x.values(), (x.shape[0], x.shape[1]))
+    return x if x.dtype == torch.float32 else x.float()
+
+
+def rows(x: Tensor, index: Tensor) -> Tensor:
+    """Rows of a dense or CSR matrix, in the layout of ``x``.
+
+    Example:
+        >>> x = as_features(sp.eye(3).tocsr())
+        >>> rows(x, torch.tensor([2, 0])).to_dense()
+        tensor([[0., 0., 1.],
+                [1., 0., 0.]])
+    """
+    if not is_sparse(x):
+        return x[index]
+    start, length = x.crow_indices()[index], x.crow_indices().diff()[index]
+    pointers = torch.cat([length.new_zeros(1), length.cumsum(0)])
+    offset = torch.repeat_interleave(start - pointers[:-1], length)
+    entries = offset + torch.arange(int(pointers[-1]), device=offset.device)
+    return csr(pointers, x.col_indices()[entries], x.values()[entries], (len(index), x.shape[1]))

@@ -1,0 +1,67 @@
+"""The kernel of `potstill.graph.triton_edges`; importing it needs Triton."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+__all__ = ["contrast_kernel"]
+
+
+@triton.jit
+def _spread(a, b, inverse_tau, inside):  # type: ignore[no-untyped-def]
+    """``|a - b| / tau``, far below everything in the padding."""
+    return tl.where(inside, tl.abs(a - b) * inverse_tau, -1e30)
+
+
+@triton.jit
+def contrast_kernel(  # type: ignore[no-untyped-def]  # noqa: D103
+    z,
+    z_t,
+    q_t,
+    i,
+    j,
+    factor,
+    gradient,
+    values,
+    edges,
+    classes,
+    inverse_tau,
+    KEPT: tl.constexpr,
+    DIFFERENTIATE: tl.constexpr,
+    TILE: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    e = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    c = tl.arange(0, WIDTH)
+    there = e < edges
+    inside = there[:, None] & (c < classes)[None, :]
+    row_i = tl.load(i + e, mask=there, other=0)[:, None] * classes + c[None, :]
+    row_j = tl.load(j + e, mask=there, other=0)[:, None] * classes + c[None, :]
+    a = tl.load(factor + e, mask=there, other=0.0)[:, None]
+
+    z_i = tl.load(z + row_i, mask=inside, other=0.0)
+    z_j = tl.load(z + row_j, mask=inside, other=0.0)
+    x = _spread(z_i, z_j, inverse_tau, inside)
+    x -= tl.max(x, 1)[:, None]
+    power = tl.where(inside, tl.exp(x), 0.0)
+    total = tl.maximum(tl.sum(power, 1), 1e-30)[:, None]
+
+    if KEPT:
+        q = tl.load(q_t + e[:, None] * classes + c[None, :], mask=inside, other=0.0)
+    else:
+        t_i = tl.load(z_t + row_i, mask=inside, other=0.0)
+        t_j = tl.load(z_t + row_j, mask=inside, other=0.0)
+        y = _spread(t_i, t_j, inverse_tau, inside)
+        y -= tl.max(y, 1)[:, None]
+        q = tl.where(inside, tl.exp(y), 0.0)
+        q /= tl.maximum(tl.sum(q, 1), 1e-30)[:, None]
+
+    log_q = tl.where(inside, x - tl.log(total), 0.0)
+    tl.store(values + tl.program_id(0), -tl.sum(a * q * log_q))
+    if DIFFERENTIATE:
+        difference = z_i - z_j
+        sign = tl.where(difference > 0, 1.0, tl.where(difference < 0, -1.0, 0.0))
+        slope = a * inverse_tau * (power / total - q) * sign
+        tl.atomic_add(gradient + row_i, slope, mask=inside)
+        tl.atomic_add(gradient + row_j, -slope, mask=inside)
