@@ -11,6 +11,7 @@ cache where it can; UV_DEFAULT_INDEX, UV_TORCH_BACKEND and the like are passed o
 """
 
 import argparse
+import json
 import os
 import re
 import shutil
@@ -47,7 +48,7 @@ for info in pkgutil.walk_packages(module.__path__, f"potstill.{name}."):
     except ModuleNotFoundError as missing:  # a backend or helper of an extra
         assert not (missing.name or "potstill").startswith("potstill"), missing
         left_out.append(f"{info.name} ({missing.name})")
-print(", ".join(left_out))
+print("not importable: " + ", ".join(left_out) if left_out else "")
 """
 
 
@@ -85,13 +86,18 @@ def run(*command: object, cwd: Path, env: dict[str, str] | None = None) -> str:
 
 
 def check_content(wheel: Path, name: str, version: str) -> None:
-    """A wheel holds ``potstill/<name>``, its type marker, stub and licence, and no data."""
+    """A wheel holds ``potstill/<name>``, its type marker, stub and licence, and nothing large."""
     with zipfile.ZipFile(wheel) as archive:
         names = [each for each in archive.namelist() if not each.endswith("/")]
+        large = [i.filename for i in archive.infolist() if i.file_size > 2**20]
         metadata = archive.read(f"potstill_{name}-{version}.dist-info/METADATA").decode()
     inside = {each for each in names if ".dist-info/" not in each}
     stray = {each for each in inside if not each.startswith(f"potstill/{name}/")}
-    stray |= {each for each in inside if not re.search(r"\.(pyi?|typed|cu|cpp|h)$", each)}
+    stray |= {
+        each for each in inside if not re.search(r"\.(pyi?|typed|cu|cpp|h|safetensors)$", each)
+    }
+    if large:
+        raise RuntimeError(f"files above 1 MiB in the wheel: {', '.join(large)}")
     if stray:
         raise RuntimeError(f"the wheel holds {', '.join(sorted(stray)[:5])}")
     sources = ROOT / "packages" / name / "src"
@@ -116,6 +122,19 @@ def readme_code(name: str) -> str:
     return "\n".join(re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
 
 
+def above_floor(uv: str, python: Path, declared: list[str]) -> str:
+    """Which of the ``declared`` floors were not what got installed, because another forbids it."""
+    listing = json.loads(run(uv, "pip", "list", "--python", python, "--format", "json", cwd=ROOT))
+    installed = {each["name"].lower().replace("_", "-"): each["version"] for each in listing}
+    above = []
+    for requirement in declared:
+        name, floor = re.match(r"([\w-]+)(?:\[.*\])?>=([\d.]+)", requirement).groups()
+        version = installed[name.lower().replace("_", "-")]
+        if not version.startswith(floor.removesuffix(".0")):
+            above.append(f"{name} {version} (declared {floor})")
+    return f"above the floor: {', '.join(above)}" if above else ""
+
+
 def check(uv: str, name: str, wheels: Path, options: argparse.Namespace) -> tuple[float, str]:
     """Check the wheel of ``name``; returns its size in KiB and what was left out."""
     project = tomllib.loads((ROOT / "packages" / name / "pyproject.toml").read_text())["project"]
@@ -129,19 +148,18 @@ def check(uv: str, name: str, wheels: Path, options: argparse.Namespace) -> tupl
         run(uv, "venv", "--quiet", "--python", options.python, home / "venv", cwd=home)
         python = home / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
         install = [uv, "pip", "install", "--quiet", "--python", python, "--find-links", wheels]
-        lowest = ["--resolution", "lowest-direct"] if options.lowest else []
-        extras = (
-            f"[{','.join(project['optional-dependencies'])}]"
-            if options.tests and ("optional-dependencies" in project)
-            else ""
-        )
-        # Ours come from the folder even when the index has the same version.
-        ours = [
-            w
-            for w in wheels.glob("*.whl")
-            if w.name.split("-")[0].removeprefix("potstill_") in siblings
-        ]
-        run(*install, *lowest, f"{wheel}{extras}", *ours, cwd=home)
+        extras = project.get("optional-dependencies", {}) if options.tests else {}
+        declared = [each for each in project["dependencies"] if not each.startswith("potstill-")]
+        declared += [each for extra in extras.values() for each in extra]
+        # As requirements of their own: what a wheel requires is not direct in the eyes of uv.
+        lowest = ["--resolution", "lowest-direct", *declared] if options.lowest else []
+        # Siblings come from the folder even when the index has the same version.
+        found = {
+            each.name.split("-")[0].removeprefix("potstill_"): each for each in wheels.iterdir()
+        }
+        ours = [found[sibling] for sibling in sorted(siblings)]
+        run(*install, *lowest, f"{wheel}[{','.join(extras)}]" if extras else wheel, *ours, cwd=home)
+        above = above_floor(uv, python, declared) if options.lowest else ""
         env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV"))}
         env |= {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
         allowed = ",".join(sorted(siblings | {name}))
@@ -155,7 +173,7 @@ def check(uv: str, name: str, wheels: Path, options: argparse.Namespace) -> tupl
             shutil.copytree(ROOT / "tests" / name, home / "tests" / name)
             shutil.copy(ROOT / "pytest.toml", home)
             run(python, "-m", "pytest", "-q", "-m", "not slow", "tests", cwd=home, env=env)
-    return wheel.stat().st_size / 1024, left_out
+    return wheel.stat().st_size / 1024, "; ".join(filter(None, [left_out, above]))
 
 
 def main() -> int:
@@ -189,7 +207,7 @@ def main() -> int:
                 trouble = str(error)
             rows.append(Row(name, size, time.monotonic() - start, trouble, note))
             print(f"{name}: {trouble or 'ok'}", flush=True)
-    print(f"\n{'package':8} {'KiB':>6} {'seconds':>8}  result  not importable here")
+    print(f"\n{'package':8} {'KiB':>6} {'seconds':>8}  result  notes")
     for row in rows:
         result = "FAILED" if row.trouble else "ok"
         print(

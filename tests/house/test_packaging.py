@@ -50,8 +50,9 @@ def test_a_package_has_what_a_wheel_needs(name: str) -> None:
         assert path.is_file(), path
     assert (folder / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
     assert len((folder / "README.md").read_text()) > 300
-    stray = [p for p in source.rglob("*") if p.suffix in (".pth", ".npz", ".png", ".safetensors")]
+    stray = [p for p in source.rglob("*") if p.suffix in (".pth", ".npz", ".png", ".csv")]
     assert stray == []
+    assert [p for p in source.rglob("*") if p.stat().st_size > 2**20] == []
 
 
 def test_the_top_level_is_what_it_should_be() -> None:
