@@ -174,7 +174,7 @@ def load_weights(
         CheckpointError: Another architecture, patch size or grid; the message names them.
     """
     weights = weights if isinstance(weights, Weights) else read_weights(weights)
-    student = into.student if isinstance(into, MaskedToMasked) else into
+    student: Any = into.student if isinstance(into, MaskedToMasked) else into
     masked = isinstance(student, MaskedAutoencoder)
     vit = student.encoder.vit if masked else student
     missing = _load_encoder(vit, weights.encoder, resample)
@@ -294,7 +294,7 @@ def _join(weights: Weights, form: Format) -> dict[str, Tensor]:
 # --- loading -----------------------------------------------------------------------------------
 
 
-def _load_encoder(vit: nn.Module, state: Mapping[str, Tensor], resample: bool) -> list[str]:
+def _load_encoder(vit: Any, state: Mapping[str, Tensor], resample: bool) -> list[str]:
     state, own = dict(state), _state(vit)
     _move_norm(state, own)
     for name in [n for n in state if n.startswith(("head.", "head_dist."))]:
@@ -312,8 +312,8 @@ def _load_encoder(vit: nn.Module, state: Mapping[str, Tensor], resample: bool) -
         problem += [f"{n} is missing" for n in required[:3]]
         raise CheckpointError(
             f"load_weights: the checkpoint must fit {type(vit).__name__} (width "
-            f"{vit.embed_dim}, depth {len(vit.blocks)}, patch "  # type: ignore[arg-type]
-            f"{tuple(vit.patch_embed.patch_size)}), but {'; '.join(problem)}; "  # type: ignore[union-attr, arg-type]
+            f"{vit.embed_dim}, depth {len(vit.blocks)}, patch "
+            f"{tuple(vit.patch_embed.patch_size)}), but {'; '.join(problem)}; "
             "make the model with the checkpoint's architecture"
         )
     vit.load_state_dict(state, strict=False)

@@ -155,7 +155,9 @@ def train_transform(
         erase: Chance of erasing a rectangle, with ``strong``.
     """
     mean, std = statistics
-    policy = {"auto_augment": "rand-m9-mstd0.5-inc1", "re_prob": erase} if strong else {}
+    policy: dict[str, Any] = (
+        {"auto_augment": "rand-m9-mstd0.5-inc1", "re_prob": erase} if strong else {}
+    )
     return create_transform(
         size,
         is_training=True,

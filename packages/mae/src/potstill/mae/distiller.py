@@ -119,6 +119,8 @@ class MaskedToMasked(Distiller):
                 "MaskedToMasked: student and teacher have different prefix tokens; "
                 "only patch tokens are aligned"
             )
+        self._scale: Tensor
+        self._shift: Tensor
         scale, shift = _renormalization(statistics)
         self.register_buffer("_scale", scale, persistent=False)
         self.register_buffer("_shift", shift, persistent=False)

@@ -101,7 +101,7 @@ def prepare_classifier(
         if head is not None:
             nn.init.trunc_normal_(head.weight, std=2e-5)
             nn.init.zeros_(head.bias)
-    rates = calculate_drop_path_rates(drop_path, len(model.blocks))
+    rates: Any = calculate_drop_path_rates(drop_path, len(model.blocks))
     for block, rate in zip(model.blocks, rates, strict=True):
         for name in ("drop_path", "drop_path1", "drop_path2"):
             if hasattr(block, name):

@@ -1,0 +1,349 @@
+"""What can be configured: frozen dataclasses, the same as flags and as recipe files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+from potstill.core.errors import ConfigError, nearest
+
+__all__ = [
+    "Align",
+    "Data",
+    "Decoder",
+    "Encoder",
+    "Finetune",
+    "Mask",
+    "Optim",
+    "Pretrain",
+    "Probe",
+    "Teacher",
+    "recipe",
+    "recipes",
+]
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A timm vision transformer. Zero and empty mean: as the name says.
+
+    Attributes:
+        name: Any timm ViT, DeiT or Eva-type model.
+        image_size: Side of the images in pixels.
+        patch_size: Side of a patch in pixels.
+        width: Channels of a token.
+        depth: Number of blocks.
+        heads: Attention heads.
+        pool: What the classifier reads.
+        mean: Mean per channel of its images in [0, 1].
+        std: Standard deviation per channel.
+    """
+
+    name: str = "vit_small_patch16_224"
+    image_size: int = 0
+    patch_size: int = 0
+    width: int = 0
+    depth: int = 0
+    heads: int = 0
+    pool: Literal["", "token", "avg"] = ""
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != len(self.std) or any(value <= 0 for value in self.std):
+            raise ConfigError(
+                f"Encoder: mean and std must be one number per channel, std positive, got "
+                f"{self.mean} and {self.std}"
+            )
+        for name in ("image_size", "patch_size", "width", "depth", "heads"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"Encoder: {name} must be at least 0, got {getattr(self, name)}")
+
+    def options(self) -> dict[str, int | str]:
+        """Arguments of ``timm.create_model``, without what is left to the name."""
+        timm_names = {
+            "img_size": self.image_size,
+            "patch_size": self.patch_size,
+            "embed_dim": self.width,
+            "depth": self.depth,
+            "num_heads": self.heads,
+            "global_pool": self.pool,
+        }
+        return {name: value for name, value in timm_names.items() if value}
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """The decoder of hidden patches.
+
+    Attributes:
+        depth: Number of blocks; 0 leaves the decoder out (alignment only).
+        width: Channels inside.
+        heads: Attention heads; 0 is a head per 32 channels.
+        share: Share of the hidden patches that is decoded.
+    """
+
+    depth: int = 2
+    width: int = 512
+    heads: int = 0
+    share: float = 1.0
+
+    def options(self) -> dict[str, int | float] | None:
+        """Arguments of ``PatchDecoder``; None without a decoder."""
+        return {**vars(self)} if self.depth else None
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The teacher.
+
+    Attributes:
+        source: A timm model with pre-trained weights (``vit_base_patch16_224.mae``), the folder of
+            a run, or a checkpoint file; empty for plain masked autoencoding.
+        encoder: Architecture of a checkpoint file that does not say it itself.
+        bf16: Run the teacher in bfloat16.
+        prune: Free the blocks behind the last tap.
+    """
+
+    source: str = ""
+    encoder: Encoder = Encoder()
+    bf16: bool = False
+    prune: bool = True
+
+
+@dataclass(frozen=True)
+class Align:
+    """The alignment of features.
+
+    Attributes:
+        layers: Aligned depths as shares; ``round(share * depth) - 1`` in both models.
+        pairs: Block indices ``student:teacher`` instead of shares.
+        weight: Weight of each term.
+        distance: How features are compared.
+        norm: How they are normalised before.
+        projector: From the student's width to the teacher's.
+    """
+
+    layers: tuple[float, ...] = (0.75,)
+    pairs: tuple[str, ...] = ()
+    weight: float = 1.0
+    distance: Literal["l1", "smooth_l1", "mse", "cosine"] = "l1"
+    norm: Literal["l2", "l2_sqrt_dim", "layernorm", "none"] = "l2"
+    projector: Literal["linear", "mlp", "none"] = "linear"
+
+    def __post_init__(self) -> None:
+        self.blocks()
+
+    def blocks(self) -> list[float | tuple[int, int]]:
+        """What ``layer_map`` reads."""
+        try:
+            pairs = [(int(s), int(t)) for s, t in (pair.split(":") for pair in self.pairs)]
+        except ValueError:
+            raise ConfigError(
+                f"Align: pairs must look like 8:17 (student:teacher), got {self.pairs}"
+            ) from None
+        return list(pairs or self.layers)
+
+
+@dataclass(frozen=True)
+class Mask:
+    """The masking.
+
+    Attributes:
+        kind: ``random`` patches, ``block``s, or a regular ``grid``.
+        ratio: Share of hidden patches.
+        side: Patches on the side of a block.
+    """
+
+    kind: Literal["random", "block", "grid"] = "random"
+    ratio: float = 0.75
+    side: int = 2
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.ratio < 1:
+            raise ConfigError(f"Mask: ratio must be in [0, 1), got {self.ratio}")
+
+
+@dataclass(frozen=True)
+class Optim:
+    """Optimisation with AdamW and half a cosine after a warm-up.
+
+    Attributes:
+        epochs: Passes over the data.
+        batch_size: Images per process and micro-batch.
+        accumulate: Micro-batches per step.
+        base_lr: Learning rate for a global batch of 256; scaled linearly with the batch.
+        weight_decay: Of matrices; vectors have none.
+        warmup: Share of the budget.
+        final: Learning rate at the end, as a factor.
+        layer_decay: Factor of the learning rate per block towards the input (fine-tuning).
+        clip: Largest norm of the gradient; 0 for none.
+        ema: Decay of a moving average; 0 for none.
+    """
+
+    epochs: int = 100
+    batch_size: int = 128
+    accumulate: int = 1
+    base_lr: float = 1.5e-4
+    weight_decay: float = 0.05
+    warmup: float = 0.2
+    final: float = 0.0
+    layer_decay: float = 1.0
+    clip: float = 0.0
+    ema: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulate"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"Optim: {name} must be at least 1, got {getattr(self, name)}")
+
+    def lr(self, world: int) -> float:
+        """The learning rate for the global batch of ``world`` processes."""
+        return self.base_lr * self.batch_size * self.accumulate * world / 256
+
+
+@dataclass(frozen=True)
+class Data:
+    """Images: any folder or zip file.
+
+    Attributes:
+        train: Training images. Pre-training needs no classes, and any tree of images will do.
+            Relative paths that do not exist are looked up below the data root.
+        test: Images that are held out, in class folders.
+        resident: Keep all images in memory as they are and only shift and flip them: for small
+            images of one size, where decoding would cost more than a step.
+        workers: Processes that decode images.
+    """
+
+    train: str = ""
+    test: str = ""
+    resident: bool = False
+    workers: int = 0
+
+
+@dataclass(frozen=True)
+class Pretrain:
+    """Masked pre-training, with or without a teacher.
+
+    Attributes:
+        out: Folder of the run; a run that is there is continued.
+        student: The student.
+        decoder: Its decoder.
+        teacher: The teacher.
+        align: How features are aligned.
+        mask: What is hidden.
+        optim: Optimisation.
+        data: Images; no labels needed.
+        normalize_pixels: Paint patches of mean 0 and variance 1.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        precision: Of the student.
+        parallel: How several processes (torchrun) share the work.
+        seed: Of everything random.
+    """
+
+    out: Path
+    student: Encoder = Encoder()
+    decoder: Decoder = Decoder()
+    teacher: Teacher = Teacher()
+    align: Align = Align()
+    mask: Mask = Mask()
+    optim: Optim = Optim()
+    data: Data = Data()
+    normalize_pixels: bool = False
+    device: str = "auto"
+    precision: Precision = "fp32"
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Finetune:
+    """Supervised training of a pre-trained encoder, or from scratch.
+
+    Attributes:
+        out: Folder of the run; a run that is there is continued.
+        init: Folder of a pre-training run or a checkpoint; empty for scratch.
+        encoder: Architecture, when ``init`` does not say it.
+        optim: Optimisation.
+        data: Images in class folders.
+        pool: Mean of the patch tokens, or the class token.
+        drop_path: Stochastic depth at the last block.
+        mixup: Strength of mixup.
+        cutmix: Strength of cutmix.
+        smoothing: Label smoothing.
+        erase: Chance of erasing a rectangle.
+        augment: ``strong`` is RandAugment with crops from 8 %.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        precision: Of the student.
+        parallel: How several processes (torchrun) share the work.
+        seed: Of everything random.
+    """
+
+    out: Path
+    init: str = ""
+    encoder: Encoder = Encoder()
+    optim: Optim = field(default_factory=lambda: Optim(base_lr=5e-4, layer_decay=0.75, final=5e-4))
+    data: Data = Data()
+    pool: Literal["avg", "token"] = "avg"
+    drop_path: float = 0.15
+    mixup: float = 0.8
+    cutmix: float = 1.0
+    smoothing: float = 0.1
+    erase: float = 0.25
+    augment: Literal["strong", "light"] = "strong"
+    device: str = "auto"
+    precision: Precision = "fp32"
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What frozen features are worth: nearest neighbours and a linear classifier.
+
+    Attributes:
+        init: Folder of a run, a checkpoint, or a timm model with pre-trained weights.
+        encoder: Architecture, when ``init`` does not say it.
+        data: Images in class folders.
+        neighbors: Of the k-nearest-neighbour vote.
+        epochs: Of the linear classifier.
+        batch_size: Images at a time.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        seed: Of the linear classifier.
+    """
+
+    init: str
+    encoder: Encoder = Encoder()
+    data: Data = Data()
+    neighbors: int = 20
+    epochs: int = 50
+    batch_size: int = 128
+    device: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.neighbors < 1:
+            raise ConfigError(f"Probe: neighbors must be at least 1, got {self.neighbors}")
+
+
+def recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    folder = resources.files("potstill.mae") / "recipes"
+    return sorted(
+        f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")
+    )
+
+
+def recipe(name: str) -> Path:
+    """Path of a recipe, for ``--config``: ``potstill mae pretrain --config $(...)``.
+
+    Raises:
+        ConfigError: There is no such recipe.
+    """
+    if name not in recipes():
+        raise ConfigError(f"recipe: unknown recipe {name!r}; {nearest(name, recipes())}")
+    return Path(str(resources.files("potstill.mae") / "recipes" / f"{name}.yaml"))
