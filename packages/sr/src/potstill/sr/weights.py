@@ -240,7 +240,9 @@ def _unwrap(loaded: Any, path: Path) -> dict[str, Tensor]:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]
     if not isinstance(loaded, Mapping):
-        raise DataError(f"load_model: {path} must hold tensors by name, got {type(loaded).__name__}")
+        raise DataError(
+            f"load_model: {path} must hold tensors by name, got {type(loaded).__name__}"
+        )
     tensors = {str(k): v for k, v in loaded.items() if isinstance(v, Tensor)}
     if not tensors:
         raise DataError(

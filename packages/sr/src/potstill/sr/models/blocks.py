@@ -100,10 +100,14 @@ class InformationBlock(nn.Module):
             x = y[:, self.kept :]
         return torch.cat([*quarters, self.conv4(x)], dim=1)
 
-    def forward(self, x: Float[Tensor, "images channels h w"]) -> Tensor:
-        """[B C H W] -> [B C H W]."""
+    def forward(
+        self, x: Float[Tensor, "images channels h w"], gate: Tensor | None = None
+    ) -> Tensor:
+        """[B C H W] -> [B C H W]; a given ``gate`` [C] replaces the one from the statistics."""
         z = self.distill(x)
-        if self.gate is not None:
+        if gate is not None:
+            z = z * gate[:, None, None]
+        elif self.gate is not None:
             variance, mean = torch.var_mean(z, dim=(2, 3), correction=0)
             z = z * self.gate(mean, variance)[:, :, None, None]
         return self.fuse(z) + x
@@ -136,8 +140,10 @@ class BicubicSkip(nn.Module):
 
     def forward(self, x: Float[Tensor, "images 3 h w"]) -> Tensor:
         """[B 3 H W] -> [B 3 sH sW]."""
-        x = F.pad(x, (2, 2, 2, 2), mode="replicate")
-        return F.pixel_shuffle(F.conv2d(x, self.kernel.to(x.dtype), groups=3), self.scale)
+        # In bfloat16 this sum would lose the low bits of every pixel.
+        with torch.autocast(x.device.type, enabled=False):
+            x = F.pad(x, (2, 2, 2, 2), mode="replicate")
+            return F.pixel_shuffle(F.conv2d(x, self.kernel.to(x.dtype), groups=3), self.scale)
 
     def extra_repr(self) -> str:
         """The factor, for ``print``."""

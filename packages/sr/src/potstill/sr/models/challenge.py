@@ -15,7 +15,7 @@ from potstill.sr.models.blocks import InformationBlock, conv3x3
 __all__ = ["IMDN_RTC", "IMDN_RTE"]
 
 
-class IMDN_RTC(nn.Module):  # noqa: N801 - the published name
+class IMDN_RTC(nn.Module):
     """The tiny variant: 12 channels, 5 blocks without attention, factor 2, 20,190 parameters.
 
     Source: the checkpoint ``model_RTC`` of the authors' repository; the constrained track of Zhang
@@ -85,7 +85,7 @@ class LargeBlock(nn.Module):
         return self.fuse(torch.cat(kept, dim=1)) + x
 
 
-class IMDN_RTE(nn.Module):  # noqa: N801 - the published name
+class IMDN_RTE(nn.Module):
     """The variant for noisy images: works at half the resolution, factor 2, 89,748 parameters.
 
     Source: the checkpoint ``model_RTE`` of the authors' repository. Height and width must be even:

@@ -120,8 +120,16 @@ class IMDN(nn.Module):
         """Feature pixels that an output sees to each side, once the gates are known."""
         return 1 + InformationBlock.radius * len(self.blocks) + 2
 
-    def forward(self, x: Float[Tensor, "images 3 h w"]) -> Float[Tensor, "images 3 H W"]:
-        """Enlarge: [B 3 H W] in [0, 1] -> [B 3 sH sW]."""
+    def forward(
+        self,
+        x: Float[Tensor, "images 3 h w"],
+        gates: Float[Tensor, "blocks channels"] | None = None,
+    ) -> Float[Tensor, "images 3 H W"]:
+        """Enlarge: [B 3 H W] in [0, 1] -> [B 3 sH sW].
+
+        With ``gates``, one row a block, no statistics are taken: what an output sees is then
+        bounded by `radius`.
+        """
         if x.ndim != 4 or x.shape[1] != 3:
             raise ShapeError(
                 f"{type(self).__name__}: x must be [B, 3, H, W] in [0, 1], got {list(x.shape)}; "
@@ -131,8 +139,8 @@ class IMDN(nn.Module):
         collected = None
         # The 1x1 convolution over all blocks' outputs, as a sum: no map of 6 x 64 channels.
         parts = self.collect.weight.split(self.channels, dim=1)
-        for block, part in zip(self.blocks, parts, strict=True):
-            y = block(y)
+        for k, (block, part) in enumerate(zip(self.blocks, parts, strict=True)):
+            y = block(y, None if gates is None else gates[k])
             bias = self.collect.bias if collected is None else None
             term = F.conv2d(y, part, bias)
             collected = term if collected is None else collected + term
@@ -141,7 +149,7 @@ class IMDN(nn.Module):
         return large if self.skip is None else large + self.skip(x)
 
 
-class IMDN_AS(IMDN):  # noqa: N801 - the published name
+class IMDN_AS(IMDN):
     """IMDN for any scale: refines an image that already has its final size.
 
     Source: Hui et al., ACM MM 2019, section 3.4 and Fig. 5. Two strided convolutions, the body at a

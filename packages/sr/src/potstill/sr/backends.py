@@ -1,0 +1,241 @@
+"""Backends: who does the arithmetic. PyTorch, ONNX Runtime or OpenVINO, chosen by name."""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from potstill.core.errors import BackendError, ConfigError
+from potstill.sr.models import IMDN
+from potstill.sr.staged import Staged
+
+__all__ = ["BACKENDS", "Backend", "Precision", "Runner", "export_onnx", "make_runner"]
+
+Backend = Literal["torch", "onnx", "openvino"]
+Precision = Literal["fp32", "bf16"]
+
+BACKENDS: tuple[Backend, ...] = ("torch", "onnx", "openvino")
+
+_PACKAGES = {
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "openvino": ("openvino", "onnx", "onnxscript"),
+}
+
+
+class Runner:
+    """A network made ready: call it with an image, and gates when these are known.
+
+    Attributes:
+        model: The network.
+        stages: Its stages in PyTorch, which compute statistics over tiles whatever the backend is;
+            None for networks without attention.
+        device: Where tensors must be.
+    """
+
+    def __init__(self, model: nn.Module, precision: Precision, device: torch.device) -> None:
+        self.model = model.to(device).eval()
+        self.device = device
+        bf16 = precision == "bf16"
+        self.stages = Staged(model, bf16=bf16) if isinstance(model, IMDN) else None
+
+    def __call__(self, image: Tensor, gates: Tensor | None = None) -> Tensor:
+        """Enlarge ``[1 3 h w]`` in [0, 1]."""
+        raise NotImplementedError
+
+
+class TorchRunner(Runner):
+    """PyTorch: the stages, or the same network compiled."""
+
+    def __init__(
+        self, model: nn.Module, precision: Precision, device: torch.device, compiled: bool
+    ) -> None:
+        super().__init__(model, precision, device)
+        self._compiled = _compile(model, precision) if compiled and self.stages else None
+
+    @torch.inference_mode()
+    def __call__(self, image: Tensor, gates: Tensor | None = None) -> Tensor:
+        """Enlarge ``[1 3 h w]`` in [0, 1]."""
+        if self._compiled is not None:
+            return self._compiled(image.contiguous(memory_format=torch.channels_last), gates)
+        if self.stages is not None:
+            return self.stages(image, gates)
+        return self.model(image)
+
+
+class OnnxRunner(Runner):
+    """ONNX Runtime on the CPU, in float32."""
+
+    def __init__(self, model: nn.Module, precision: Precision, device: torch.device) -> None:
+        if precision != "fp32" or device.type != "cpu":
+            raise ConfigError(
+                f"upscale: backend 'onnx' runs in fp32 on the CPU, got {precision} on {device}; "
+                "use backend 'openvino' or 'torch'"
+            )
+        super().__init__(model, precision, device)
+        self._sessions: dict[bool, Any] = {}
+
+    def __call__(self, image: Tensor, gates: Tensor | None = None) -> Tensor:
+        """Enlarge ``[1 3 h w]`` in [0, 1]."""
+        known = gates is not None
+        if known not in self._sessions:
+            self._sessions[known] = _on_disk(self.model, known, self._open)
+        session = self._sessions[known]
+        values = [image.numpy(), *([gates.numpy()] if gates is not None else [])]
+        feed = {
+            slot.name: np.ascontiguousarray(v)
+            for slot, v in zip(session.get_inputs(), values, strict=True)
+        }
+        return torch.from_numpy(session.run(None, feed)[0])
+
+    @staticmethod
+    def _open(path: Path) -> Any:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        return onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
+
+
+class OpenVinoRunner(Runner):
+    """OpenVINO on the CPU; its bf16 is faster than any other backend where the CPU has AMX."""
+
+    def __init__(self, model: nn.Module, precision: Precision, device: torch.device) -> None:
+        if device.type != "cpu":
+            raise ConfigError(f"upscale: backend 'openvino' runs on the CPU, got {device}")
+        super().__init__(model, precision, device)
+        self.precision = precision
+        self._compiled: dict[bool, Any] = {}
+
+    def __call__(self, image: Tensor, gates: Tensor | None = None) -> Tensor:
+        """Enlarge ``[1 3 h w]`` in [0, 1]."""
+        known = gates is not None
+        if known not in self._compiled:
+            self._compiled[known] = _on_disk(self.model, known, self._open)
+        values = [image.numpy(), *([gates.numpy()] if gates is not None else [])]
+        feed = [np.ascontiguousarray(value) for value in values]
+        return torch.from_numpy(self._compiled[known](feed)[0].copy())
+
+    def _open(self, path: Path) -> Any:
+        import openvino
+
+        options = {
+            "INFERENCE_PRECISION_HINT": "bf16" if self.precision == "bf16" else "f32",
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        return openvino.Core().compile_model(str(path), "CPU", options)
+
+
+def make_runner(
+    model: nn.Module,
+    backend: Backend = "torch",
+    precision: Precision = "fp32",
+    device: str = "auto",
+    compiled: bool = False,
+) -> Runner:
+    """Make ``model`` ready on a backend.
+
+    Args:
+        model: A network of the family.
+        backend: One of ``BACKENDS``.
+        precision: "bf16" keeps the reconstruction in float32 (torch), or is all bf16 (openvino).
+        device: "auto" (CUDA, else CPU), "cpu", "cuda" or "mps".
+        compiled: Let torch compile the network: seconds to minutes once, then faster in bf16.
+
+    Raises:
+        ConfigError: An unknown name, or a combination that does not exist.
+        BackendError: A package or a device is missing; says what to install.
+    """
+    if backend not in BACKENDS:
+        raise ConfigError(f"upscale: backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    if precision not in ("fp32", "bf16"):
+        raise ConfigError(f"upscale: precision must be fp32 or bf16, got {precision!r}")
+    for package in _PACKAGES.get(backend, ()):
+        if importlib.util.find_spec(package) is None:
+            raise BackendError(
+                f"upscale: backend {backend!r} needs {package}; pip install 'potstill-sr[{backend}]'"
+            )
+    where = _device(device if backend == "torch" or device != "auto" else "cpu")
+    if backend == "onnx":
+        return OnnxRunner(model, precision, where)
+    if backend == "openvino":
+        return OpenVinoRunner(model, precision, where)
+    return TorchRunner(model, precision, where, compiled)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name not in ("cpu", "mps") and not name.startswith("cuda"):
+        raise ConfigError(f"upscale: device must be auto, cpu, cuda or mps, got {name!r}")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise BackendError(
+            "upscale: device 'cuda' is not available here; install a GPU driver and a CUDA build of "
+            "torch, or pass device='cpu'"
+        )
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise BackendError("upscale: device 'mps' is not available here; pass device='cpu'")
+    return torch.device(name)
+
+
+class _Mixed(nn.Module):
+    """The network with its blocks in bf16, in a form that compiles to one graph."""
+
+    def __init__(self, model: IMDN) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor, gates: Tensor | None) -> Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16):
+            return self.model(x, gates)
+
+
+def _compile(model: nn.Module, precision: Precision) -> Callable[..., Tensor]:
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if precision == "bf16":
+        assert isinstance(model, IMDN)
+        model = _Mixed(model)
+    return torch.compile(model, dynamic=None, options={"freezing": True})
+
+
+def _on_disk(model: nn.Module, known: bool, open_file: Callable[[Path], Any]) -> Any:
+    """Export to a temporary file and open it."""
+    with tempfile.TemporaryDirectory() as folder:
+        return open_file(export_onnx(model, Path(folder, "network.onnx"), gates=known))
+
+
+def export_onnx(model: nn.Module, path: str | Path, *, gates: bool = False) -> Path:
+    """Write a network as ONNX with dynamic batch, height and width, compared with PyTorch first.
+
+    Args:
+        model: A network of the family.
+        path: Ends in ``.onnx``.
+        gates: Give the graph a second input ``[blocks channels]`` in place of its statistics, so
+            that tiles can share gates.
+
+    Raises:
+        BackendError: onnx, onnxscript or onnxruntime is missing.
+        ConfigError: Gates for a network without attention.
+    """
+    from potstill.core.export import to_onnx
+
+    if gates and not isinstance(model, IMDN):
+        raise ConfigError(f"export_onnx: {type(model).__name__} has no gates; pass gates=False")
+    unit = 8
+    example = torch.rand(2, 3, 3 * unit, 4 * unit)
+    # Batch and sides of a network with a strided head must not be fixed by the example.
+    dynamic: list[dict[int, str]] = [{0: "batch", 2: "height", 3: "width"}]
+    inputs = [example]
+    if gates:
+        stages = model.blocks
+        inputs.append(torch.rand(len(stages), model.channels))  # type: ignore[arg-type]
+        dynamic.append({})
+    other = [torch.rand(1, 3, 2 * unit, unit), *inputs[1:]]
+    return to_onnx(model.cpu(), inputs, path, dynamic=dynamic, other=other).path
