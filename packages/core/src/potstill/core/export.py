@@ -127,7 +127,10 @@ def to_exported(
     def write(temporary: Path) -> Callable[..., list[Tensor]]:
         shapes = tuple(dict.fromkeys(each, torch.export.Dim.DYNAMIC) for each in axes)
         torch.export.save(torch.export.export(model, inputs, dynamic_shapes=shapes), temporary)
-        loaded = torch.export.load(temporary).module()
+        with warnings.catch_warnings():
+            # torch 2.11 maps the file read-only and then warns about it
+            warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
+            loaded = torch.export.load(temporary).module()
         return lambda *tensors: tree_leaves(loaded(*tensors))
 
     return _export("to_exported", model, inputs, axes, other, tolerance, Path(path), write)
