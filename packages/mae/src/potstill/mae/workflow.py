@@ -17,14 +17,14 @@ from potstill.core.data import root
 from potstill.core.errors import ConfigError
 from potstill.core.files import atomic
 from potstill.mae.checkpoints import write_weights
+from potstill.mae.classifier import Classification, adamw, layer_decayed, prepare_classifier, top1
 from potstill.mae.config import Data, Encoder, Finetune, Mask, Optim, Pretrain, Probe
 from potstill.mae.criteria import FeatureDistance
 from potstill.mae.data import ImageSet, ResidentImages, eval_transform, keyed, train_transform
 from potstill.mae.distiller import MaskedToMasked, Normalization
-from potstill.mae.finetune import Classification, adamw, layer_decayed, prepare_classifier, top1
 from potstill.mae.masking import BlockMasking, GridMasking, Masking, RandomMasking
 from potstill.mae.models import Loaded, Student, create_encoder, load_model, statistics_of
-from potstill.mae.probe import features_of, knn_probe, linear_probe
+from potstill.mae.probes import features_of, knn_probe, linear_probe
 
 __all__ = ["finetune", "make_distiller", "make_masking", "pretrain", "probe"]
 
