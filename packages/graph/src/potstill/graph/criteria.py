@@ -52,10 +52,10 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def _match(z_s: Tensor, target: _Target) -> Tensor:
-    kind = torch.float64 if z_s.dtype == torch.float64 else torch.float32
-    scaled, weight = target.scaled.to(kind), target.weight.to(kind)
-    value: Tensor = _CrossEntropy.apply(z_s.to(kind), scaled, weight)
-    return value + target.constant.to(kind)
+    z = _at_least_single(z_s)
+    scaled, weight = target.scaled.to(z.dtype), target.weight.to(z.dtype)
+    value: Tensor = _CrossEntropy.apply(z, scaled, weight)
+    return value + target.constant.to(z.dtype)
 
 
 class SoftLabel(nn.Module):
@@ -211,7 +211,7 @@ class HighFrequency(nn.Module):
         return contrast(z_s, made, self.backend)
 
     def _prepare(self, z_t: Tensor, edge_index: Tensor, edge_weight: Tensor | None) -> Contrast:
-        count = len(z_t)
+        count, z_t = len(z_t), _at_least_single(z_t)
         source, target = edge_index
         weight = _ones(edge_index, z_t) if edge_weight is None else edge_weight.to(z_t.dtype)
         share = _shares(target, weight, count, self.reduction)
@@ -232,6 +232,7 @@ class HighFrequency(nn.Module):
 
 @torch.no_grad()
 def _soft_target(z_t: Tensor) -> _Target:
+    z_t = _at_least_single(z_t)
     p = torch.softmax(z_t, 1) / len(z_t)
     return _Target(p, p.new_full((len(p),), 1 / len(p)), (p * torch.log_softmax(z_t, 1)).sum())
 
@@ -241,7 +242,7 @@ def _low_target(
     z_t: Tensor, edge_index: Tensor, edge_weight: Tensor | None, reduction: Reduction
 ) -> _Target:
     """``T[i] = sum_j a[i, j] softmax(z_t[j])``, where a are the shares of the edges in the mean."""
-    count = len(z_t)
+    count, z_t = len(z_t), _at_least_single(z_t)
     weight = _ones(edge_index, z_t) if edge_weight is None else edge_weight.to(z_t.dtype)
     nodes = torch.arange(count, device=z_t.device)
     source, target = torch.cat([edge_index, nodes.expand(2, -1)], 1)
@@ -262,6 +263,10 @@ def _shares(target: Tensor, weight: Tensor, count: int, reduction: Reduction) ->
         return torch.full_like(into, 1.0) / into.sum().clamp_min(torch.finfo(into.dtype).tiny)
     linked = into > 0
     return torch.where(linked, 1 / into.where(linked, 1) / linked.sum().clamp_min(1), 0)
+
+
+def _at_least_single(z: Tensor) -> Tensor:
+    return z if z.dtype == torch.float64 else z.float()
 
 
 def _ones(edge_index: Tensor, like: Tensor) -> Tensor:

@@ -1,0 +1,76 @@
+"""Graphs by name: counts, offline behaviour, and refusal of altered pickles."""
+
+import shutil
+
+import pytest
+
+from potstill.core.data import root
+from potstill.core.errors import ConfigError, DataError
+from potstill.core.testing import requires_data
+from potstill.graph.check import is_symmetric
+from potstill.graph.data import DATASETS, load
+from potstill.graph.tensors import is_sparse
+
+# nodes, directed edges, features, classes, training nodes (SOURCES.md of the data; splits of PyG)
+COUNTS = {
+    "cora": (2708, 10556, 1433, 7, 140),
+    "citeseer": (3327, 9104, 3703, 6, 120),
+    "photo": (7650, 238162, 745, 8, 160),
+    "cs": (18333, 163788, 6805, 15, 300),
+    "minesweeper": (10000, 78804, 7, 2, 5000),
+    "actor": (7600, None, 932, 5, None),
+}
+
+
+def test_digits_needs_no_files(monkeypatch, tmp_path):
+    monkeypatch.setenv("POTSTILL_DATA", str(tmp_path))
+    data = load("digits")
+    assert data.x.shape == (1797, 64)
+    assert [int(m.sum()) for m in (data.train_mask, data.val_mask, data.test_mask)] == [
+        50,
+        500,
+        1247,
+    ]
+    assert is_symmetric(data.edge_index, 1797)
+    assert not is_sparse(data.x)
+
+
+@requires_data("graph")
+@pytest.mark.parametrize("name", COUNTS)
+def test_counts(name):
+    nodes, edges, features, classes, labelled = COUNTS[name]
+    data = load(name)
+    assert (*data.x.shape, data.num_classes) == (nodes, features, classes)
+    assert edges in (None, data.num_edges)
+    assert labelled in (None, int(data.train_mask.sum()))
+    assert is_symmetric(data.edge_index, nodes)
+
+
+@requires_data("graph/planetoid/Cora/raw")
+def test_features_of_planetoid_are_row_normalised_and_sparse():
+    data = load("cora")
+    assert is_sparse(data.x)
+    assert data.x.to_dense().sum(1).sub(1).abs().max() < 1e-5
+    assert not is_sparse(load("cora", sparse=False).x)
+
+
+@requires_data("graph/planetoid/Cora/raw")
+def test_altered_pickles_are_not_opened(monkeypatch, tmp_path):
+    raw = tmp_path / "graph/planetoid/Cora/raw"
+    shutil.copytree(root() / "graph/planetoid/Cora/raw", raw)
+    (raw / "ind.cora.x").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
+    monkeypatch.setenv("POTSTILL_DATA", str(tmp_path))
+    with pytest.raises(DataError, match="must hold exactly ind.cora.x, .* they are pickles"):
+        load("cora")
+
+
+@pytest.mark.parametrize("name", [n for n in DATASETS if n != "digits"])
+def test_missing_files_are_named_and_not_fetched(name, monkeypatch, tmp_path):
+    monkeypatch.setenv("POTSTILL_DATA", str(tmp_path))
+    with pytest.raises(DataError, match=r"must exist, got nothing there.*load\('digits'\) needs"):
+        load(name)
+
+
+def test_unknown_names_get_a_suggestion():
+    with pytest.raises(ConfigError, match="no graph is called 'Coora'; did you mean 'cora'"):
+        load("Coora")

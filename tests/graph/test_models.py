@@ -1,0 +1,176 @@
+"""Teachers against PyG's convolutions, and the student on every kind of input."""
+
+import warnings
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+from torch import nn
+from torch_geometric.nn import GCNConv
+
+from potstill.core.errors import ConfigError, ShapeError
+from potstill.core.testing import with_package
+from potstill.graph.models import GATTeacher, GCNTeacher, MLPStudent, SAGETeacher, make_teacher
+from potstill.graph.propagate import FeatureLinear
+from potstill.graph.tensors import Memo, as_features, csr, density, rows, transposed
+
+
+def sparse(x):
+    return as_features(sp.csr_matrix(x.numpy()))
+
+
+@pytest.mark.parametrize("hidden", [3, 9], ids=["transform first", "propagate first"])
+def test_gcn_is_pygs_convolution(graph, hidden):
+    teacher = GCNTeacher(5, hidden, 2, 3).eval()
+    layers = [GCNConv(5, hidden), GCNConv(hidden, 3)]
+    for layer, linear, bias in zip(layers, teacher.maps, teacher.biases, strict=True):
+        layer.lin.weight.data, layer.bias.data = linear.weight.data, bias.data
+    nn.init.normal_(teacher.biases[0])
+    weight = torch.rand(graph.num_edges, generator=torch.Generator().manual_seed(0)) + 0.1
+    for extra in ((), (weight,)):
+        expected = layers[1](layers[0](graph.x, graph.edge_index, *extra).relu(),
+                             graph.edge_index, *extra)  # fmt: skip
+        found = teacher(graph.x, graph.edge_index, *extra)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_sage_averages_with_the_node_counted_twice(graph):
+    teacher = SAGETeacher(5, 4, 1, 3)
+    source, target = graph.edge_index
+    expected = torch.stack([
+        (graph.x[source[target == i]].sum(0) + 2 * graph.x[i]) / ((target == i).sum() + 2)
+        for i in range(30)
+    ])  # fmt: skip
+    torch.testing.assert_close(
+        teacher(graph.x, graph.edge_index), expected @ teacher.maps[0].weight.T
+    )
+
+
+@pytest.mark.parametrize("kind", ["GCN", "SAGE", "GAT"])
+def test_teachers_take_sparse_features_and_isolated_nodes(graph, kind):
+    teacher = make_teacher(kind, 5, 8, 2, 3).eval()
+    dense = teacher(graph.x, graph.edge_index)
+    torch.testing.assert_close(teacher(sparse(graph.x), graph.edge_index), dense)
+    assert dense.isfinite().all()
+    lonely = teacher(graph.x, torch.empty(2, 0, dtype=torch.long))
+    assert lonely.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["GCN", "SAGE", "GAT"])
+def test_sparse_and_dense_features_give_the_same_gradients(graph, kind):
+    torch.manual_seed(0)
+    teacher = make_teacher(kind, 5, 8, 2, 3, dropout=0.0).eval()
+    found = []
+    for x in (graph.x, sparse(graph.x)):
+        teacher.zero_grad()
+        teacher(x, graph.edge_index).square().sum().backward()
+        found.append([p.grad.clone() for p in teacher.parameters()])
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+
+
+def test_sparse_layer_has_the_gradient_of_the_dense_one():
+    layer, x = FeatureLinear(6, 4).double(), torch.randn(9, 6).double().relu()
+    packed = sparse(x)
+    packed = csr(packed.crow_indices(), packed.col_indices(), packed.values().double(), (9, 6))
+
+    def through(weight):
+        return torch.func.functional_call(layer, {"weight": weight}, (packed,)).sin()
+
+    assert torch.autograd.gradcheck(through, (layer.weight.detach().requires_grad_(),))
+
+
+def test_student_predicts_whatever_people_have(graph, tmp_path):
+    student = MLPStudent(5, 8, 2, 3).eval()
+    expected = student(graph.x).argmax(1)
+    np.save(tmp_path / "x.npy", graph.x.numpy())
+    kinds = {
+        "dense": graph.x,
+        "csr": sparse(graph.x),
+        "coo": graph.x.to_sparse_coo(),
+        "numpy": graph.x.numpy(),
+        "double": graph.x.double().numpy(),
+        "scipy": sp.csr_matrix(graph.x.numpy()),
+        "memory map": np.load(tmp_path / "x.npy", mmap_mode="c"),
+    }
+    for name, x in kinds.items():
+        assert torch.equal(student.predict(x), expected), name
+    for size in (1, 7, 30, 100):
+        assert torch.equal(student.predict(graph.x, batch_size=size), expected)
+    assert torch.equal(student.predict(graph.x[3:4]), expected[3:4])
+    assert student.predict(graph.x[:0]).shape == (0,)
+
+
+def test_predicting_leaves_the_mode_alone(graph):
+    student = MLPStudent(5, 8, 2, 3).train()
+    assert torch.equal(student.logits(graph.x), student.logits(graph.x))
+    assert student.training
+
+
+def test_the_wrong_width_is_named():
+    with pytest.raises(ShapeError, match=r"x must be \[N, 5\], .* got \[4, 6\]"):
+        MLPStudent(5, 8, 2, 3).predict(torch.zeros(4, 6))
+    with pytest.raises(ShapeError, match=r"got \[5\]; a single node is x\[None\]"):
+        MLPStudent(5, 8, 2, 3).predict(torch.zeros(5))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: MLPStudent(5, 8, 0, 3), "num_layers must be at least 1, got 0"),
+        (lambda: GCNTeacher(5, 0, 2, 3), "hidden_channels must be at least 1, got 0"),
+        (lambda: MLPStudent(5, 8, 2, 3, dropout=1.0), r"dropout must be in \[0, 1\), got 1.0"),
+        (lambda: GATTeacher(5, 10, 2, 3), "must be a multiple of heads, got 10 and 4"),
+        (lambda: make_teacher("GIN", 5, 8, 2, 3), "kind must be GCN, SAGE or GAT, got 'GIN'"),
+    ],
+)
+def test_sizes_are_checked(make, message):
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+def test_a_student_comes_back_bit_equal(graph, tmp_path):
+    student = MLPStudent(5, 8, 3, 3, dropout=0.2)
+    student.save_pretrained(tmp_path / "student")
+    again = MLPStudent.from_pretrained(tmp_path / "student")
+    assert torch.equal(again.logits(graph.x), student.logits(graph.x))
+    assert {p.name for p in (tmp_path / "student").iterdir()} >= {
+        "config.json",
+        "model.safetensors",
+    }
+
+
+@with_package("onnxscript", "onnxruntime")
+def test_the_student_exports_to_onnx_and_torch_export(graph, tmp_path):
+    from potstill.core.export import to_exported, to_onnx
+
+    student = MLPStudent(5, 8, 2, 3).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        onnx = to_onnx(student, graph.x[:4], tmp_path / "s.onnx", dynamic={0: "nodes"})
+        program = to_exported(student, graph.x[:4], tmp_path / "s.pt2", dynamic={0: "nodes"})
+    assert max(onnx.error, onnx.error_elsewhere, program.error, program.error_elsewhere) < 1e-5
+
+
+def test_rows_and_transpose_of_sparse_matrices(graph):
+    x = graph.x.relu()
+    index = torch.tensor([4, 4, 0, 29])
+    torch.testing.assert_close(rows(sparse(x), index).to_dense(), x[index])
+    torch.testing.assert_close(transposed(sparse(x)).to_dense(), x.T)
+    assert density(sparse(x)) == density(x)
+
+
+def test_memo_remembers_objects_not_values():
+    calls = []
+    memo, x = Memo(), torch.ones(2)
+
+    def make(tensor, power):
+        calls.append(power)
+        return tensor**power
+
+    assert memo(make, x, 2) is memo(make, x, 2)
+    memo(make, x, 3)
+    memo(make, x.clone(), 3)
+    x += 1
+    memo(make, x, 3)
+    assert calls == [2, 3, 3, 3]

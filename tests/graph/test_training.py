@@ -1,0 +1,178 @@
+"""Small trainings: what learns, what is kept, and what comes out the same twice."""
+
+import pytest
+import torch
+from torch import nn
+from torch_geometric.nn import GraphConv
+
+from potstill.core import Frozen, Objective, fit
+from potstill.core.errors import ConfigError
+from potstill.graph.check import check_graph
+from potstill.graph.criteria import HighFrequency, LowFrequency, SoftLabel
+from potstill.graph.data import load
+from potstill.graph.distiller import GraphToMLP
+from potstill.graph.models import MLPStudent
+from potstill.graph.recipes import Recipe, recipe_for
+from potstill.graph.training import (
+    METHODS,
+    distill,
+    evaluate,
+    objective_for,
+    run_protocol,
+    teacher_logits,
+    train_teacher,
+)
+
+SHORT = Recipe(hidden=16, epochs=30, patience=30)
+
+
+def test_the_house_program_runs_as_printed(graph):
+    data = check_graph(graph)
+    gnn = train_teacher(data, SHORT).model
+    data.z_teacher = Frozen(gnn)(data.x, data.edge_index)
+    mlp = MLPStudent(5, 16, 2, 3)
+    distiller = GraphToMLP(
+        mlp,
+        Objective(
+            task=(0.1, nn.functional.cross_entropy),
+            low=(0.9, LowFrequency()),
+            high=(0.9, HighFrequency(tau=1.5)),
+        ),
+    )
+    history = fit(distiller, [data], steps=60, lr=0.01, progress=False)
+    assert history[-1]["loss"] < history[0]["loss"]
+    assert all(name.startswith("student.") for name in distiller.state_dict())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_lowers_its_loss(graph, method):
+    data = check_graph(graph)
+    z = teacher_logits(train_teacher(data, SHORT).model, data)
+    trained = distill(data, None if method == "mlp" else z, SHORT, method)
+    assert trained.history[-1]["loss"] < trained.history[0]["loss"]
+    assert set(trained.accuracy) == {"val", "test"}
+
+
+def test_the_same_seed_gives_the_same_student(graph):
+    data = check_graph(graph)
+    z = teacher_logits(train_teacher(data, SHORT, seed=3).model, data)
+    first, again, other = (distill(data, z, SHORT, seed=s).model.logits(data.x) for s in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_the_best_validated_student_is_kept_and_the_latest_of_equals(graph):
+    data = check_graph(graph)
+    scores = iter([0.5, 0.9, 0.9, 0.1, 0.2, 0.3])
+    seen = []
+
+    def score(student):
+        seen.append(student.logits(data.x))
+        return next(scores)
+
+    recipe = Recipe(hidden=16, epochs=6)
+    trained = distill(data, None, recipe, "mlp", validation=score)
+    assert torch.equal(trained.model.logits(data.x), seen[2])
+
+
+def test_any_pyg_module_can_teach(graph):
+    class Mine(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = GraphConv(5, 3)
+
+        def forward(self, x, edge_index):
+            return self.layer(x, edge_index)
+
+    data = check_graph(graph)
+    teacher = train_teacher(data, SHORT, model=Mine())
+    trained = distill(data, teacher_logits(teacher.model, data), SHORT)
+    assert trained.epochs <= 30
+
+
+def test_a_student_learns_its_teacher_by_heart(graph):
+    data = check_graph(graph)
+    z = torch.randn(30, 3, generator=torch.Generator().manual_seed(0)) * 3
+    recipe = Recipe(hidden=64, layers=3, student_dropout=0.0, task_weight=0.0, epochs=300,
+                    patience=300)  # fmt: skip
+    trained = distill(data, z, recipe, "glnn", validation=lambda student: 0.0)
+    assert (trained.model.predict(data.x) == z.argmax(1)).float().mean() > 0.9
+
+
+def test_weighted_graphs(graph):
+    graph.edge_weight = torch.rand(graph.num_edges) + 0.5
+    data = check_graph(graph)
+    found = run_protocol(data, SHORT, ("ff-g2m",))
+    assert found["ff-g2m"].accuracy["test"] >= 0
+
+
+def test_held_out_nodes_are_scored_apart():
+    data = load("digits")
+    found = run_protocol(data, Recipe(epochs=15), ("glnn",), hold_out_rate=0.2)
+    for trained in found.values():
+        score = trained.accuracy
+        assert score["production"] == pytest.approx(0.2 * score["inductive"] + 0.8 * score["test"])
+
+
+def test_digits_reach_the_teacher():
+    # 5 seeds, mean: teacher 92.6, MLP 85.8, GLNN 92.2, FF-G2M 92.4 (python apps/demo.py)
+    data = load("digits", seed=2023)
+    found = run_protocol(data, Recipe(), ("mlp", "ff-g2m"), seed=2023)
+    score = {name: 100 * trained.accuracy["test"] for name, trained in found.items()}
+    assert score["teacher"] > 89
+    assert score["ff-g2m"] > score["teacher"] - 3
+    assert score["ff-g2m"] > score["mlp"] + 2
+
+
+def test_recipes():
+    assert recipe_for("Cora").hidden == 512
+    assert recipe_for("photo", "GAT").learning_rate == 0.001
+    assert recipe_for("cpf-citeseer", "SAGE") == recipe_for("citeseer", "SAGE")
+    assert recipe_for("unknown", "GAT").teacher == "GAT"
+    with pytest.raises(ConfigError, match="teacher must be GCN, SAGE or GAT, got 'gcn'"):
+        recipe_for("cora", "gcn")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tau": 0.0}, "tau must be > 0, got 0.0"),
+        ({"task_weight": 1.5}, r"task_weight must be in \[0, 1\], got 1.5"),
+        ({"layers": 0}, "layers must be at least 1, got 0"),
+        ({"teacher": "APPNP"}, "teacher must be GCN, SAGE or GAT"),
+        ({"reduction": "sum"}, "reduction must be edge or node"),
+        ({"learning_rate": 0.0}, "learning_rate must be > 0"),
+    ],
+)
+def test_recipes_are_checked(options, message):
+    with pytest.raises(ConfigError, match=message):
+        Recipe(**options)
+
+
+def test_objectives():
+    assert objective_for("ff-g2m", Recipe(task_weight=0.4)).at(0) == pytest.approx(
+        {"task": 0.4, "low": 0.6, "high": 0.6}
+    )
+    assert objective_for("mlp", Recipe()).at(0) == {"task": 1.0}
+    assert "task" not in objective_for("glnn", Recipe(task_weight=0.0)).at(0)
+    with pytest.raises(ConfigError, match="no method is called 'gln'; did you mean 'glnn'"):
+        objective_for("gln", Recipe())
+
+
+def test_a_wrong_teacher_is_named(graph):
+    data = check_graph(graph)
+    with pytest.raises(ValueError, match=r"z_t must be \[30, 3\] like z_s, got \[29, 3\]"):
+        distill(data, torch.zeros(29, 3), SHORT)
+    with pytest.raises(ValueError, match="z_t must be the teacher's logits"):
+        distill(data, None, SHORT)
+
+
+def test_evaluate_without_test_nodes(graph):
+    graph.test_mask[:] = False
+    data = check_graph(graph)
+    assert set(evaluate(data, torch.zeros(30, 3))) == {"val"}
+
+
+def test_soft_label_alone_matches_nodes_only(graph):
+    z = torch.randn(30, 3)
+    assert float(SoftLabel()(z, z, graph.edge_index)) == pytest.approx(0, abs=1e-6)
