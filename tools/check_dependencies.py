@@ -24,6 +24,7 @@ UNSEEN = {
 }
 # Imported and not declared, with the reason.
 OPTIONAL = {
+    "nerfacc": "an optional backend, loaded on request; it says how to get it",
     "tinycudann": "built from source, so no index has it; its backend says how to get it",
     "triton": "comes with torch where torch has kernels in it",
 }

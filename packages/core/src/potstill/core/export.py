@@ -82,6 +82,8 @@ def to_onnx(
         with warnings.catch_warnings():
             # torch says so when two axes have one name, which is what was asked for
             warnings.filterwarnings("ignore", "# The axis name", UserWarning)
+            # torch 2.11's exporter uses what torch 2.11 deprecates
+            warnings.filterwarnings("ignore", ".*treespec, LeafSpec", FutureWarning)
             program = torch.onnx.export(
                 model,
                 inputs,
