@@ -360,6 +360,9 @@ def _over_ranks(share: Tensor) -> Tensor:
     """The shares of the global batch, which is what budget and diversity are about."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return share
-    from torch.distributed.nn.functional import all_gather
-
-    return torch.cat(all_gather(share))
+    world = dist.get_world_size()
+    parts = [torch.empty_like(share) for _ in range(world)]
+    dist.all_gather(parts, share.detach())
+    # A rank's gradient is of its own images; the mean over the ranks that follows divides by world.
+    parts[dist.get_rank()] = world * share - (world - 1) * share.detach()
+    return torch.cat(parts)

@@ -95,7 +95,7 @@ def acmize(
     temperature: float = 0.8,
     backend: str = "auto",
 ) -> nn.Module:
-    """A copy of ``model`` whose chosen token-wise maps are adaptive.
+    """A trainable copy of ``model`` whose chosen token-wise maps are adaptive.
 
     Blocks are found by structure: a module ``mlp`` of timm's class ``Mlp`` beside a module
     ``attn``. Attention itself, norms, patch embedding and head stay as they are.
@@ -138,7 +138,7 @@ def acmize(
         chosen = list(_blocks_targets(model, targets, layers))
     if not chosen:
         raise ConfigError(_nothing(model))
-    adaptive = copy.deepcopy(model)
+    adaptive = copy.deepcopy(model).requires_grad_()  # the model may be a frozen teacher by now
     for path, module, kind in chosen:
         new = _replacement(path, module, kind, learners, flops_factor, initial, temperature)
         like = next(module.parameters())

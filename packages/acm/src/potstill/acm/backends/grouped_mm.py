@@ -69,7 +69,7 @@ def grouped_mm(
         up, down = (torch.where((wanted > 0)[:, None, None], t, 0.0) for t in (up, down))
     offsets = ends.to(torch.int32)
     hidden = F.grouped_mm(torch.where(used, x[token], 0.0), up.transpose(1, 2), offs=offsets)
-    hidden = activate(hidden + bias[learner], learners.activation)
+    hidden = activate(torch.where(used, hidden, 0.0) + bias[learner], learners.activation)
     parts = F.grouped_mm(torch.where(used, hidden, 0.0), down, offs=offsets)
     parts = torch.where(used, parts, 0.0)
     y = x.new_zeros(tokens, len(learners.shift)).index_add(0, token, parts)
