@@ -154,7 +154,8 @@ def _grouped(
 ) -> Optimizer:
     groups: dict[tuple[float, float], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in named:
-        vector = parameter.squeeze().ndim <= 1  # biases and norms; class and mask tokens
+        # Biases and norms, and class and mask tokens [1 1 D]; sharded tensors cannot be squeezed.
+        vector = sum(size > 1 for size in parameter.shape) <= 1
         key = scales.get(name, 1.0), 0.0 if vector else weight_decay
         groups.setdefault(key, []).append((name, parameter))
     # The largest scale first: its rate is the one that `fit` logs.
