@@ -12,7 +12,7 @@ from potstill.graph.criteria import HighFrequency, LowFrequency, SoftLabel
 from potstill.graph.data import load
 from potstill.graph.distiller import GraphToMLP
 from potstill.graph.models import MLPStudent
-from potstill.graph.recipes import Recipe, recipe_for
+from potstill.graph.recipes import NAMES, Recipe, recipe_for
 from potstill.graph.training import (
     METHODS,
     distill,
@@ -176,3 +176,7 @@ def test_evaluate_without_test_nodes(graph):
 def test_soft_label_alone_matches_nodes_only(graph):
     z = torch.randn(30, 3)
     assert float(SoftLabel()(z, z, graph.edge_index)) == pytest.approx(0, abs=1e-6)
+
+
+def test_every_method_has_a_name_in_tables():
+    assert set(METHODS) == set(NAMES)

@@ -12,11 +12,50 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from potstill.core.errors import ConfigError
-from potstill.graph.config import DistillConfig
+from potstill.graph.config import DiagnoseConfig, DistillConfig, TrainConfig
 
 app = App(name="graph", help="Distil graph neural networks into networks that need no graph.")
 
 Flat = Parameter(name="*")
+
+
+@app.command
+def train(config: Annotated[TrainConfig, Flat] = TrainConfig()) -> None:  # noqa: B008
+    """Train a teacher, and write what it says about every node to ``logits.npy``.
+
+    Args:
+        config: See the options.
+    """
+    import numpy as np
+    from rich.console import Console
+
+    from potstill.core import config as configs
+    from potstill.core.files import atomic
+
+    _quiet()
+    from safetensors.torch import save_file
+
+    from potstill.core import Engine
+    from potstill.graph.data import load
+    from potstill.graph.training import teacher_logits, train_teacher
+
+    configs.record(config, config.out, ignore=("out", "device", "download"))
+    data = load(config.dataset, seed=config.seed, download=config.download)
+    with Engine(device=config.device) as engine:
+        teacher = train_teacher(
+            data,
+            config.recipe(),
+            seed=config.seed,
+            engine=engine,
+            progress=f"{config.teacher} teacher",
+            run=config.out / "run",
+        )
+    with atomic(config.out / "logits.npy") as temporary:
+        np.save(temporary, teacher_logits(teacher.model, data).numpy())
+    with atomic(config.out / "teacher.safetensors") as temporary:
+        save_file(dict(teacher.model.state_dict()), temporary)
+    scores = ", ".join(f"{name} {100 * value:.1f} %" for name, value in teacher.accuracy.items())
+    Console().print(f"{config.teacher} on {config.dataset}: {scores}; in {config.out}")
 
 
 @app.command
@@ -39,14 +78,15 @@ def distill(config: Annotated[DistillConfig, Flat] = DistillConfig()) -> None:  
 
     console = Console()
     configs.record(config, config.out, ignore=("out", "device", "download"))
-    seeds = range(config.seed, config.seed + config.seeds)
     with Engine(device=config.device) as engine:
         comparison = compare(
             lambda seed: load(config.dataset, seed=seed, download=config.download),
             config.recipe(),
             config.methods,
-            seeds,
+            range(config.seed, config.seed + config.seeds),
             hold_out_rate=config.hold_out,
+            logits=config.logits,
+            kind=config.kind,
             engine=engine,
             progress=lambda label: label,
             done=console.print,
@@ -84,6 +124,53 @@ def predict(
 
     with atomic(out.with_suffix(".npy")) as temporary:
         np.save(temporary, classes)
+
+
+@app.command
+def diagnose(config: Annotated[DiagnoseConfig, Flat] = DiagnoseConfig()) -> None:  # noqa: B008
+    """Show what students take over from their teacher while they train, and what they lose.
+
+    Args:
+        config: See the options.
+    """
+    from rich.console import Console
+
+    from potstill.core import config as configs
+
+    _quiet()
+    from potstill.core import Engine
+    from potstill.graph import diagnostics
+    from potstill.graph.data import load
+
+    configs.record(config, config.out, ignore=("out", "device", "download"))
+    data = load(config.dataset, seed=config.seed, download=config.download)
+    with Engine(device=config.device) as engine:
+        found = diagnostics.diagnose(
+            data,
+            config.recipe(),
+            config.methods,
+            seed=config.seed,
+            every=config.every,
+            engine=engine,
+            progress=lambda label: label,
+        )
+    title = f"{config.dataset}: what students of a {config.teacher} learn"
+    found.save(config.out, title).show(Console())
+    Console().print(f"page: {config.out / 'index.html'}")
+
+
+@app.command
+def bench(*names: str, check: bool = False, quick: bool = False) -> int:
+    """Run the benchmarks of this domain, in a clone of the repository.
+
+    Args:
+        names: Which; all when none.
+        check: Compare with the declared targets; exit code 1 when one is missed.
+        quick: A smoke run.
+    """
+    from potstill.core.cli import main
+
+    return main(["bench", "graph", *names, *["--check"] * check, *["--quick"] * quick])
 
 
 def _features(path: Path) -> Any:

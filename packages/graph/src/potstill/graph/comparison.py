@@ -17,22 +17,13 @@ from potstill.core import Engine
 from potstill.core.cost import count_parameters, latency
 from potstill.core.data import fingerprint
 from potstill.core.report import Column, Report
+from potstill.graph.check import Kind, check_logits
 from potstill.graph.models import MLPStudent
-from potstill.graph.recipes import Recipe
+from potstill.graph.recipes import NAMES, Recipe
 from potstill.graph.tensors import rows
 from potstill.graph.training import Progress, Trained, run_protocol
 
-__all__ = ["NAMES", "Comparison", "compare", "full_graph_call", "save_page", "single_node_call"]
-
-NAMES = {
-    "mlp": "MLP, labels only",
-    "glnn": "GLNN",
-    "lfd": "low frequency only",
-    "hfd": "high frequency only",
-    "ff-g2m": "FF-G2M",
-    "krd": "KRD",
-    "hgmd": "HGMD",
-}
+__all__ = ["Comparison", "compare", "full_graph_call", "save_page", "single_node_call"]
 
 
 @dataclass
@@ -129,6 +120,8 @@ def compare(
     seeds: Iterable[int],
     *,
     hold_out_rate: float = 0.0,
+    logits: Any = None,
+    kind: Kind = "logits",
     engine: Engine | None = None,
     progress: Callable[[str], Progress] = lambda text: False,
     done: Callable[[str], None] = lambda text: None,
@@ -141,6 +134,9 @@ def compare(
         methods: As of `potstill.graph.training.METHODS`.
         seeds: One run each.
         hold_out_rate: See `run_protocol`.
+        logits: What a teacher said about all nodes, as `check_logits` takes it; then none is
+            trained.
+        kind: What is in ``logits``.
         engine: Device and precision.
         progress: Label to progress option of `fit`.
         done: Is told in words what a seed gave.
@@ -154,6 +150,9 @@ def compare(
             tuple(methods),
             seed=seed,
             hold_out_rate=hold_out_rate,
+            z_teacher=None
+            if logits is None
+            else check_logits(logits, comparison.data.num_nodes, comparison.data.num_classes, kind),
             engine=engine,
             progress=partial(_labelled, progress, f"seed {seed}: ", comparison),
         )

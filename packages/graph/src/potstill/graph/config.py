@@ -6,8 +6,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from potstill.core.errors import ConfigError
-from potstill.graph.recipes import Recipe, recipe_for
+from potstill.core.errors import ConfigError, nearest
+from potstill.graph.recipes import NAMES, Recipe, recipe_for
 
 __all__ = ["DiagnoseConfig", "DistillConfig", "TrainConfig"]
 
@@ -84,8 +84,7 @@ class DistillConfig(TrainConfig):
         super().__post_init__()
         if self.seeds < 1:
             raise ConfigError(f"distill: seeds must be at least 1, got {self.seeds}")
-        if not self.methods:
-            raise ConfigError("distill: methods must name at least one, got none")
+        _check_methods("distill", self.methods)
         if not 0 <= self.hold_out < 1:
             raise ConfigError(f"distill: hold_out must be in [0, 1), got {self.hold_out}")
         if self.logits is not None and self.hold_out:
@@ -111,3 +110,12 @@ class DiagnoseConfig(TrainConfig):
         super().__post_init__()
         if self.every < 1:
             raise ConfigError(f"diagnose: every must be at least 1, got {self.every}")
+        _check_methods("diagnose", self.methods)
+
+
+def _check_methods(name: str, methods: tuple[str, ...]) -> None:
+    if not methods:
+        raise ConfigError(f"{name}: methods must name at least one, got none")
+    for method in methods:
+        if method not in NAMES:
+            raise ConfigError(f"{name}: no method is called {method!r}; {nearest(method, NAMES)}")

@@ -6,7 +6,18 @@ from dataclasses import dataclass, replace
 
 from potstill.core.errors import ConfigError, nearest
 
-__all__ = ["Recipe", "recipe_for"]
+__all__ = ["NAMES", "Recipe", "recipe_for"]
+
+NAMES = {
+    "mlp": "MLP, labels only",
+    "glnn": "GLNN",
+    "lfd": "low frequency only",
+    "hfd": "high frequency only",
+    "ff-g2m": "FF-G2M",
+    "krd": "KRD",
+    "hgmd": "HGMD",
+}
+"""Methods that a student can be trained by, and how they are called in tables."""
 
 
 @dataclass(frozen=True)

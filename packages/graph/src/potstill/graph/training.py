@@ -39,6 +39,18 @@ __all__ = [
 Progress = bool | str | Callable[[Any, float], None]
 
 
+class Given(nn.Module):
+    """A teacher of which only the logits are known."""
+
+    def __init__(self, z: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("z", z)
+
+    def forward(self, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None) -> Any:
+        """The logits; they are those of one graph."""
+        return self.z
+
+
 @dataclass
 class Trained:
     """A model with the weights of its best validation epoch, and what it reached.
@@ -212,6 +224,7 @@ def run_protocol(
     *,
     seed: int = 0,
     hold_out_rate: float = 0.0,
+    z_teacher: Tensor | None = None,
     engine: Engine | None = None,
     progress: Callable[[str], Progress] = lambda text: False,
 ) -> dict[str, Trained]:
@@ -226,6 +239,7 @@ def run_protocol(
             transductive protocol. Scores are then also ``inductive`` (those nodes: students see
             their features only, the teacher their edges too) and ``production`` (both, weighted by
             the rate).
+        z_teacher: Logits [N C] of a teacher that is not ours; then none is trained.
         engine: Device and precision.
         progress: Label to progress option of `fit`.
 
@@ -235,9 +249,13 @@ def run_protocol(
     held = hold_out(data, hold_out_rate, seed) if hold_out_rate else None
     observed = data if held is None else held.observed
     options: dict[str, Any] = {"seed": seed, "engine": engine}
-    teacher = train_teacher(observed, recipe, progress=progress("teacher"), **options)
-    z = teacher_logits(teacher.model, observed)
-    found = {"teacher": teacher}
+    found: dict[str, Trained] = {}
+    z = z_teacher
+    if z is None:
+        teacher = train_teacher(observed, recipe, progress=progress("teacher"), **options)
+        found["teacher"], z = teacher, teacher_logits(teacher.model, observed)
+    else:
+        found["teacher"] = Trained(Given(z), evaluate(observed, z), [])
     for method in methods:
         found[method] = distill(observed, z, recipe, method, progress=progress(method), **options)
     if held is not None:
