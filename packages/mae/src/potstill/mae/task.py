@@ -55,10 +55,11 @@ class MaskedDistillTask(TrainingTask):
             NonFiniteError: The total is NaN or infinite; names the part.
         """
         losses = self.trainable_module(input, self.step)
-        if not bool(torch.isfinite(losses.total)):
+        total = losses.total.detach()
+        if not bool(torch.isfinite(total)):
             shown = ", ".join(f"{name}={float(value):.6g}" for name, value in losses.terms.items())
             raise NonFiniteError(
-                f"MaskedDistillTask: the loss is {float(losses.total)} at step {self.step} "
+                f"MaskedDistillTask: the loss is {float(total)} at step {self.step} "
                 f"({shown}); check the inputs, or lower the learning rate"
             )
         if self.training:
