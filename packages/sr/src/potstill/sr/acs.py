@@ -39,7 +39,8 @@ def adaptive_cropping(network: Callable[[Tensor], Tensor], image: NDArray[Any]) 
     h, w = image.shape[:2]
     if min(h, w) < 64:
         raise ConfigError(
-            f"upscale: align='acs' needs sides of at least 64 pixels, got {w} x {h}; use align='pad'"
+            f"upscale: align='acs' needs sides of at least 64 pixels, got {w} x {h}; use "
+            "align='pad'"
         )
     half_h, half_w = h // 2, w // 2
     tall, wide = _patch(half_h), _patch(half_w)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from potstill.core.errors import BackendError, ConfigError
-from potstill.sr.models import IMDN
+from potstill.sr.models import IMDN, Upscaler
 from potstill.sr.staged import Staged
 
 __all__ = ["BACKENDS", "Backend", "Precision", "Runner", "export_onnx", "make_runner"]
@@ -39,7 +39,7 @@ class Runner:
         device: Where tensors must be.
     """
 
-    def __init__(self, model: nn.Module, precision: Precision, device: torch.device) -> None:
+    def __init__(self, model: Upscaler, precision: Precision, device: torch.device) -> None:
         self.model = model.to(device).eval()
         self.device = device
         bf16 = precision == "bf16"
@@ -54,7 +54,7 @@ class TorchRunner(Runner):
     """PyTorch: the stages, or the same network compiled."""
 
     def __init__(
-        self, model: nn.Module, precision: Precision, device: torch.device, compiled: bool
+        self, model: Upscaler, precision: Precision, device: torch.device, compiled: bool
     ) -> None:
         super().__init__(model, precision, device)
         self._compiled = _compile(model, precision) if compiled and self.stages else None
@@ -72,7 +72,7 @@ class TorchRunner(Runner):
 class OnnxRunner(Runner):
     """ONNX Runtime on the CPU, in float32."""
 
-    def __init__(self, model: nn.Module, precision: Precision, device: torch.device) -> None:
+    def __init__(self, model: Upscaler, precision: Precision, device: torch.device) -> None:
         if precision != "fp32" or device.type != "cpu":
             raise ConfigError(
                 f"upscale: backend 'onnx' runs in fp32 on the CPU, got {precision} on {device}; "
@@ -106,7 +106,7 @@ class OnnxRunner(Runner):
 class OpenVinoRunner(Runner):
     """OpenVINO on the CPU; its bf16 is faster than any other backend where the CPU has AMX."""
 
-    def __init__(self, model: nn.Module, precision: Precision, device: torch.device) -> None:
+    def __init__(self, model: Upscaler, precision: Precision, device: torch.device) -> None:
         if device.type != "cpu":
             raise ConfigError(f"upscale: backend 'openvino' runs on the CPU, got {device}")
         super().__init__(model, precision, device)
@@ -134,7 +134,7 @@ class OpenVinoRunner(Runner):
 
 
 def make_runner(
-    model: nn.Module,
+    model: Upscaler,
     backend: Backend = "torch",
     precision: Precision = "fp32",
     device: str = "auto",
@@ -160,7 +160,8 @@ def make_runner(
     for package in _PACKAGES.get(backend, ()):
         if importlib.util.find_spec(package) is None:
             raise BackendError(
-                f"upscale: backend {backend!r} needs {package}; pip install 'potstill-sr[{backend}]'"
+                f"upscale: backend {backend!r} needs {package}; pip install "
+                f"'potstill-sr[{backend}]'"
             )
     where = _device(device if backend == "torch" or device != "auto" else "cpu")
     if backend == "onnx":
@@ -177,8 +178,8 @@ def _device(name: str) -> torch.device:
         raise ConfigError(f"upscale: device must be auto, cpu, cuda or mps, got {name!r}")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise BackendError(
-            "upscale: device 'cuda' is not available here; install a GPU driver and a CUDA build of "
-            "torch, or pass device='cpu'"
+            "upscale: device 'cuda' is not available here; install a GPU driver and a CUDA build "
+            "of torch, or pass device='cpu'"
         )
     if name == "mps" and not torch.backends.mps.is_available():
         raise BackendError("upscale: device 'mps' is not available here; pass device='cpu'")
@@ -197,21 +198,21 @@ class _Mixed(nn.Module):
             return self.model(x, gates)
 
 
-def _compile(model: nn.Module, precision: Precision) -> Callable[..., Tensor]:
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+def _compile(model: Upscaler, precision: Precision) -> Callable[..., Tensor]:
+    module: nn.Module = model.to(memory_format=torch.channels_last)
     if precision == "bf16":
         assert isinstance(model, IMDN)
-        model = _Mixed(model)
-    return torch.compile(model, dynamic=None, options={"freezing": True})
+        module = _Mixed(model)
+    return torch.compile(module, dynamic=None, options={"freezing": True})
 
 
-def _on_disk(model: nn.Module, known: bool, open_file: Callable[[Path], Any]) -> Any:
+def _on_disk(model: Upscaler, known: bool, open_file: Callable[[Path], Any]) -> Any:
     """Export to a temporary file and open it."""
     with tempfile.TemporaryDirectory() as folder:
         return open_file(export_onnx(model, Path(folder, "network.onnx"), gates=known))
 
 
-def export_onnx(model: nn.Module, path: str | Path, *, gates: bool = False) -> Path:
+def export_onnx(model: Upscaler, path: str | Path, *, gates: bool = False) -> Path:
     """Write a network as ONNX with dynamic batch, height and width, compared with PyTorch first.
 
     Args:
@@ -234,8 +235,7 @@ def export_onnx(model: nn.Module, path: str | Path, *, gates: bool = False) -> P
     dynamic: list[dict[int, str]] = [{0: "batch", 2: "height", 3: "width"}]
     inputs = [example]
     if gates:
-        stages = model.blocks
-        inputs.append(torch.rand(len(stages), model.channels))  # type: ignore[arg-type]
+        inputs.append(torch.rand(len(model.blocks), model.channels))
         dynamic.append({})
     other = [torch.rand(1, 3, 2 * unit, unit), *inputs[1:]]
     return to_onnx(model.cpu(), inputs, path, dynamic=dynamic, other=other).path

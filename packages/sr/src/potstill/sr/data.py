@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -107,9 +107,7 @@ def _turned(image: Bytes, orientation: int) -> Bytes:
     return image.transpose(1, 0, 2) if orientation & 4 else image
 
 
-def degrade(
-    images: Iterable[UInt8[NDArray, "h w 3"]], scale: int, zooms: Sequence[float] = (1.0,)
-) -> list[Pair]:
+def degrade(images: Iterable[Bytes], scale: int, zooms: Sequence[float] = (1.0,)) -> list[Pair]:
     """Pairs of images and their MATLAB-bicubic reductions, in memory.
 
     Args:
@@ -127,7 +125,7 @@ def degrade(
     pairs = []
     for image in images:
         for zoom in zooms:
-            hr = image if zoom == 1 else imresize(image, zoom)
+            hr = image if zoom == 1 else imresize(image, zoom).astype(np.uint8)
             pairs.append(_reduced(hr, scale))
     return pairs
 
@@ -135,7 +133,7 @@ def degrade(
 def _reduced(image: Bytes, scale: int) -> Pair:
     h, w = (side - side % scale for side in image.shape[:2])
     hr = np.ascontiguousarray(image[:h, :w])
-    return Pair(imresize(hr, Fraction(1, scale)), hr)
+    return Pair(imresize(hr, Fraction(1, scale)).astype(np.uint8), hr)
 
 
 def find_photographs(folder: str | os.PathLike[str]) -> list[Path]:

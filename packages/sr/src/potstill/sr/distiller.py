@@ -8,7 +8,7 @@ from contextlib import ExitStack
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from potstill.core import Distiller, Losses, Objective, tap
+from potstill.core import Criterion, Distiller, Losses, Objective, Reading, tap
 from potstill.core.errors import ConfigError
 from potstill.sr.criteria import contrastive_ratio, spatial_affinity, wavelet_l1
 
@@ -80,7 +80,7 @@ class UpscalerToUpscaler(Distiller):
         if set(wanted) - {"task"}:
             assert self.teacher is not None
             with ExitStack() as stack:
-                read_t = self._tapped(stack, self.teacher.module, features, 1)
+                read_t = self._tapped(stack, self.teacher, features, 1)
                 target = self.teacher(lr).float()
             tensors |= {"output": (sr, target), "wavelet": (sr, target)}
             if "contrastive" in wanted:
@@ -94,7 +94,7 @@ class UpscalerToUpscaler(Distiller):
 
     def _tapped(
         self, stack: ExitStack, model: nn.Module, features: Sequence[int], side: int
-    ) -> Mapping[str, object]:
+    ) -> Mapping[str, Reading]:
         names = [self.taps[n][side] for n in features]
         return stack.enter_context(tap(model, *names)) if names else {}
 
@@ -134,7 +134,7 @@ def make_objective(
         contrastive: CSD's ratio.
         taps: How many pairs of blocks.
     """
-    terms = {
+    terms: dict[str, tuple[float, Criterion]] = {
         "task": (task, F.l1_loss),
         "output": (output, F.l1_loss),
         "wavelet": (wavelet, wavelet_l1),

@@ -215,7 +215,9 @@ def _write_pil(picture: Picture, path: Path, form: str, quality: int) -> None:
 
 def _sixteen_bit(path: Path, image: Image.Image) -> Picture | None:
     """A 16-bit colour file, which Pillow would cut to 8 bits; None for any other."""
-    if image.format not in ("PNG", "TIFF") or not any(";16" in str(t[3]) for t in image.tile):
+    if image.format not in ("PNG", "TIFF") or not any(
+        ";16" in str(t[3]) for t in getattr(image, "tile", ())
+    ):
         return None
     if image.mode not in ("RGB", "RGBA", "LA"):
         return None

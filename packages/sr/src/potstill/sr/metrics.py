@@ -6,7 +6,6 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -35,7 +34,7 @@ class Score(NamedTuple):
     psnr_rgb: float
 
 
-def luma(rgb: UInt8[NDArray, "h w 3"]) -> NDArray[np.float64]:
+def luma(rgb: NDArray[np.uint8]) -> NDArray[np.float64]:
     """BT.601 luma in studio range, ``16 + (65.481 R + 128.553 G + 24.966 B) / 255``: 16 to 235.
 
     Example:
@@ -47,15 +46,15 @@ def luma(rgb: UInt8[NDArray, "h w 3"]) -> NDArray[np.float64]:
     return values
 
 
-def quantize(image: Tensor) -> UInt8[NDArray, "h w 3"]:
+def quantize(image: Tensor) -> NDArray[np.uint8]:
     """A network's output ``[1 3 H W]`` or ``[3 H W]`` in [0, 1] as bytes ``[H W 3]``."""
     image = image.detach().reshape(3, *image.shape[-2:])
     return image.clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
 
 
 def score(
-    image: UInt8[NDArray, "h w 3"],
-    original: UInt8[NDArray, "h w 3"],
+    image: NDArray[np.uint8],
+    original: NDArray[np.uint8],
     crop: int,
     protocol: Protocol = "paper",
 ) -> Score:
@@ -66,7 +65,7 @@ def score(
     not reproduce the table.
 
     Args:
-        image: The enlarged image.
+        image: The enlarged image, ``[H W 3]``.
         original: Of the same size.
         crop: Border, usually the factor.
         protocol: One of ``PROTOCOLS``.
@@ -108,5 +107,5 @@ def score(
     return Score(
         float(psnr(a, b, 255.0)),
         float(ssim(a, b, 255.0)),
-        float(psnr(*rgb, 255.0)),
+        float(psnr(rgb[0], rgb[1], 255.0)),
     )

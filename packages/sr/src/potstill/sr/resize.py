@@ -16,7 +16,7 @@ from potstill.core.errors import ConfigError, ShapeError
 
 __all__ = ["cubic", "imresize"]
 
-Array = TypeVar("Array", NDArray[np.generic], Tensor)
+Array = TypeVar("Array", NDArray[np.uint8], NDArray[np.generic], Tensor)
 
 
 def cubic(t: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -81,7 +81,7 @@ def imresize(image: Array, scale: float | Fraction) -> Array:
     for axis in axes:
         values = _pass(values, ratio, axis)
         if dtype.kind == "u":
-            values = np.clip(np.floor(values + 0.5), 0, np.iinfo(dtype).max)
+            values = np.clip(np.floor(values + 0.5), 0, 255 if dtype == np.uint8 else 65535)
     values = values.astype(dtype)
     return torch.from_numpy(values).to(image.device) if isinstance(image, Tensor) else values
 

@@ -13,7 +13,6 @@ for memory traffic, since on a CPU the convolutions are only part of the time:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -35,12 +34,12 @@ class Moments(NamedTuple):
     """Mean and sum of squared deviations per channel over a number of pixels, in float64.
 
     Attributes:
-        count: Pixels.
+        pixels: How many.
         mean: ``[C]``.
-        squares: ``[C]``; divided by ``count`` the population variance.
+        squares: ``[C]``; divided by ``pixels`` the population variance.
     """
 
-    count: int
+    pixels: int
     mean: Float[Tensor, " channels"]
     squares: Float[Tensor, " channels"]
 
@@ -50,18 +49,18 @@ class Moments(NamedTuple):
         Source: Chan, Golub, LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing
         Sample Variances", COMPSTAT 1982, Eq. (2.1). No cancellation, however many tiles.
         """
-        count = self.count + other.count
+        pixels = self.pixels + other.pixels
         gap = other.mean - self.mean
         return Moments(
-            count,
-            self.mean + gap * (other.count / count),
-            self.squares + other.squares + gap.square() * (self.count * other.count / count),
+            pixels,
+            self.mean + gap * (other.pixels / pixels),
+            self.squares + other.squares + gap.square() * (self.pixels * other.pixels / pixels),
         )
 
     @property
     def variance(self) -> Tensor:
         """Population variance, ``[C]``."""
-        return self.squares / self.count
+        return self.squares / self.pixels
 
 
 def moments(z: Float[Tensor, "1 channels h w"]) -> Moments:
@@ -177,7 +176,7 @@ class Staged:
         return large if model.skip is None else large.add_(model.skip(image))
 
     @torch.no_grad()
-    def __call__(self, image: Tensor, gates: Sequence[Tensor] | None = None) -> Tensor:
+    def __call__(self, image: Tensor, gates: Tensor | None = None) -> Tensor:
         """Enlarge one image [1 3 H W]; with ``gates`` given, statistics are not taken."""
         shallow = self.head(image)
         x = shallow.clone(memory_format=torch.channels_last)

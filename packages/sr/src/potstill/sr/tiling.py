@@ -151,9 +151,9 @@ def exact(stages: Staged, frame: Frame, tile: int, step: Step) -> Tensor:
         for core in boxes(frame.size, tile):
             around = core.grown(block.radius, frame.size)
             part = stages.distill(k, _own(around.of(x)))
-            inner = _own(core.within(around).of(part))
-            core.of(z).copy_(inner)
-            found = _merged(found, moments(inner))
+            kept = _own(core.within(around).of(part))
+            core.of(z).copy_(kept)
+            found = _merged(found, moments(kept))
             step()
         assert found is not None
         gates.append(stages.gate(k, found))
@@ -219,8 +219,8 @@ def gates_from_sample(
     for k in range(len(stages.blocks)):
         found: Moments | None = None
         parts = [stages.distill(k, x) for x in streams]
-        for core, around, z in zip(cores, arounds, parts, strict=True):
-            found = _merged(found, moments(_own(core.within(around).of(z))))
+        for core, around, part in zip(cores, arounds, parts, strict=True):
+            found = _merged(found, moments(_own(core.within(around).of(part))))
             step()
         assert found is not None
         gates.append(stages.gate(k, found))

@@ -82,7 +82,7 @@ def train(
     distiller = UpscalerToUpscaler(student, objective, teacher, taps)
     batches = Patches(pairs, patch=config.patch, batch=config.batch, seed=config.seed)
     validation = Validation(score, every=config.validate_every) if score is not None else None
-    student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    student.to(memory_format=torch.channels_last)
     with Engine(device=config.device, precision=config.precision) as engine:
         return fit(
             distiller,

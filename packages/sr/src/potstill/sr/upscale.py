@@ -16,14 +16,14 @@ import psutil
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from potstill.core.errors import ConfigError
 from potstill.sr.acs import adaptive_cropping
 from potstill.sr.backends import Backend, Precision, Runner, make_runner
 from potstill.sr.checks import check_array, check_tensor
 from potstill.sr.images import Picture, picture_of, read_image
-from potstill.sr.models import IMDN
+from potstill.sr.models import IMDN, Upscaler
 from potstill.sr.tiling import (
     MODES,
     Box,
@@ -95,7 +95,7 @@ class Result:
 
 def upscale(
     image: Any,
-    model: nn.Module | str | os.PathLike[str] | None = None,
+    model: Upscaler | str | os.PathLike[str] | None = None,
     *,
     scale: int | None = None,
     tile: int | Literal["auto", "none"] = "auto",
@@ -173,7 +173,7 @@ def upscale(
 
 
 def plan(
-    network: nn.Module,
+    network: Upscaler,
     height: int,
     width: int,
     *,
@@ -225,9 +225,9 @@ def plan(
         return Plan("exact", side, need("exact", side))
     side = 128 if tile == "auto" and need("gates", side) > limit else side
     warnings.warn(
-        f"upscale: {width} x {height} pixels need {need('exact', side) / 2**30:.1f} GiB to be exact "
-        f"and {limit / 2**30:.1f} GiB may be used, so attention is estimated from a sample of tiles "
-        "(mode 'gates'); tile_mode='recompute' is exact in little memory and takes longer",
+        f"upscale: {width} x {height} pixels need {need('exact', side) / 2**30:.1f} GiB to be "
+        f"exact and {limit / 2**30:.1f} GiB may be used, so attention is estimated from a sample "
+        "of tiles (mode 'gates'); tile_mode='recompute' is exact in little memory, and slower",
         stacklevel=3,
     )
     return Plan("gates", side, need("gates", side))
@@ -253,7 +253,8 @@ class _Options:
             )
         if self.tile_mode not in (*MODES, "auto"):
             raise ConfigError(
-                f"upscale: tile_mode must be one of auto, {', '.join(MODES)}, got {self.tile_mode!r}"
+                f"upscale: tile_mode must be one of auto, {', '.join(MODES)}, got "
+                f"{self.tile_mode!r}"
             )
         if self.align not in ("pad", "acs") or self.alpha not in ("lanczos", "network"):
             raise ConfigError(
@@ -266,8 +267,8 @@ class _Options:
             )
         if self.tile_mode == "exact" and backend != "torch":
             raise ConfigError(
-                f"upscale: tile_mode 'exact' needs backend 'torch', got {backend!r}; 'recompute' is "
-                "exact with every backend"
+                f"upscale: tile_mode 'exact' needs backend 'torch', got {backend!r}; 'recompute' "
+                "is exact with every backend"
             )
         attentive = isinstance(runner.model, IMDN)
         if not attentive and (self.gates is not None or self.tile_mode in ("recompute", "gates")):
@@ -288,7 +289,7 @@ class _Job:
         self.options = options
         self.plan: Plan | None = None
         self.gates: Tensor | None = None
-        self.scale = int(runner.model.scale)  # type: ignore[arg-type]
+        self.scale = runner.model.scale
 
     def dispatch(self, image: Any) -> Any:
         if isinstance(image, str | os.PathLike):
@@ -362,7 +363,7 @@ class _Job:
         total: NDArray[np.float32] | None = None
         for orientation in range(8):
             large = self._planes(np.ascontiguousarray(_turned(values, orientation)), clip)
-            back = _turned_back(large, orientation) / 8
+            back = (_turned_back(large, orientation) / 8).astype(np.float32)
             total = back if total is None else total + back
         assert total is not None
         return (
@@ -370,7 +371,7 @@ class _Job:
         )
 
     def _planes(self, color: NDArray[Any], clip: bool) -> NDArray[Any]:
-        runner, stride = self.runner, int(self.runner.model.stride)  # type: ignore[arg-type]
+        runner, stride = self.runner, self.runner.model.stride
         h, w = color.shape[:2]
         if stride > 1 and (h % stride or w % stride):
             if self.options.align == "acs":
@@ -408,7 +409,7 @@ class _Job:
         )
         mode, stages = self.plan.mode, runner.stages
         tile = max(1, self.plan.tile // frame.stride)
-        radius = int(runner.model.radius)  # type: ignore[arg-type]
+        radius = runner.model.radius
         step = _Steps(frame, tile, mode, 0 if stages is None else len(stages.blocks), options)
         if mode == "none":
             plain(runner, frame, max(frame.size), 0, step)
@@ -443,11 +444,11 @@ class _Steps:
         self.progress(self.done, self.total)
 
 
-def _network(model: nn.Module | str | os.PathLike[str] | None, scale: int | None) -> nn.Module:
-    if isinstance(model, nn.Module):
+def _network(model: Upscaler | str | os.PathLike[str] | None, scale: int | None) -> Upscaler:
+    if isinstance(model, Upscaler):
         if scale is not None and scale != model.scale:
             raise ConfigError(
-                f"upscale: scale must be {model.scale}, that of the model, got {scale}; leave it out"
+                f"upscale: scale must be {model.scale} like the model's, got {scale}; leave it out"
             )
         return model
     if model is not None:
@@ -458,7 +459,7 @@ def _network(model: nn.Module | str | os.PathLike[str] | None, scale: int | None
 
 
 @lru_cache(maxsize=4)
-def _loaded(source: str, scale: int | None) -> nn.Module:
+def _loaded(source: str, scale: int | None) -> Upscaler:
     return load_model(source, scale=scale)
 
 
@@ -500,10 +501,10 @@ def _grey(color: NDArray[Any]) -> NDArray[Any]:
     return (np.round(mean) if color.dtype.kind == "u" else mean).astype(color.dtype)
 
 
-def _lanczos(plane: NDArray[np.float32], scale: int) -> NDArray[np.float32]:
+def _lanczos(plane: NDArray[Any], scale: int) -> NDArray[np.float32]:
     """A plane in [0, 1] by Lanczos; opaque and clear areas stay exactly 1 and 0."""
     size = (plane.shape[1] * scale, plane.shape[0] * scale)
-    large = Image.fromarray(plane).resize(size, Image.Resampling.LANCZOS)
+    large = Image.fromarray(plane.astype(np.float32)).resize(size, Image.Resampling.LANCZOS)
     return np.asarray(large).clip(0, 1)
 
 

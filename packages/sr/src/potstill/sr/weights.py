@@ -14,18 +14,18 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from potstill.core.errors import ConfigError, DataError, nearest
 from potstill.core.files import atomic
-from potstill.sr.models import IMDN, IMDN_AS, IMDN_RTC, IMDN_RTE
+from potstill.sr.models import IMDN, IMDN_AS, IMDN_RTC, IMDN_RTE, Upscaler
 
 __all__ = ["PRETRAINED", "Description", "detect", "load_model", "load_tensors", "save_model"]
 
 PRETRAINED = {f"potstill-x{scale}": f"potstill-x{scale}.safetensors" for scale in (2, 3, 4)}
 """Our own weights, which come with the package: small students, trained on free photographs."""
 
-ARCHITECTURES: dict[str, type[nn.Module]] = {
+ARCHITECTURES: dict[str, type[Upscaler]] = {
     cls.architecture: cls for cls in (IMDN, IMDN_AS, IMDN_RTC, IMDN_RTE)
 }
 
@@ -60,14 +60,14 @@ class Description(NamedTuple):
     architecture: str
     config: dict[str, Any]
 
-    def build(self) -> nn.Module:
+    def build(self) -> Upscaler:
         """The network, with random weights."""
         return ARCHITECTURES[self.architecture](**self.config)
 
 
 def load_model(
     source: str | os.PathLike[str], *, scale: int | None = None, strict: bool = True
-) -> nn.Module:
+) -> Upscaler:
     """Read a network of the family from a file or by name, in eval mode on the CPU.
 
     The file's tensors may have the official names, with or without ``module.``, or ours; they say
@@ -150,7 +150,10 @@ def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
 
 
 def detect(
-    tensors: Mapping[str, Tensor], *, name: str = "weights", metadata: Mapping[str, str] = {}
+    tensors: Mapping[str, Tensor],
+    *,
+    name: str = "weights",
+    metadata: Mapping[str, str] | None = None,
 ) -> Description:
     """Say which network ``tensors`` belong to, from their names and shapes.
 
@@ -184,13 +187,13 @@ def detect(
     if "head.0.weight" in shapes:
         return Description("imdn_as", sizes)
     scale = round((tail[0] / 3) ** 0.5)
-    stored = json.loads(metadata.get("config", "{}"))
+    stored = json.loads((metadata or {}).get("config", "{}"))
     skip = stored.get("global_skip")
     return Description("imdn", {"scale": scale, **sizes, "global_skip": skip})
 
 
 def save_model(
-    model: nn.Module,
+    model: Upscaler,
     path: str | os.PathLike[str],
     *,
     dtype: torch.dtype = torch.float32,

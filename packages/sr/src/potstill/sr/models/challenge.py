@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from potstill.core.errors import ShapeError
+from potstill.sr.models.base import Upscaler
 from potstill.sr.models.blocks import InformationBlock, conv3x3
 
 __all__ = ["IMDN_RTC", "IMDN_RTE"]
 
 
-class IMDN_RTC(nn.Module):
+class IMDN_RTC(Upscaler):
     """The tiny variant: 12 channels, 5 blocks without attention, factor 2, 20,190 parameters.
 
     Source: the checkpoint ``model_RTC`` of the authors' repository; the constrained track of Zhang
@@ -28,7 +29,6 @@ class IMDN_RTC(nn.Module):
     """
 
     architecture: ClassVar[str] = "imdn_rtc"
-    stride: ClassVar[int] = 1
 
     def __init__(self, channels: int = 12, blocks: int = 5) -> None:
         super().__init__()
@@ -40,18 +40,13 @@ class IMDN_RTC(nn.Module):
         self.upsampler = conv3x3(channels, 12)
 
     @property
-    def config(self) -> dict[str, Any]:
-        """The arguments that make this network again."""
-        return {"channels": self.channels, "blocks": len(self.blocks)}
-
-    @property
     def radius(self) -> int:
         """Feature pixels that an output sees to each side."""
         return 2 + InformationBlock.radius * len(self.blocks)
 
     def forward(self, x: Tensor) -> Tensor:
         """Enlarge: [B 3 H W] in [0, 1] -> [B 3 2H 2W]."""
-        _check(self, x)
+        self.check(x)
         shallow = y = self.head(x)
         for block in self.blocks:
             y = block(y)
@@ -85,7 +80,7 @@ class LargeBlock(nn.Module):
         return self.fuse(torch.cat(kept, dim=1)) + x
 
 
-class IMDN_RTE(nn.Module):
+class IMDN_RTE(Upscaler):
     """The variant for noisy images: works at half the resolution, factor 2, 89,748 parameters.
 
     Source: the checkpoint ``model_RTE`` of the authors' repository. Height and width must be even:
@@ -111,31 +106,19 @@ class IMDN_RTE(nn.Module):
         self.upsampler = conv3x3(channels, 48)
 
     @property
-    def config(self) -> dict[str, Any]:
-        """The arguments that make this network again."""
-        return {"channels": self.channels, "blocks": len(self.blocks)}
-
-    @property
     def radius(self) -> int:
         """Feature pixels that an output sees to each side."""
         return 2 + LargeBlock.radius * len(self.blocks)
 
     def forward(self, x: Tensor) -> Tensor:
         """Enlarge: [B 3 H W] in [0, 1] -> [B 3 2H 2W], H and W even."""
-        _check(self, x)
+        self.check(x)
         if x.shape[2] % 2 or x.shape[3] % 2:
             raise ShapeError(
-                f"IMDN_RTE: x must have even sides, got {list(x.shape[2:])}; pad it, as upscale does"
+                f"IMDN_RTE: x must have even sides, got {list(x.shape[2:])}; pad it, as upscale "
+                "does"
             )
         shallow = y = self.head(x)
         for block in self.blocks:
             y = block(y)
         return F.pixel_shuffle(self.upsampler(self.body_out(y) + shallow), 4)
-
-
-def _check(model: nn.Module, x: Tensor) -> None:
-    if x.ndim != 4 or x.shape[1] != 3:
-        raise ShapeError(
-            f"{type(model).__name__}: x must be [B, 3, H, W] in [0, 1], got {list(x.shape)}; "
-            "permute [H, W, 3] images"
-        )

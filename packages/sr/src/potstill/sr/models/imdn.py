@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from potstill.core.errors import ConfigError, ShapeError
+from potstill.core.errors import ConfigError
+from potstill.sr.models.base import Upscaler
 from potstill.sr.models.blocks import SLOPE, BicubicSkip, InformationBlock, conv3x3, lrelu
 
 __all__ = ["IMDN", "IMDN_AS"]
@@ -17,7 +18,7 @@ __all__ = ["IMDN", "IMDN_AS"]
 GlobalSkip = Literal["bicubic"] | None
 
 
-class IMDN(nn.Module):
+class IMDN(Upscaler):
     """Information multi-distillation network: a light network that enlarges photographs.
 
     Source: Hui, Gao, Yang, Wang, "Lightweight Image Super-Resolution with Information
@@ -45,8 +46,6 @@ class IMDN(nn.Module):
     """
 
     architecture: ClassVar[str] = "imdn"
-    stride: ClassVar[int] = 1
-    """Input pixels to a side of a feature pixel."""
 
     def __init__(
         self,
@@ -130,11 +129,7 @@ class IMDN(nn.Module):
         With ``gates``, one row a block, no statistics are taken: what an output sees is then
         bounded by `radius`.
         """
-        if x.ndim != 4 or x.shape[1] != 3:
-            raise ShapeError(
-                f"{type(self).__name__}: x must be [B, 3, H, W] in [0, 1], got {list(x.shape)}; "
-                "permute [H, W, 3] images"
-            )
+        self.check(x)
         shallow = y = self.head(x)
         collected = None
         # The 1x1 convolution over all blocks' outputs, as a sum: no map of 6 x 64 channels.

@@ -1,0 +1,249 @@
+"""A batch of files: which they are, where they go, and what became of each."""
+
+from __future__ import annotations
+
+import glob
+import json
+import re
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from potstill.core.errors import ConfigError, PotstillError
+from potstill.sr.images import FORMATS, SUFFIXES, Picture, read_image, write_image
+from potstill.sr.models import Upscaler
+from potstill.sr.upscale import Progress, Result, upscale
+from potstill.sr.weights import load_model
+
+__all__ = ["Batch", "find_inputs", "resized", "run_batch"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What ``potstill sr upscale`` was asked for; the names are those of its options."""
+
+    inputs: tuple[str, ...]
+    out: Path
+    scale: int | None = None
+    model: str | None = None
+    target: str | None = None
+    tile: str = "auto"
+    tile_mode: str = "auto"
+    memory_limit: float | None = None
+    backend: str = "torch"
+    precision: str = "fp32"
+    device: str = "auto"
+    compile: bool = False
+    self_ensemble: bool = False
+    format: str | None = None
+    overwrite: bool = False
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Width and height to end at.
+
+        Raises:
+            ConfigError: ``target`` is not two numbers.
+        """
+        if self.target is None:
+            return None
+        match = re.fullmatch(r"(\d+)x(\d+)", self.target)
+        sides = (int(match[1]), int(match[2])) if match else (0, 0)
+        if not any(sides):
+            raise ConfigError(
+                f"upscale: target must be WxH such as 1920x1080 or 1920x0, got {self.target!r}"
+            )
+        return sides
+
+    def options(self) -> dict[str, Any]:
+        """Those that `potstill.sr.upscale` takes."""
+        tile = int(self.tile) if self.tile.isdigit() else self.tile
+        limit = None if self.memory_limit is None else int(self.memory_limit * 2**20)
+        return {
+            "tile": tile,
+            "tile_mode": self.tile_mode,
+            "memory_limit": limit,
+            "backend": self.backend,
+            "precision": self.precision,
+            "device": self.device,
+            "compile": self.compile,
+            "self_ensemble": self.self_ensemble,
+        }
+
+
+def find_inputs(words: Sequence[str]) -> list[Path]:
+    """Files that the words of a command line mean: files, folders (not below), and patterns.
+
+    Raises:
+        ConfigError: A word means nothing.
+    """
+    found: dict[Path, None] = {}
+    for word in words:
+        path = Path(word)
+        if path.is_dir():
+            files = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+        elif path.exists() or not glob.has_magic(word):
+            files = [path]
+        else:
+            files = sorted(map(Path, glob.glob(word, recursive=True)))
+        if not files:
+            raise ConfigError(f"upscale: {word} must mean at least one image, got none")
+        found.update(dict.fromkeys(files))
+    return list(found)
+
+
+def resized(picture: Picture, width: int, height: int) -> Picture:
+    """A picture at another size, by Lanczos."""
+    size = (width, height)
+
+    def plane(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        real = Image.fromarray(values.astype(np.float32)).resize(size, Image.Resampling.LANCZOS)
+        return np.round(np.asarray(real)).clip(0, picture.peak).astype(values.dtype)
+
+    if picture.color.shape[:2] == (height, width):
+        return picture
+    color = np.dstack([plane(picture.color[..., c]) for c in range(3)])
+    alpha = None if picture.alpha is None else plane(picture.alpha)
+    return replace(picture, color=color, alpha=alpha)
+
+
+def run_batch(batch: Batch, *, as_json: bool = False) -> int:
+    """Enlarge all files of a batch and say what became of each.
+
+    Returns:
+        0, or 1 when a file failed; the others are done nevertheless.
+
+    Raises:
+        ConfigError: Wrong usage, found before anything is read.
+    """
+    files = find_inputs(batch.inputs)
+    single = batch.out.suffix.lower().lstrip(".") in FORMATS and not batch.out.is_dir()
+    if single and len(files) > 1:
+        raise ConfigError(
+            f"upscale: out must be a folder for {len(files)} inputs, got the file {batch.out}"
+        )
+    size = batch.size
+    model = _model(batch)
+    console, notes = Console(), Console(stderr=True)
+    rows: list[dict[str, Any]] = []
+    with _bar(notes, len(files)) as bar:
+        for number, path in enumerate(files):
+            started = time.perf_counter()
+            bar.start(path.name, number)
+            try:
+                target = batch.out if single else _destination(batch, path)
+                row = _one(batch, model, path, target, size, bar.advance)
+            except PotstillError as error:
+                row = {"input": str(path), "error": str(error)}
+            except MemoryError:
+                row = {"input": str(path), "error": f"upscale: {path} needs more memory; set tile"}
+            row["total_seconds"] = round(time.perf_counter() - started, 3)
+            rows.append(row)
+            if as_json:
+                console.print(json.dumps(row), markup=False, highlight=False, soft_wrap=True)
+    if not as_json:
+        console.print(_table(rows))
+    return int(any("error" in row for row in rows))
+
+
+def _model(batch: Batch) -> Upscaler:
+    return load_model(batch.model or f"potstill-x{batch.scale or 2}", scale=batch.scale)
+
+
+def _one(
+    batch: Batch,
+    model: Upscaler,
+    path: Path,
+    target: Path,
+    size: tuple[int, int] | None,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Enlarge one file."""
+    if target.exists() and target.samefile(path):
+        raise ConfigError(f"upscale: out must differ from the input, got {path} for both")
+    if target.exists() and not batch.overwrite:
+        raise ConfigError(f"upscale: {target} exists already; pass --overwrite to replace it")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        picture = read_image(path)
+        h, w = picture.color.shape[:2]
+        goal = _goal(size, w, h)
+        if model.scale == 1 and goal is not None:
+            picture = resized(picture, *goal)
+        result: Result = upscale(picture, model, progress=progress, **batch.options())
+        made = result.image if goal is None else resized(result.image, *goal)
+        write_image(made, target, overwrite=batch.overwrite)
+    return {
+        "input": str(path),
+        "output": str(target),
+        "from": f"{w}x{h}",
+        "to": f"{made.color.shape[1]}x{made.color.shape[0]}",
+        "mode": result.mode,
+        "tile": result.tile,
+        "seconds": round(result.seconds, 3),
+        "peak_mib": round(result.peak_bytes / 2**20),
+        "self_ensemble": batch.self_ensemble,
+        "warnings": [str(w.message) for w in caught],
+    }
+
+
+def _goal(size: tuple[int, int] | None, width: int, height: int) -> tuple[int, int] | None:
+    """The size to end at, a side of 0 following from the other."""
+    if size is None:
+        return None
+    w, h = size
+    return w or max(1, round(h * width / height)), h or max(1, round(w * height / width))
+
+
+def _destination(batch: Batch, path: Path) -> Path:
+    suffix = batch.format or path.suffix.lower().lstrip(".")
+    return batch.out / f"{path.stem}.{suffix if suffix in FORMATS else 'png'}"
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> Table:
+    table = Table("image", "from", "to", "mode", "seconds", "result")
+    for row in rows:
+        if "error" in row:
+            table.add_row(row["input"], "", "", "", "", f"[red]failed:[/red] {row['error']}")
+            continue
+        mode = row["mode"] + (f" {row['tile']}" if row["tile"] else "")
+        said = "; ".join([row["output"], *row["warnings"]])
+        table.add_row(row["input"], row["from"], row["to"], mode, f"{row['seconds']:.2f}", said)
+    return table
+
+
+class _Bar:
+    """One line of progress over all files, or nothing where there is no terminal."""
+
+    def __init__(self, progress: Any, task: Any, count: int) -> None:
+        self._progress, self._task, self._count, self._number = progress, task, count, 0
+
+    def start(self, name: str, number: int) -> None:
+        self._number = number
+        if self._progress is not None:
+            label = f"{name} ({number + 1}/{self._count})"
+            self._progress.update(self._task, description=label, completed=number)
+
+    def advance(self, done: int, total: int) -> None:
+        if self._progress is not None:
+            self._progress.update(self._task, completed=self._number + done / total)
+
+
+@contextmanager
+def _bar(console: Console, count: int) -> Iterator[_Bar]:
+    if not console.is_terminal:
+        yield _Bar(None, None, count)
+        return
+    from rich.progress import Progress as Live
+
+    with Live(console=console) as progress:
+        yield _Bar(progress, progress.add_task("", total=count), count)
