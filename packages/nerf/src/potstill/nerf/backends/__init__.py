@@ -1,0 +1,1 @@
+"""Backends: implementations of the same functions, chosen by name or by `auto`."""

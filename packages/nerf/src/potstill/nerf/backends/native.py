@@ -1,0 +1,148 @@
+"""The ``cpu`` backend: C++ kernels under autograd."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from potstill.core.errors import BackendError
+from potstill.nerf.backends.build import library
+from potstill.nerf.backends.gradients import POOL, TOUCHED_BYTES
+from potstill.nerf.encodings.levels import Levels
+
+__all__ = ["encode", "march", "missing"]
+
+
+def missing() -> str:
+    """Why the kernels cannot be built or loaded; empty when they can."""
+    try:
+        library()
+    except (BackendError, OSError) as error:
+        return str(error)
+    return ""
+
+
+def encode(x: Tensor, table: Tensor, levels: Levels) -> Tensor:
+    """As in the reference, in float32; its gradients are float32 too."""
+    y: Tensor = _Encode.apply(x, table, levels)
+    return y
+
+
+class _Encode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, table: Tensor, levels: Levels) -> Tensor:
+        x, table = _checked("x", x), _checked("table", table)
+        y = torch.empty(len(x), levels.width)
+        _call("encode", x, table, *_shape(x, levels), y, torch.get_num_threads())
+        ctx.save_for_backward(x, table)
+        ctx.levels = levels
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, table = ctx.saved_tensors
+        dy = dy.float().contiguous()
+        shape, threads = _shape(x, ctx.levels), torch.get_num_threads()
+        dx = dtable = None
+        if ctx.needs_input_grad[1]:
+            dtable, touched = POOL.take(table)
+            _call("encode_backward_table", x, dy, *shape, dtable, touched, threads)
+        if ctx.needs_input_grad[0]:
+            dx = torch.zeros_like(x)
+            _call("encode_backward_input", x, table, dy, *shape, dx, threads)
+        return dx, dtable, None
+
+
+def row_adam(
+    table: Tensor,
+    mean: Tensor,
+    square: Tensor,
+    gradient: Tensor,
+    touched: Tensor,
+    rate: float,
+    betas: tuple[float, float],
+    eps: float,
+    correction: float,
+) -> None:
+    """Adam on rows whose gradient is not zero; clears ``gradient`` and ``touched``."""
+    library().potstill_row_adam(
+        *map(_pointer, (table, mean, square, gradient, touched)),
+        *map(ctypes.c_int64, (table.numel(), table.shape[1])),
+        *map(ctypes.c_float, (rate, *betas, eps, correction)),
+        ctypes.c_int64(torch.get_num_threads()),
+    )
+
+
+class _March(ctypes.Structure):
+    _fields_ = [
+        *[
+            (name, ctypes.c_void_p)
+            for name in ("origin", "direction", "base", "far", "jitter", "edges", "low", "inverse")
+        ],
+        ("occupied", ctypes.c_void_p),
+        *[(name, ctypes.c_int64) for name in ("steps", "resolution", "contracted")],
+    ]
+
+
+def march(
+    origins: Tensor,
+    directions: Tensor,
+    base: Tensor,
+    far: Tensor,
+    jitter: Tensor,
+    edges: Tensor,
+    unit: tuple[Tensor, Tensor, bool],
+    occupied: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As in the reference; skips without storing what it skips."""
+    low, inverse, contracted = unit
+    given = [origins, directions, base, far, jitter, edges, low, inverse]
+    held = [_checked("march", tensor) for tensor in given]
+    cells = occupied.contiguous()
+    call = _March(
+        *map(_pointer, [*held, cells]), len(edges) - 1, occupied.shape[0], int(contracted)
+    )
+    rays, threads = ctypes.c_int64(len(origins)), ctypes.c_int64(torch.get_num_threads())
+    counts = torch.zeros(len(origins), dtype=torch.int64)
+    library().potstill_march_count(ctypes.byref(call), rays, _pointer(counts), threads)
+    starts = counts.cumsum(0) - counts
+    total = int(counts.sum())
+    t, dt = torch.empty(total), torch.empty(total)
+    ray = torch.empty(total, dtype=torch.int64)
+    pointers = map(_pointer, (starts, t, dt, ray))
+    library().potstill_march_write(ctypes.byref(call), rays, *pointers, threads)
+    return t, dt, ray, counts
+
+
+def _checked(name: str, tensor: Tensor) -> Tensor:
+    """Contiguous float32 on the CPU, or an error instead of a crash."""
+    if tensor.device.type != "cpu":
+        raise BackendError(
+            f"encode: {name} must be on the cpu, got {tensor.device}; move the field"
+        )
+    return tensor.detach().to(torch.float32).contiguous()
+
+
+def _shape(x: Tensor, levels: Levels) -> tuple[Any, int, int, int]:
+    return levels.records, len(x), len(levels.scale), levels.features
+
+
+def _call(name: str, *arguments: Any) -> None:
+    if getattr(library(), f"potstill_{name}")(*map(_pointer, arguments)):
+        raise BackendError(f"{name}: features must be 1, 2, 4 or 8")
+
+
+def _pointer(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return ctypes.c_void_p(value.data_ptr())
+    if isinstance(value, np.ndarray):
+        return ctypes.c_void_p(value.ctypes.data)
+    return ctypes.c_int64(value)
+
+
+assert TOUCHED_BYTES == 64, "BLOCK in native.cpp"

@@ -1,0 +1,84 @@
+"""The ``tcnn`` backend: tiny-cuda-nn's hash grid, and its parameter order both ways."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from potstill.core.errors import BackendError, ShapeError
+from potstill.nerf.encodings.levels import Levels
+
+__all__ = ["config", "encode", "from_params", "missing", "to_params"]
+
+_INSTALL = (
+    "TCNN_CUDA_ARCHITECTURES=90 pip install --no-build-isolation "
+    "'git+https://github.com/NVlabs/tiny-cuda-nn/#subdirectory=bindings/torch'"
+)
+
+
+def missing() -> str:
+    """Why tiny-cuda-nn cannot run here; empty when it can."""
+    if not torch.cuda.is_available():
+        return "torch finds no CUDA device, which tiny-cuda-nn needs; use backend 'cpu' or 'torch'"
+    try:
+        import tinycudann  # noqa: F401
+    except (ImportError, OSError) as error:  # it raises EnvironmentError where its GPU is missing
+        return f"tinycudann cannot be imported ({error}); {_INSTALL}, or use backend 'triton'"
+    return ""
+
+
+def config(levels: Levels) -> dict[str, Any]:
+    """The encoding in tiny-cuda-nn's own words."""
+    count = len(levels.scale)
+    growth = ((levels.scale[-1] + 1) / (levels.scale[0] + 1)) ** (1 / max(count - 1, 1))
+    return {
+        "otype": "HashGrid",
+        "n_levels": count,
+        "n_features_per_level": levels.features,
+        "log2_hashmap_size": math.ceil(math.log2(max(levels.rows))),
+        "base_resolution": round(levels.scale[0] + 1),
+        "per_level_scale": growth,
+        "interpolation": "Linear",
+    }
+
+
+def to_params(table: Tensor, levels: Levels) -> Tensor:
+    """``params`` of a ``tinycudann.Encoding``: the table, row after row, level after level."""
+    return table.detach().float().reshape(-1)
+
+
+def from_params(params: Tensor, levels: Levels) -> Tensor:
+    """The table in ``params`` of a ``tinycudann.Encoding``; the inverse of `to_params`.
+
+    Raises:
+        ShapeError: Another number of parameters: the level tables differ.
+    """
+    if params.numel() != levels.total * levels.features:
+        raise ShapeError(
+            f"from_params: params must hold {levels.total} rows of {levels.features}, got "
+            f"{params.numel()} numbers; is it the same level table, and without network weights?"
+        )
+    return params.detach().float().reshape(levels.total, levels.features).clone()
+
+
+def encode(x: Tensor, table: Tensor, levels: Levels) -> Tensor:
+    """As in the reference; the table is used as the parameters of a native encoding."""
+    module = _encoding(levels)
+    if module.params.numel() != table.numel():
+        raise BackendError(
+            f"encode: tiny-cuda-nn resolves these levels to {module.params.numel()} numbers, the "
+            f"table has {table.numel()}; use backend 'triton', which takes the table as it is"
+        )
+    y: Tensor = torch.func.functional_call(module, {"params": table.reshape(-1)}, (x,))
+    return y.float()
+
+
+@cache
+def _encoding(levels: Levels) -> Any:
+    import tinycudann
+
+    return tinycudann.Encoding(3, config(levels), dtype=torch.float32)

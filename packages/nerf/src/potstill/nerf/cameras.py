@@ -1,0 +1,193 @@
+"""Cameras: poses, intrinsics and lens distortion, and the rays through their pixels."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Integer
+from torch import Tensor
+
+from potstill.core.errors import ConfigError, DataError
+
+__all__ = ["Cameras", "look_at", "orbit"]
+
+
+@dataclass(frozen=True)
+class Cameras:
+    """Pinhole cameras of one image size, with the distortion model of OpenCV.
+
+    Axes are OpenGL's: x right, y up, the camera looks along -z. Pixel centres are at +0.5.
+
+    Args:
+        poses: Camera to world, [V 4 4].
+        intrinsics: fx, fy, cx, cy in pixels, [V 4].
+        width: Image width in pixels.
+        height: Image height in pixels.
+        distortion: k1, k2, p1, p2, [V 4]; None for none.
+        names: What the views are called, for messages.
+
+    Raises:
+        DataError: A pose is not finite or not rigid, or a focal length is not positive.
+
+    Example:
+        >>> cameras = orbit(views=4, radius=3.0, width=8, height=6, angle=0.7)
+        >>> origins, directions = cameras.view(0)
+        >>> directions.shape
+        torch.Size([48, 3])
+    """
+
+    poses: Float[Tensor, "views 4 4"]
+    intrinsics: Float[Tensor, "views 4"]
+    width: int
+    height: int
+    distortion: Float[Tensor, "views 4"] | None = None
+    names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        def refuse(bad: Tensor, requirement: str, got: Tensor) -> None:
+            if bool(bad.any()):
+                view = int(bad.nonzero()[0, 0])
+                name = self.names[view] if self.names else f"view {view}"
+                values = [round(float(v), 4) for v in got[view].flatten()[:4]]
+                raise DataError(f"Cameras: {name} must have {requirement}, got {values}")
+
+        if self.poses.shape[1:] != (4, 4) or self.intrinsics.shape != (len(self.poses), 4):
+            raise DataError(
+                "Cameras: poses must be [views, 4, 4] and intrinsics [views, 4], got "
+                f"{list(self.poses.shape)} and {list(self.intrinsics.shape)}"
+            )
+        refuse(~self.poses.isfinite().flatten(1).all(1), "a finite pose", self.poses)
+        rotation = self.poses[:, :3, :3].double()
+        error = (rotation.mT @ rotation - torch.eye(3, dtype=torch.float64)).abs().amax((1, 2))
+        rigid = (error <= 1e-3) & (torch.linalg.det(rotation) > 0)
+        refuse(~rigid, "a rigid pose (|R^T R - I| <= 1e-3, det > 0); is it a scaled one?", rotation)
+        refuse(~(self.intrinsics[:, :2] > 0).all(1), "positive focal lengths", self.intrinsics)
+
+    def __len__(self) -> int:
+        return len(self.poses)
+
+    def __getitem__(self, index: Tensor | slice | list[int]) -> Cameras:
+        """Some of the cameras."""
+        chosen = torch.arange(len(self))[index].tolist()
+        return replace(
+            self,
+            poses=self.poses[chosen],
+            intrinsics=self.intrinsics[chosen],
+            distortion=None if self.distortion is None else self.distortion[chosen],
+            names=tuple(self.names[i] for i in chosen) if self.names else (),
+        )
+
+    def resized(self, width: int, height: int) -> Cameras:
+        """The same cameras with images of another size."""
+        x, y = width / self.width, height / self.height
+        factors = self.intrinsics.new_tensor([x, y, x, y])
+        return replace(self, intrinsics=self.intrinsics * factors, width=width, height=height)
+
+    def moved(self, similarity: Float[Tensor, "4 4"]) -> Cameras:
+        """The cameras after a similarity of the world: rotations stay rotations."""
+        poses = similarity.to(self.poses) @ self.poses
+        scale = torch.linalg.det(similarity[:3, :3].double()) ** (1 / 3)
+        poses[:, :3, :3] /= scale.to(poses)
+        return replace(self, poses=poses)
+
+    def rays(
+        self, view: Integer[Tensor, " rays"], x: Tensor, y: Tensor
+    ) -> tuple[Float[Tensor, "rays 3"], Float[Tensor, "rays 3"]]:
+        """Origins and unit directions through image points.
+
+        Args:
+            view: Which camera, for each ray.
+            x: Column in pixels; the centre of the first pixel is 0.5.
+            y: Row in pixels, from the top.
+        """
+        fx, fy, cx, cy = self.intrinsics[view].unbind(1)
+        u, v = (x - cx) / fx, (y - cy) / fy
+        if self.distortion is not None:
+            u, v = undistort(u, v, self.distortion[view])
+        local = torch.stack([u, -v, -torch.ones_like(u)], dim=1)
+        pose = self.poses[view]
+        directions = (pose[:, :3, :3] @ local[:, :, None])[..., 0]
+        return pose[:, :3, 3], torch.nn.functional.normalize(directions, dim=1)
+
+    def view(self, index: int) -> tuple[Tensor, Tensor]:
+        """Rays of all pixels of one camera, row by row."""
+        y, x = torch.meshgrid(
+            torch.arange(self.height) + 0.5, torch.arange(self.width) + 0.5, indexing="ij"
+        )
+        return self.rays(torch.full((x.numel(),), index), x.flatten(), y.flatten())
+
+
+def undistort(u: Tensor, v: Tensor, distortion: Tensor) -> tuple[Tensor, Tensor]:
+    """Ideal image coordinates of distorted ones, by Newton's method on OpenCV's model.
+
+    Source: OpenCV, "Camera Calibration", k1 k2 p1 p2. Coordinates are those of the plane at
+    distance 1, y down.
+    """
+    k1, k2, p1, p2 = distortion.unbind(1)
+    x, y = u, v
+    for _ in range(8):
+        r2 = x * x + y * y
+        radial = 1 + r2 * (k1 + r2 * k2)
+        slope = 2 * k1 + 4 * k2 * r2  # d radial / dx = slope * x
+        fx = x * radial + 2 * p1 * x * y + p2 * (r2 + 2 * x * x) - u
+        fy = y * radial + 2 * p2 * x * y + p1 * (r2 + 2 * y * y) - v
+        xx = radial + slope * x * x + 2 * p1 * y + 6 * p2 * x
+        xy = slope * x * y + 2 * p1 * x + 2 * p2 * y
+        yy = radial + slope * y * y + 2 * p2 * x + 6 * p1 * y
+        determinant = xx * yy - xy * xy
+        x = x - (yy * fx - xy * fy) / determinant
+        y = y - (xx * fy - xy * fx) / determinant
+    return x, y
+
+
+def look_at(position: Tensor, target: Tensor, up: Tensor) -> Tensor:
+    """Pose [4 4] of a camera at ``position`` that looks at ``target``.
+
+    Raises:
+        ConfigError: Position and target coincide, or the view is along ``up``.
+    """
+    back = position - target
+    right = torch.linalg.cross(up, back)
+    if float(back.norm()) == 0 or float(right.norm()) < 1e-6 * float(back.norm()):
+        raise ConfigError(
+            f"look_at: position must differ from target and not lie along up, got "
+            f"{position.tolist()} and {target.tolist()}"
+        )
+    back, right = back / back.norm(), right / right.norm()
+    pose = torch.eye(4)
+    pose[:3] = torch.stack([right, torch.linalg.cross(back, right), back, position], dim=1)
+    return pose
+
+
+def orbit(
+    views: int,
+    radius: float,
+    width: int,
+    height: int,
+    angle: float,
+    elevation: float = 0.5,
+    center: tuple[float, float, float] = (0.0, 0.0, 0.0),
+) -> Cameras:
+    """Cameras on a circle around the z axis, looking at ``center``.
+
+    Args:
+        views: How many, evenly spaced.
+        radius: Distance from ``center``.
+        width: Image width.
+        height: Image height.
+        angle: Horizontal field of view, radians.
+        elevation: Angle above the plane z = 0, radians.
+        center: What they look at.
+    """
+    target, up = torch.tensor(center), torch.tensor([0.0, 0.0, 1.0])
+    turns = [2 * math.pi * k / views for k in range(views)]
+    flat, lift = radius * math.cos(elevation), radius * math.sin(elevation)
+    positions = [
+        target + torch.tensor([flat * math.cos(a), flat * math.sin(a), lift]) for a in turns
+    ]
+    focal = width / (2 * math.tan(angle / 2))
+    intrinsics = torch.tensor([focal, focal, width / 2, height / 2]).repeat(views, 1)
+    poses = torch.stack([look_at(position, target, up) for position in positions])
+    return Cameras(poses, intrinsics, width, height)

@@ -1,0 +1,1 @@
+"""Encodings: exact definitions of hash grid, spherical harmonics and frequencies."""

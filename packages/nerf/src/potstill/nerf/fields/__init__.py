@@ -1,0 +1,1 @@
+"""Fields: position and direction to density and colour, in two blocks."""

@@ -1,0 +1,164 @@
+"""The fields of TensoRF: sums of products of planes and lines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import grid_sample
+
+from potstill.core.errors import ConfigError
+from potstill.nerf.fields.base import WIDTH, Field, Head
+from potstill.nerf.space import Space
+
+__all__ = ["CPConfig", "CPField", "VMConfig", "VMField"]
+
+_PLANES = ((0, 1), (0, 2), (1, 2))
+_LINES = (2, 1, 0)
+
+
+@dataclass(frozen=True)
+class VMConfig:
+    """Size of a vm field; TensoRF's is 300, 16 and 48.
+
+    Args:
+        resolution: Of planes and lines.
+        density: Components of the density, an axis.
+        color: Components of the features, an axis.
+        hidden: Width of the head.
+    """
+
+    resolution: int = 128
+    density: int = 8
+    color: int = 24
+    hidden: int = 64
+
+    def __post_init__(self) -> None:
+        _check(type(self).__name__, self.resolution, self.density, self.color)
+
+
+@dataclass(frozen=True)
+class CPConfig:
+    """Size of a cp field; TensoRF's is 500, 96 and 288.
+
+    Args:
+        resolution: Of the lines.
+        density: Components of the density.
+        color: Components of the features.
+        hidden: Width of the head.
+    """
+
+    resolution: int = 128
+    density: int = 48
+    color: int = 96
+    hidden: int = 64
+
+    def __post_init__(self) -> None:
+        _check(type(self).__name__, self.resolution, self.density, self.color)
+
+
+class _Factored(Field):
+    """Density is a sum of components, features a linear map of them."""
+
+    config: Any
+    basis: nn.Linear
+    color: Head
+
+    def components(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Components of density [P A] and features [P B] at points of [-1, 1]^3."""
+        raise NotImplementedError
+
+    def features(self, points: Tensor) -> Tensor:
+        """Block 1, [P 16]; 0 outside the cube."""
+        density, color = self.components(2 * self.space.unit(points) - 1)
+        return torch.cat([density.sum(1, keepdim=True), self.basis(color)], dim=1)
+
+    def head(self, feature: Tensor, views: Tensor) -> Tensor:
+        """Block 2, [P 3]."""
+        rgb: Tensor = self.color(feature, views)
+        return rgb
+
+    def rate(self, name: str) -> float:
+        """Factors learn at the full rate, the networks on top at a tenth."""
+        return 0.1 if "color." in name or "basis." in name else 1.0
+
+
+class VMField(_Factored):
+    """Vector-matrix decomposition: ``sum over axes and r of M_r(plane) v_r(line)``.
+
+    Source: Chen et al., "TensoRF", ECCV 2022, Eq. (4). Planes XY, XZ, YZ with lines Z, Y, X;
+    linear interpolation with the outermost samples on the faces of the cube.
+
+    Args:
+        config: Its size.
+        space: Its region.
+        **options: Of `Field`.
+    """
+
+    kind: ClassVar[str] = "vm"
+
+    def __init__(
+        self, config: VMConfig | None = None, space: Space | None = None, **options: Any
+    ) -> None:
+        config = config or VMConfig()
+        super().__init__(config, space or Space(), **options)
+        n, r = config.density + config.color, config.resolution
+        self.planes = nn.Parameter(0.1 * torch.randn(3, n, r, r))
+        self.lines = nn.Parameter(0.1 * torch.randn(3, n, r, 1))
+        self.basis = nn.Linear(3 * config.color, WIDTH - 1, bias=False)
+        self.color = Head(config.hidden)
+
+    def components(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Products of planes and lines."""
+        flat = torch.stack([x[:, list(axes)] for axes in _PLANES])[:, :, None]  # [3 P 1 2]
+        along = x.T[list(_LINES)]
+        along = torch.stack([torch.zeros_like(along), along], dim=-1)[:, :, None]
+        product = _sample(self.planes, flat) * _sample(self.lines, along)  # [3 n P]
+        a = self.config.density
+        return product[:, :a].flatten(0, 1).T, product[:, a:].flatten(0, 1).T
+
+
+class CPField(_Factored):
+    """Canonical polyadic decomposition: ``sum over r of x_r(x) y_r(y) z_r(z)``.
+
+    Source: Chen et al., "TensoRF", ECCV 2022, Eq. (2).
+
+    Args:
+        config: Its size.
+        space: Its region.
+        **options: Of `Field`.
+    """
+
+    kind: ClassVar[str] = "cp"
+
+    def __init__(
+        self, config: CPConfig | None = None, space: Space | None = None, **options: Any
+    ) -> None:
+        config = config or CPConfig()
+        super().__init__(config, space or Space(), **options)
+        n = config.density + config.color
+        # a product of three factors: 0.1 each would be 0.001 and learn nothing for long
+        self.lines = nn.Parameter(0.2 * torch.randn(3, n, config.resolution, 1))
+        self.basis = nn.Linear(config.color, WIDTH - 1, bias=False)
+        self.color = Head(config.hidden)
+
+    def components(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Products of three lines."""
+        along = torch.stack([torch.zeros_like(x.T), x.T], dim=-1)[:, :, None]
+        product = _sample(self.lines, along).prod(dim=0).T  # [P n]
+        return product[:, : self.config.density], product[:, self.config.density :]
+
+
+def _sample(values: Tensor, places: Tensor) -> Tensor:
+    """Interpolate [3 n H W] at [3 P 1 2]: [3 n P]."""
+    return grid_sample(values, places, align_corners=True, padding_mode="zeros")[..., 0]
+
+
+def _check(name: str, resolution: int, density: int, color: int) -> None:
+    if resolution < 2 or density < 1 or color < 1:
+        raise ConfigError(
+            f"{name}: resolution must be at least 2, density and color at least 1, got "
+            f"{resolution}, {density} and {color}"
+        )

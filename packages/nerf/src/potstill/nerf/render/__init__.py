@@ -1,0 +1,1 @@
+"""Rendering: occupancy, marching, compositing; of any callable, never owning a field."""

@@ -1,0 +1,80 @@
+"""Compositing: weights of packed samples, and what rays see."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from potstill.core.errors import ShapeError
+from potstill.nerf.render.march import Samples
+
+__all__ = ["Rendered", "composite", "transmittance", "weights"]
+
+
+class Rendered(NamedTuple):
+    """What rays see.
+
+    Attributes:
+        rgb: Colour over the background, [R 3].
+        opacity: Sum of the weights, [R].
+        depth: Expected distance ``sum w t``, not divided by the opacity, [R]; 0 for empty rays.
+    """
+
+    rgb: Tensor
+    opacity: Tensor
+    depth: Tensor
+
+
+def transmittance(
+    tau: Float[Tensor, " samples"], counts: Float[Tensor, " rays"]
+) -> Float[Tensor, " samples"]:
+    """Light that reaches each sample: ``exp(-sum of tau before it in its ray)``.
+
+    Source: Max, "Optical Models for Direct Volume Rendering", IEEE TVCG 1995. The sums run over the
+    packed samples in double precision and are cut at the rays, so that a long batch costs no
+    digits; a product of ``1 - alpha`` would have no gradient through an opaque sample.
+    """
+    if int(counts.sum()) != len(tau):
+        raise ShapeError(
+            f"transmittance: counts must sum to the {len(tau)} samples, got {int(counts.sum())}"
+        )
+    wide = torch.float32 if tau.device.type == "mps" else torch.float64
+    before = tau.to(wide).cumsum(0) - tau  # [M]
+    if len(tau) == 0:
+        return tau
+    starts = (counts.cumsum(0) - counts).clamp(max=len(tau) - 1)
+    return torch.exp(before[starts].repeat_interleave(counts) - before).to(tau)
+
+
+def weights(sigma: Tensor, samples: Samples) -> Tensor:
+    """Contribution of each sample to its ray, [M]: transmittance times opacity.
+
+    Source: Mildenhall et al., "NeRF", ECCV 2020, Eq. (3).
+    """
+    tau = sigma * samples.dt
+    return transmittance(tau, samples.counts) * -torch.expm1(-tau)
+
+
+def composite(
+    weight: Float[Tensor, " samples"],
+    rgb: Float[Tensor, "samples 3"],
+    samples: Samples,
+    background: Tensor | float = 1.0,
+) -> Rendered:
+    """Sum up the samples of each ray over a background.
+
+    Args:
+        weight: From `weights`.
+        rgb: Colours.
+        samples: Which ray and distance.
+        background: A number, a colour [3], or one a ray [R 3].
+    """
+    count = len(samples.counts)
+    values = torch.cat([rgb, torch.ones_like(rgb[:, :1]), samples.t[:, None]], dim=1)
+    summed = values.new_zeros(count, 5).index_add(0, samples.ray, weight[:, None] * values)
+    opacity = summed[:, 3]
+    color = summed[:, :3] + (1 - opacity[:, None]) * background
+    return Rendered(color, opacity, summed[:, 4])

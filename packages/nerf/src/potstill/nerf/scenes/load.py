@@ -1,0 +1,93 @@
+"""Find out what a folder holds, and load it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from potstill.core.errors import ConfigError, DataError, nearest
+from potstill.nerf.scenes.analytic import analytic
+from potstill.nerf.scenes.colmap import find_model, load_colmap
+from potstill.nerf.scenes.llff import load_llff
+from potstill.nerf.scenes.scene import Scene
+from potstill.nerf.scenes.transforms import load_blender, load_transforms
+
+__all__ = ["LAYOUTS", "detect", "load_scene"]
+
+LAYOUTS = ("analytic", "blender", "llff", "transforms", "colmap")
+
+
+def load_scene(
+    data: str | os.PathLike[str] = "analytic",
+    layout: str = "auto",
+    *,
+    downsample: int = 0,
+    allow_missing: bool = False,
+    rescale: bool = False,
+) -> Scene:
+    """Load posed images.
+
+    Args:
+        data: A folder, or ``"analytic"`` for the scene that needs none.
+        layout: One of `LAYOUTS`, or ``"auto"``.
+        downsample: Integer factor by which images are smaller; 0 is the layout's default (8 for
+            LLFF, else 1).
+        allow_missing: Skip frames whose image is absent.
+        rescale: Scale intrinsics that are for images of another size.
+
+    Raises:
+        DataError: Nothing, or several layouts, in the folder; or its content is not usable.
+        ConfigError: An unknown layout.
+
+    Example:
+        >>> load_scene("analytic", downsample=4).train.cameras.width
+        12
+    """
+    if layout != "auto" and layout not in LAYOUTS:
+        raise ConfigError(f"load_scene: unknown layout {layout!r}; {nearest(layout, LAYOUTS)}")
+    if downsample < 0:
+        raise ConfigError(f"load_scene: downsample must be at least 0, got {downsample}")
+    if str(data) == "analytic" or layout == "analytic":
+        return analytic(size=48 // max(downsample, 1))
+    folder = Path(data)
+    chosen = detect(folder) if layout == "auto" else layout
+    factor = downsample or 1
+    if chosen == "blender":
+        return load_blender(folder, downsample=factor, allow_missing=allow_missing)
+    if chosen == "llff":
+        return load_llff(folder, downsample=downsample or 8)
+    if chosen == "colmap":
+        return load_colmap(folder, downsample=factor, allow_missing=allow_missing)
+    return load_transforms(folder, downsample=factor, allow_missing=allow_missing, rescale=rescale)
+
+
+def detect(folder: Path) -> str:
+    """The layout of a folder.
+
+    Raises:
+        DataError: It does not exist, or holds none or several of the layouts.
+    """
+    if not folder.is_dir():
+        raise DataError(
+            f"detect: {folder} must be a folder, got "
+            f"{'a file' if folder.exists() else 'nothing there'}"
+        )
+    signs = {
+        "blender": (folder / "transforms_train.json").is_file(),
+        "transforms": (folder / "transforms.json").is_file(),
+        "llff": (folder / "poses_bounds.npy").is_file(),
+        "colmap": find_model(folder) is not None,
+    }
+    found = [name for name, here in signs.items() if here]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise DataError(
+            f"detect: {folder} must hold one layout, got {', '.join(found)}; choose with layout= "
+            "(--layout)"
+        )
+    seen = sorted(path.name for path in folder.iterdir())[:8]
+    raise DataError(
+        f"detect: {folder} must hold transforms_train.json, transforms.json, poses_bounds.npy or a "
+        f"COLMAP model, got {', '.join(seen) or 'nothing'}"
+    )
