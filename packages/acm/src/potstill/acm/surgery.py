@@ -207,7 +207,8 @@ def install(model: nn.Module, modules: Mapping[str, ModuleSpec], backend: str = 
                 "checkpoint made from another architecture?"
             )
     for parent, parts in split.items():
-        model.set_submodule(parent, SplitProjection(parts))
+        ordered = {name: parts[name] for name in "qkv"}  # JSON may have sorted them
+        model.set_submodule(parent, SplitProjection(ordered))
 
 
 def sources(model: nn.Module) -> dict[str, Source]:
