@@ -58,9 +58,9 @@ from .relation import queue_relation as queue_relation
 from .relation import sp as sp
 from .relation import token_relation as token_relation
 from .rows import RowOptions as RowOptions
+from .topk import sparse_kl as sparse_kl
+from .topk import topk_kl as topk_kl
 from .trilateral import RatioNet as RatioNet
 from .trilateral import tgeo as tgeo
 from .trilateral import tgeo_reduced_state as tgeo_reduced_state
 from .trilateral import tgeo_state as tgeo_state
-from .topk import sparse_kl as sparse_kl
-from .topk import topk_kl as topk_kl

@@ -67,31 +67,27 @@ def _sweep(
     kind, (num_rows, num_classes) = compute_dtype(z_s.dtype), z_s.shape
 
     def probabilities(block: slice) -> tuple[Tensor, Tensor]:
-        return (
-            torch.softmax(z_s[block].to(kind) / T, -1),
-            torch.softmax(z_t[block].to(kind) / T, -1),
-        )
+        pair = (z[block].to(kind) for z in (z_s, z_t))
+        q, p = (torch.softmax(z if T == 1 else z / T, -1) for z in pair)
+        return q, p
 
     # Sums for each class, of differences to the first row: a point of the data as the shift keeps
     # one-pass variances exact to N rounding errors.
     q_0, p_0 = probabilities(slice(0, 1))
     sum_q, sum_p, sum_qq, sum_pp, sum_qp = z_s.new_zeros(5, num_classes, dtype=kind)
     rows = [z_s.new_empty(num_rows, dtype=kind) for _ in range(3)]
-    raw_rows = [z_s.new_empty(num_rows, dtype=kind) for _ in range(2)]
-    for block in blocks(z_s):
+    for block in blocks(z_s, num_classes // 4):  # longer: the sums must travel with each block
         q, p = probabilities(block)
-        for out, x in zip(raw_rows, (q, p), strict=True):
-            out[block] = torch.linalg.vecdot(x, x)
         a, b = q - q_0, p - p_0
+        for total, x, y in ((sum_qp, a, b), (sum_qq, a, a), (sum_pp, b, b)):
+            total += (x * y).sum(0)
         sum_q += a.sum(0)
         sum_p += b.sum(0)
-        sum_qp += (a * b).sum(0)
-        sum_qq += a.square_().sum(0)
-        sum_pp += b.square_().sum(0)
         a, b = q.sub_(1 / num_classes), p.sub_(1 / num_classes)
         for out, (x, y) in zip(rows, ((a, a), (b, b), (a, b)), strict=True):
             out[block] = torch.linalg.vecdot(x, y)
 
+    raw_rows = (rows[0] + 1 / num_classes, rows[1] + 1 / num_classes)  # probabilities sum to 1
     mean_q, mean_p = sum_q / num_rows, sum_p / num_rows
     raw_q = sum_qq + 2 * q_0[0] * sum_q + num_rows * q_0[0].square()
     raw_p = sum_pp + 2 * p_0[0] * sum_p + num_rows * p_0[0].square()
@@ -100,7 +96,7 @@ def _sweep(
         sum_pp - sum_p * mean_p,
         sum_qp - sum_q * mean_p,
     )
-    rho_row, by_p_row, by_q_row = _slopes((*rows,), (*raw_rows,), eps, floor)
+    rho_row, by_p_row, by_q_row = _slopes((*rows,), raw_rows, eps, floor)
     rho_class, by_p_class, by_q_class = _slopes(centred, (raw_q, raw_p), eps, floor)
     value = T**2 * (beta * (1 - rho_row.mean()) + gamma * (1 - rho_class.mean()))
     if not wanted[0]:

@@ -49,11 +49,14 @@ def _kd(z_s: Tensor, z_t: Tensor, T: float | Tensor) -> Tensor:
 
 
 def _kd_closed(z_s: Tensor, z_t: Tensor, T: float | Tensor) -> tuple[Tensor, Tensor]:
-    p, top_t, log_t = softmax_and_log_sum(z_t, T)
-    q, top_s, log_s = softmax_and_log_sum(z_s, T)
-    gap = torch.linalg.vecdot(p, z_t - z_s)
-    gap = gap / (T.squeeze(1) if isinstance(T, Tensor) else T)
-    return (gap - (top_t - top_s)) - (log_t - log_s), q.sub_(p).div_(T)
+    x_s, x_t = z_s / T, z_t / T
+    q, p = torch.softmax(x_s, -1), torch.softmax(x_t, -1)
+    # log-sum-exp = maximum - log(largest probability); the maxima are subtracted from each other
+    # before anything else, so that an offset of all logits costs no digits.
+    tops = x_t.amax(-1) - x_s.amax(-1)
+    sums = (p.amax(-1) / q.amax(-1)).log()
+    gap = torch.linalg.vecdot(p, x_t.sub_(x_s))
+    return (gap - tops) + sums, q.sub_(p).div_(T)
 
 
 KD = RowForm(_kd, _kd_closed)
@@ -150,8 +153,12 @@ def _logit_mse(z_s: Tensor, z_t: Tensor, T: float | Tensor) -> Tensor:
 
 
 def _logit_mse_closed(z_s: Tensor, z_t: Tensor, T: float | Tensor) -> tuple[Tensor, Tensor]:
-    gap = (z_s - z_t).div_(T)
-    return torch.linalg.vecdot(gap, gap) / gap.shape[-1], gap.mul_(2 / gap.shape[-1]).div_(T)
+    gap = z_s - z_t
+    per_class = 1 / (gap.shape[-1] * T**2)
+    value = torch.linalg.vecdot(gap, gap)
+    if isinstance(per_class, Tensor):
+        return value * per_class.squeeze(1), gap.mul_(2 * per_class)
+    return value * per_class, gap.mul_(2 * per_class)
 
 
 _LOGIT_MSE = RowForm(_logit_mse, _logit_mse_closed)
@@ -264,16 +271,27 @@ def logit_std(
     )
 
 
-def _wsld(z_s: Tensor, z_t: Tensor, labels: Tensor, T: float | Tensor) -> Tensor:
-    hard_s, hard_t = (
-        torch.nn.functional.cross_entropy(z.detach(), labels, reduction="none") for z in (z_s, z_t)
-    )
+def _lag(z_s: Tensor, z_t: Tensor, labels: Tensor) -> Tensor:
+    """``1 - exp(-CE_s / CE_t)``, without gradient."""
+    label = labels.unsqueeze(1)
+    hard_s, hard_t = (z.logsumexp(-1) - z.gather(1, label).squeeze(1) for z in (z_s.detach(), z_t))
     # The authors' eps also says that a student as perfect as its teacher, 0 / 0, has weight 0.
-    weight = -torch.expm1(-hard_s / (hard_t + 1e-7))
-    return weight * _soft_ce(z_s, z_t, T)
+    return -torch.expm1(-hard_s / (hard_t + 1e-7))
 
 
-_WSLD = RowForm(_wsld, labelled=True)
+def _wsld(z_s: Tensor, z_t: Tensor, labels: Tensor, T: float | Tensor) -> Tensor:
+    return _lag(z_s, z_t, labels) * _soft_ce(z_s, z_t, T)
+
+
+def _wsld_closed(
+    z_s: Tensor, z_t: Tensor, labels: Tensor, T: float | Tensor
+) -> tuple[Tensor, Tensor]:
+    value, gradient = _soft_ce_closed(z_s, z_t, T)
+    lag = _lag(z_s, z_t, labels)
+    return lag * value, gradient.mul_(lag.unsqueeze(1))
+
+
+_WSLD = RowForm(_wsld, _wsld_closed, labelled=True)
 
 
 def wsld(

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from potstill.core.criteria.divergence import Logits, Temperature
-from potstill.core.criteria.logit import kl_rows
+from potstill.core.criteria.logit import kl_rows, softmax_and_log_sum
 from potstill.core.criteria.rows import (
     RowForm,
     RowOptions,
@@ -55,7 +55,29 @@ def _topk(z_s: Tensor, z_t: Tensor, T: Temperature, k: int, tail: Tail) -> Tenso
     return _compare(log_p, tail_p, log_q, tail_q, tail)
 
 
-_TOPK = RowForm(_topk)
+def _topk_closed(
+    z_s: Tensor, z_t: Tensor, T: Temperature, k: int, tail: Tail
+) -> tuple[Tensor, Tensor]:
+    x_s, x_t = z_s / T, z_t / T
+    top_t, indices = x_t.topk(k, -1)
+    top_s = x_s.gather(1, indices)
+    if tail == "drop":
+        log_p, log_q = torch.log_softmax(top_t, -1), torch.log_softmax(top_s, -1)
+        own = log_q.exp() - log_p.exp()
+        gradient = torch.zeros_like(z_s).scatter_(1, indices, own).div_(T)
+        return torch.linalg.vecdot(log_p.exp(), log_p - log_q), gradient
+    (q, *log_s), (p, *log_t) = softmax_and_log_sum(x_s, 1.0), softmax_and_log_sum(x_t, 1.0)
+    log_q = top_s - (log_s[0] + log_s[1]).unsqueeze(1)
+    log_p = top_t - (log_t[0] + log_t[1]).unsqueeze(1)
+    own = q.gather(1, indices).sub_(log_p.exp())
+    q_rest, p_rest = (x.scatter_(1, indices, 0).sum(-1) for x in (q, p))
+    value = torch.linalg.vecdot(log_p.exp(), log_p - log_q) + p_rest * (p_rest / q_rest).log()
+    # The other classes share what their bucket gets, as the student shares it out.
+    gradient = q.mul_((1 - p_rest / q_rest).unsqueeze(1)).scatter_(1, indices, own).div_(T)
+    return value, gradient
+
+
+_TOPK = RowForm(_topk, _topk_closed)
 
 
 def topk_kl(
