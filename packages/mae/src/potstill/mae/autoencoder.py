@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from potstill.mae.decoder import PatchDecoder
@@ -60,13 +61,20 @@ class MaskedAutoencoder(nn.Module):
                 **decoder,
             )
 
-    def forward(self, images: Tensor, plan: MaskPlan) -> Tensor | None:
+    def forward(
+        self, images: Float[Tensor, "batch channels height width"], plan: MaskPlan
+    ) -> Float[Tensor, "batch decoded values"] | None:
         """Predicted pixels of the decoded hidden patches [B m P]; None without a decoder."""
         tokens = self.encoder(images, plan)
         return None if self.decoder is None else self.decoder(tokens, plan)
 
     @torch.no_grad()
-    def reconstruct(self, images: Tensor, plan: MaskPlan, normalized: bool = False) -> Tensor:
+    def reconstruct(
+        self,
+        images: Float[Tensor, "batch channels height width"],
+        plan: MaskPlan,
+        normalized: bool = False,
+    ) -> Float[Tensor, "batch channels height width"]:
         """Images whose hidden patches are painted by the decoder, visible ones as they are.
 
         Args:

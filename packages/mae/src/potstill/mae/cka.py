@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from potstill.core import tap
@@ -14,7 +15,9 @@ from potstill.mae.encoder import MaskedViT
 __all__ = ["block_similarity", "linear_cka"]
 
 
-def linear_cka(x: Tensor, y: Tensor) -> Tensor:
+def linear_cka(
+    x: Float[Tensor, "examples width_x"], y: Float[Tensor, "others width_y"]
+) -> Float[Tensor, ""]:
     """Linear CKA of two sets of features of the same n examples, in [0, 1].
 
     ``|Y' X|_F^2 / (|X' X|_F |Y' Y|_F)`` with centred columns.
@@ -39,7 +42,7 @@ def linear_cka(x: Tensor, y: Tensor) -> Tensor:
 
 def block_similarity(
     student: MaskedViT, teacher: MaskedViT, batches: Iterable[Tensor], at_least: int = 1000
-) -> Tensor:
+) -> Float[Tensor, "student_blocks teacher_blocks"]:
     """CKA of each student block with each teacher block, over patch tokens of whole images.
 
     Estimated batch by batch without bias, so that memory does not grow with the data.

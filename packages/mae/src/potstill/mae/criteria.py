@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from potstill.core.criteria import Projected, mlp
@@ -67,7 +68,9 @@ class FeatureDistance:
                 )
         self.kind, self.norm = kind, norm
 
-    def __call__(self, h_s: Tensor, h_t: Tensor) -> Tensor:
+    def __call__(
+        self, h_s: Float[Tensor, "*tokens width"], h_t: Float[Tensor, ...]
+    ) -> Float[Tensor, ""]:
         """Compare student and teacher features, [B n D] each.
 
         Raises:
@@ -75,7 +78,9 @@ class FeatureDistance:
         """
         return self.per_token(h_s, h_t).mean()
 
-    def per_token(self, h_s: Tensor, h_t: Tensor) -> Tensor:
+    def per_token(
+        self, h_s: Float[Tensor, "*tokens width"], h_t: Float[Tensor, ...]
+    ) -> Float[Tensor, "*tokens"]:
         """The same distance, one value per token: [B n D] twice to [B n]."""
         if h_s.shape != h_t.shape:
             raise ShapeError(
@@ -141,7 +146,12 @@ class PixelLoss:
     def __init__(self, normalize: bool = False) -> None:
         self.normalize = normalize
 
-    def __call__(self, predicted: Tensor, patches: Tensor, hidden: Tensor) -> Tensor:
+    def __call__(
+        self,
+        predicted: Float[Tensor, "batch decoded values"],
+        patches: Float[Tensor, "batch patches values"],
+        hidden: Int[Tensor, "batch hidden"],
+    ) -> Float[Tensor, ""]:
         """Compare.
 
         Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
@@ -87,7 +88,9 @@ class PatchDecoder(nn.Module):
         """How many of ``num_hidden`` patches are decoded, at least one."""
         return max(round(self.share * num_hidden), 1)
 
-    def forward(self, tokens: Tensor, plan: MaskPlan, everything: bool = False) -> Tensor:
+    def forward(
+        self, tokens: Float[Tensor, "batch tokens width"], plan: MaskPlan, everything: bool = False
+    ) -> Float[Tensor, "batch decoded values"]:
         """Predict the patches ``plan.hidden[:, :m]``.
 
         Attention does not care for order, so that nothing is shuffled back: each token gets the

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from jaxtyping import Float, Shaped
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -143,7 +144,9 @@ class MaskedViT(nn.Module):
         """Path of block ``index`` (0-based), to be tapped."""
         return f"vit.blocks.{index}"
 
-    def forward(self, images: Tensor, plan: MaskPlan | None = None) -> Tensor:
+    def forward(
+        self, images: Shaped[Tensor, ...], plan: MaskPlan | None = None
+    ) -> Float[Tensor, "batch tokens width"]:
         """Tokens after the last norm.
 
         Args:

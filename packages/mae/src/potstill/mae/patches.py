@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from timm.layers import build_sincos2d_pos_embed
 from torch import Tensor
 
@@ -13,7 +14,9 @@ __all__ = ["denormalize_patches", "normalize_patches", "patchify", "sincos_posit
 _EPS = 1e-6
 
 
-def patchify(images: Tensor, patch: tuple[int, int]) -> Tensor:
+def patchify(
+    images: Float[Tensor, "batch channels height width"], patch: tuple[int, int]
+) -> Float[Tensor, "batch patches values"]:
     """Cut images into patches, channels fastest.
 
     Args:
@@ -41,7 +44,9 @@ def patchify(images: Tensor, patch: tuple[int, int]) -> Tensor:
     return cut.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * columns, -1)
 
 
-def unpatchify(patches: Tensor, grid: tuple[int, int], patch: tuple[int, int]) -> Tensor:
+def unpatchify(
+    patches: Float[Tensor, "batch patches values"], grid: tuple[int, int], patch: tuple[int, int]
+) -> Float[Tensor, "batch channels height width"]:
     """Inverse of :func:`patchify`: [B L P] to [B C H W].
 
     Raises:
@@ -57,7 +62,9 @@ def unpatchify(patches: Tensor, grid: tuple[int, int], patch: tuple[int, int]) -
     return cut.reshape(len(patches), -1, rows * patch[0], columns * patch[1])
 
 
-def normalize_patches(patches: Tensor) -> Tensor:
+def normalize_patches(
+    patches: Float[Tensor, "batch patches values"],
+) -> Float[Tensor, "batch patches values"]:
     """Give each patch mean 0 and variance 1 (unbiased, plus 1e-6): [B L P].
 
     Source: He et al., CVPR 2022, section 3, "reconstruction target".
@@ -66,7 +73,9 @@ def normalize_patches(patches: Tensor) -> Tensor:
     return (patches - mean) / (variance + _EPS).sqrt()
 
 
-def denormalize_patches(predicted: Tensor, patches: Tensor) -> Tensor:
+def denormalize_patches(
+    predicted: Float[Tensor, "batch patches values"], patches: Float[Tensor, "batch patches values"]
+) -> Float[Tensor, "batch patches values"]:
     """Undo :func:`normalize_patches` with the statistics of the true ``patches``: [B L P].
 
     Without it pictures of a model trained on normalised patches look like noise.
@@ -75,7 +84,9 @@ def denormalize_patches(predicted: Tensor, patches: Tensor) -> Tensor:
     return predicted * (variance + _EPS).sqrt() + mean
 
 
-def sincos_positions(grid: tuple[int, int], width: int, prefix: int = 0) -> Tensor:
+def sincos_positions(
+    grid: tuple[int, int], width: int, prefix: int = 0
+) -> Float[Tensor, "1 tokens width"]:
     """The fixed two-dimensional sine-cosine table, zeros for prefix tokens: [1 prefix+L width].
 
     Channels are ``sin x, cos x, sin y, cos y``, a quarter each, with frequencies

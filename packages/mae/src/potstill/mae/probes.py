@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from potstill.core import Distiller, Engine, Losses, Objective, cosine, fit
@@ -21,7 +22,7 @@ def features_of(
     vit: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
     device: str | torch.device = "cpu",
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Float[Tensor, "examples width"], Int[Tensor, " examples"]]:
     """Pooled features before the head, float32 [N D], and their labels [N].
 
     Args:
@@ -39,10 +40,10 @@ def features_of(
 
 
 def knn_probe(
-    train: Tensor,
-    train_labels: Tensor,
-    test: Tensor,
-    test_labels: Tensor,
+    train: Float[Tensor, "examples width"],
+    train_labels: Int[Tensor, " labels"],
+    test: Float[Tensor, "test_examples test_width"],
+    test_labels: Int[Tensor, " test_labels"],
     *,
     neighbors: int = 20,
     temperature: float = 0.07,
@@ -85,10 +86,10 @@ class _Linear(Distiller):
 
 
 def linear_probe(
-    train: Tensor,
-    train_labels: Tensor,
-    test: Tensor,
-    test_labels: Tensor,
+    train: Float[Tensor, "examples width"],
+    train_labels: Int[Tensor, " labels"],
+    test: Float[Tensor, "test_examples test_width"],
+    test_labels: Int[Tensor, " test_labels"],
     *,
     epochs: int = 50,
     batch_size: int = 512,
