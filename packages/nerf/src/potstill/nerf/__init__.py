@@ -1,4 +1,7 @@
-"""Radiance fields of any kind converted into any other (PVD), with hash-grid backends for CPU and CUDA."""
+"""Radiance fields of any kind, trained anywhere: hash-grid backends for CPU and CUDA.
+
+Everything is imported on first use, so that ``import potstill.nerf`` costs next to nothing.
+"""
 
 from importlib import metadata as _metadata
 from typing import Any as _Any

@@ -61,7 +61,7 @@ class RaySource:
     """
 
     def __init__(
-        self, split: Split, rays: int = 4096, background: Background = "white", seed: int = 0
+        self, split: Split, rays: int = 2048, background: Background = "white", seed: int = 0
     ) -> None:
         if split.images is None:
             raise DataError("RaySource: images are needed to train, got poses only")
@@ -114,7 +114,7 @@ class ImagesToField(Distiller):
     idle = 0
 
     def __init__(
-        self, field: Field, samples: int = 8192, objective: Objective | None = None
+        self, field: Field, samples: int = 6144, objective: Objective | None = None
     ) -> None:
         super().__init__(field, objective or Objective(pixel=(1.0, F.mse_loss)))
         self.samples = samples
@@ -125,9 +125,13 @@ class ImagesToField(Distiller):
         if step % 16 == 0 and torch.is_grad_enabled():
             field.refresh(generator("occupancy", step), everywhere=step < 128)
         rays = field.space.trace(batch.origins, batch.directions)
-        samples = march(rays, field.space, field.occupancy, batch.jitter)
-        within = samples.counts.cumsum(0) <= self.samples
-        count = max(int(within.sum()), 1)
+        count = min(512, len(rays))
+        while True:  # march as few rays as fill the budget
+            samples = march(rays[:count], field.space, field.occupancy, batch.jitter[:count])
+            if len(samples.t) >= self.samples or count == len(rays):
+                break
+            count = min(2 * count, len(rays))
+        count = max(int((samples.counts.cumsum(0) <= self.samples).sum()), 1)
         samples, rays = samples.first(count), rays[:count]
         self._check(len(samples.t))
         rendered = render_rays(field, rays, samples, batch.background[:count])
@@ -149,8 +153,8 @@ def train_field(
     steps: int | None = None,
     seconds: float | None = None,
     lr: float | None = None,
-    samples: int = 8192,
-    rays: int = 4096,
+    samples: int = 6144,
+    rays: int = 2048,
     background: Background = "white",
     every: int = 0,
     run: Run | Path | str | None = None,

@@ -1,5 +1,6 @@
 """Triton kernels of the hash grid; imported only by ``tritongrid`` when they are to run."""
 
+# mypy: disable-error-code=untyped-decorator
 from __future__ import annotations
 
 from typing import Any

@@ -24,7 +24,7 @@ from potstill.nerf.fields.hash import HashConfig, HashField
 from potstill.nerf.fields.mlp import MLPConfig, MLPField
 from potstill.nerf.space import Space
 
-__all__ = ["KINDS", "load_field", "make_field", "save_field"]
+__all__ = ["KINDS", "config_of", "load_field", "make_field", "save_field"]
 
 _FORMAT = 1
 _FIELDS: dict[str, tuple[type[Field], type[Any]]] = {
@@ -82,6 +82,11 @@ def make_field(
         parts = [make_field(part, space, occupancy=1, backend=backend) for part in config.kinds]
         return CompositeField(config, space, parts, **options)
     return cls(config, space, **options)
+
+
+def config_of(kind: str) -> type[Any]:
+    """The dataclass that sizes a kind."""
+    return _FIELDS[kind][1]
 
 
 def save_field(

@@ -1,0 +1,323 @@
+"""``potstill nerf``: train, evaluate, render, inspect, export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import App, Parameter
+
+from potstill.core import config as configs
+from potstill.core.errors import ConfigError
+from potstill.nerf.config import TrainConfig
+
+if TYPE_CHECKING:
+    from potstill.nerf.fields.base import Field
+    from potstill.nerf.scenes.scene import Scene
+
+app = App(name="nerf", help="Radiance fields: train, evaluate, render, inspect, export.")
+
+
+@app.command
+def train(config: Annotated[TrainConfig, Parameter(name="*")] | None = None) -> None:
+    """Train a field on posed images; without data, on a scene that needs none.
+
+    The folder of the run gets field.safetensors, history.jsonl, curves.png, comparison.png and
+    config.yaml. A run that was interrupted is continued by the same command.
+
+    Args:
+        config: Its options.
+    """
+    config = config or TrainConfig()
+    from potstill.core import Engine, Run
+    from potstill.core.seed import seed_all
+    from potstill.nerf.backends.registry import resolve
+    from potstill.nerf.fields.make import make_field, save_field
+    from potstill.nerf.pictures import compare
+    from potstill.nerf.training import score, train_field
+
+    with Engine(device=config.device) as engine:
+        backend = resolve(config.backend, engine.device.type)  # before anything else starts
+        scene = _scene(config)
+        _show_facts(scene, {"backend": f"{backend.name} ({backend.about})"})
+        configs.record(config, config.out, ignore=("device", "backend"))
+        seed_all("field", config.seed)
+        field = make_field(
+            config.kind,
+            scene.space,
+            _size(config),
+            occupancy=config.occupancy,
+            backend=config.backend,
+        )
+        field, history = train_field(
+            field,
+            scene,
+            steps=config.steps or None,
+            seconds=config.seconds or None,
+            lr=config.lr or None,
+            samples=config.samples,
+            background=config.background,
+            every=config.every,
+            run=Run(config.out),
+            engine=engine,
+            seed=config.seed,
+            progress=f"nerf {config.kind}",
+        )
+        field = field.cpu()
+        if not engine.main:
+            return
+        note = f"{scene.name}, {len(history)} steps, backend {backend.name}"
+        path = save_field(field, config.out / "field.safetensors", scene.similarity, note)
+    last = min(2, len(scene.test.cameras))
+    picture = compare(field, scene.test, config.out / "comparison.png", tuple(range(last)))
+    _table(
+        "trained",
+        {
+            "PSNR on the test views": f"{score(field, scene.test):.2f} dB",
+            "occupied cells": f"{field.occupancy.share():.1%}",
+            "field": str(path),
+            "picture": str(picture),
+        },
+    )
+
+
+@app.command(name="eval")
+def evaluate(
+    run: Path,
+    /,
+    *,
+    data: str | None = None,
+    downsample: int | None = None,
+    backend: str = "auto",
+) -> None:
+    """Score a trained field on the test views of its scene.
+
+    Args:
+        run: Folder of the run, with config.yaml and field.safetensors.
+        data: Another place of the scene.
+        downsample: Another factor.
+        backend: Of the encodings.
+    """
+    from potstill.core.cost import count_parameters
+    from potstill.core.files import atomic
+    from potstill.core.metrics import psnr, ssim
+    from potstill.nerf.pictures import compare
+    from potstill.nerf.render.image import render_image
+
+    field, _, scene = _trained(run, data, downsample, backend)
+    rows = []
+    for view in range(len(scene.test.cameras)):
+        rgb, _, _ = render_image(field, scene.test.cameras, view, field.space, field.occupancy)
+        photo = scene.test.image(view)
+        both = (rgb.permute(2, 0, 1), photo.permute(2, 0, 1))
+        rows.append((float(psnr(*both)), float(ssim(*both))))
+    mean = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+    worst = min(range(len(rows)), key=lambda view: rows[view][0])
+    best = max(range(len(rows)), key=lambda view: rows[view][0])
+    picture = compare(field, scene.test, run / "evaluation.png", tuple({best, worst}))
+    with atomic(run / "evaluation.csv") as temporary:
+        lines = [f"{i},{p:.4f},{s:.5f}" for i, (p, s) in enumerate(rows)]
+        temporary.write_text("\n".join(["view,psnr,ssim", *lines, ""]))
+    _table(
+        f"{field.kind} on {scene.name}",
+        {
+            "PSNR, mean of the test views": f"{mean[0]:.2f} dB",
+            "PSNR, worst view": f"{rows[worst][0]:.2f} dB (view {worst})",
+            "SSIM, mean of the test views": f"{mean[1]:.4f}",
+            "parameters": f"{count_parameters(field):,}",
+            "picture": str(picture),
+        },
+    )
+
+
+@app.command
+def render(
+    run: Path,
+    /,
+    *,
+    out: Path | None = None,
+    frames: int = 48,
+    width: int = 0,
+    what: Literal["color", "depth"] = "color",
+    data: str | None = None,
+    backend: str = "auto",
+) -> None:
+    """Render a closed path around the scene as GIF, MP4 or, with one frame, PNG.
+
+    Args:
+        run: Folder of the run.
+        out: The file; orbit.gif in the run by default.
+        frames: How many.
+        width: Of the images; that of the photos by default.
+        what: Colours or depth.
+        data: Another place of the scene.
+        backend: Of the encodings.
+    """
+    from rich.console import Console
+    from rich.progress import track
+
+    from potstill.nerf.pictures import depth_colors, orbit_around, save_frames
+    from potstill.nerf.render.image import render_image
+
+    field, _, scene = _trained(run, data, None, backend)
+    path = orbit_around(scene.train.cameras, field.space.kind, frames, width)
+    images = []
+    for view in track(range(frames), "render", console=Console(stderr=True)):
+        rgb, opacity, depth = render_image(field, path, view, field.space, field.occupancy)
+        images.append(rgb if what == "color" else depth_colors(depth, opacity))
+    default = "orbit.gif" if what == "color" else "depth.gif"
+    target = save_frames(images, out or run / default)
+    _table("rendered", {"frames": str(frames), "file": str(target)})
+
+
+@app.command
+def inspect(
+    data: str = "analytic",
+    /,
+    *,
+    layout: str = "auto",
+    downsample: int = 0,
+    allow_missing: bool = False,
+    rescale_intrinsics: bool = False,
+) -> int:
+    """Show camera ranges, the proposed scale, and what is wrong with a scene.
+
+    Args:
+        data: Folder of the scene.
+        layout: Of the data; found out by default.
+        downsample: Integer factor by which images are smaller.
+        allow_missing: Leave out frames whose image is absent.
+        rescale_intrinsics: Scale intrinsics that are for images of another size.
+    """
+    from potstill.nerf.inspection import inspect_scene
+
+    config = TrainConfig(
+        data=data,
+        layout=layout,
+        downsample=downsample,
+        allow_missing=allow_missing,
+        rescale_intrinsics=rescale_intrinsics,
+    )
+    scene = _scene(config)
+    _show_facts(scene, {})
+    return 1 if inspect_scene(scene)[1] else 0
+
+
+@app.command
+def backends() -> None:
+    """List the backends, whether they run here, and what to install if not."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from potstill.nerf.backends.registry import backend_rows
+
+    rows = backend_rows()
+    table = Table(*rows[0], title="backends")
+    for row in rows:
+        table.add_row(*row.values())
+    Console().print(table)
+
+
+@app.command
+def export(
+    run: Path,
+    /,
+    *,
+    what: Literal["mesh", "points", "tcnn"] = "mesh",
+    out: Path | None = None,
+    resolution: int = 128,
+    count: int = 100_000,
+) -> None:
+    """Write a mesh or a point cloud (PLY), or the table in tiny-cuda-nn's order.
+
+    Coordinates are those of the input data.
+
+    Args:
+        run: Folder of the run, or a field's file.
+        what: What to write.
+        out: The file.
+        resolution: Of the mesh.
+        count: Of the points.
+    """
+    import torch
+
+    from potstill.nerf.export import export_mesh, export_points, export_tcnn
+    from potstill.nerf.fields.hash import HashField
+    from potstill.nerf.fields.make import load_field
+
+    field, header = load_field(run)
+    folder = run if run.is_dir() else run.parent
+    target = out or folder / {"mesh": "mesh.ply", "points": "points.ply"}.get(
+        what, "tcnn.safetensors"
+    )
+    similarity = torch.tensor(header["similarity"])
+    if what == "mesh":
+        vertices, faces = export_mesh(field, target, resolution=resolution, similarity=similarity)
+        facts = {"vertices": f"{vertices:,}", "faces": f"{faces:,}"}
+    elif what == "points":
+        facts = {"points": f"{export_points(field, target, count=count, similarity=similarity):,}"}
+    else:
+        if not isinstance(field, HashField):
+            raise ConfigError(f"export: tcnn needs a hash field, got {field.kind}")
+        export_tcnn(field, target)
+        facts = {"rows": f"{field.grid.levels.total:,}"}
+    _table(what, {**facts, "file": str(target)})
+
+
+def _scene(config: TrainConfig) -> Scene:
+    from potstill.nerf.scenes.load import load_scene
+
+    return load_scene(
+        config.data,
+        config.layout,
+        downsample=config.downsample,
+        allow_missing=config.allow_missing,
+        rescale=config.rescale_intrinsics,
+    )
+
+
+def _size(config: TrainConfig) -> Any:
+    """The configuration of the kind, with what the user has set."""
+    import dataclasses
+
+    from potstill.nerf.fields.make import config_of
+
+    chosen = {k: v for k, v in dataclasses.asdict(config.size).items() if v}
+    return configs.build(config_of(config.kind), chosen, source=f"--size of {config.kind}")
+
+
+def _trained(
+    run: Path, data: str | None, downsample: int | None, backend: str
+) -> tuple[Field, dict[str, Any], Scene]:
+    import dataclasses
+
+    from potstill.nerf.fields.make import load_field
+
+    config = configs.load(TrainConfig, run / "config.yaml")
+    if data is not None:
+        config = dataclasses.replace(config, data=data)
+    if downsample is not None:
+        config = dataclasses.replace(config, downsample=downsample)
+    field, header = load_field(run, backend)
+    return field, header, _scene(config)
+
+
+def _show_facts(scene: Scene, more: dict[str, str]) -> None:
+    from rich.console import Console
+
+    from potstill.nerf.inspection import inspect_scene
+
+    facts, warnings = inspect_scene(scene)
+    _table(scene.name, {**dict(facts), **more})
+    for warning in warnings:
+        Console().print(f"[yellow]warning:[/] {warning}")
+
+
+def _table(title: str, rows: dict[str, str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, show_header=False)
+    for name, value in rows.items():
+        table.add_row(name, value)
+    Console().print(table)

@@ -1,0 +1,83 @@
+"""What a scene is like, and what is wrong with it, before anything is trained."""
+
+from __future__ import annotations
+
+import torch
+
+from potstill.nerf.scenes.scene import Scene
+
+__all__ = ["inspect_scene"]
+
+
+def inspect_scene(scene: Scene) -> tuple[list[tuple[str, str]], list[str]]:
+    """Facts about a scene by name, and warnings.
+
+    Example:
+        >>> from potstill.nerf import load_scene
+        >>> facts, warnings = inspect_scene(load_scene("analytic", downsample=6))
+        >>> dict(facts)["layout"], warnings
+        ('analytic', [])
+    """
+    cameras, space = scene.train.cameras, scene.space
+    places = cameras.poses[:, :3, 3]
+    distance = places.norm(dim=1)
+    fx, fy, cx, cy = (round(float(v), 2) for v in cameras.intrinsics[0])
+    channels = "none" if scene.train.images is None else ("RGB", "RGBA")[scene.has_alpha]
+    missed = _share_that_misses(scene)
+    scale = float(torch.linalg.det(scene.similarity[:3, :3]).abs() ** (1 / 3))
+    facts = [
+        ("layout", scene.layout),
+        ("views", f"{len(cameras)} to train, {len(scene.test.cameras)} to test"),
+        ("images", f"{cameras.width} x {cameras.height} {channels}"),
+        ("focal length, centre", f"{fx} {fy}, {cx} {cy} pixels"),
+        ("distortion", "none" if cameras.distortion is None else "k1 k2 p1 p2"),
+        ("cameras, low corner", _triple(places.amin(0))),
+        ("cameras, high corner", _triple(places.amax(0))),
+        ("distance to the centre", f"{float(distance.min()):.3f} to {float(distance.max()):.3f}"),
+        ("space", f"{space.kind} {_triple(space.low)} to {_triple(space.high)}"),
+        ("scale applied to the input", f"{scale:.4g}"),
+        ("rays that miss the space", f"{missed:.1%}"),
+    ]
+    return facts, [*scene.notes, *_warnings(scene, missed)]
+
+
+def _warnings(scene: Scene, missed: float) -> list[str]:
+    cameras, space = scene.train.cameras, scene.space
+    places = cameras.poses[:, :3, 3]
+    found = []
+    if missed > 0.5:
+        found.append(
+            f"{missed:.0%} of the rays never meet the box: poses of another convention, or a scale "
+            f"that does not fit; the cameras are {float(places.norm(dim=1).mean()):.2f} from the "
+            "centre"
+        )
+    low, high = places.new_tensor(space.low), places.new_tensor(space.high)
+    inside = ((places > low) & (places < high)).all(1).float().mean()
+    if space.kind == "box" and float(inside) == 1:
+        found.append("all cameras are inside the box: the scene may be an unbounded one")
+    cx, cy = cameras.intrinsics[:, 2] / cameras.width, cameras.intrinsics[:, 3] / cameras.height
+    if bool(((cx - 0.5).abs() > 0.2).any() | ((cy - 0.5).abs() > 0.2).any()):
+        found.append("a principal point is far from the middle: are cx and cy swapped?")
+    images = scene.train.images
+    if images is not None and images.shape[-1] == 4:
+        alpha, color = images[..., 3:], images[..., :3].amax(-1, keepdim=True)
+        soft = (alpha > 0) & (alpha < 250)
+        if int(soft.sum()) > 100 and bool((color[soft] <= alpha[soft]).all()):
+            found.append(
+                "no colour exceeds its alpha: images look premultiplied, straight is meant"
+            )
+    return found
+
+
+def _share_that_misses(scene: Scene) -> float:
+    draw = torch.Generator().manual_seed(0)
+    cameras = scene.train.cameras
+    view = torch.randint(len(cameras), (4096,), generator=draw)
+    x = torch.rand(4096, generator=draw) * cameras.width
+    y = torch.rand(4096, generator=draw) * cameras.height
+    rays = scene.space.trace(*cameras.rays(view, x, y))
+    return float((rays.far <= rays.base).float().mean())
+
+
+def _triple(values: object) -> str:
+    return " ".join(f"{float(v):.2f}" for v in values)  # type: ignore[attr-defined]

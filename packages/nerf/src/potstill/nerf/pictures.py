@@ -1,0 +1,152 @@
+"""Pictures: comparisons with error maps, depth, and orbits."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from potstill.core.errors import BackendError, ConfigError
+from potstill.core.files import atomic
+from potstill.core.metrics import psnr
+from potstill.nerf.cameras import Cameras, look_at, orbit
+from potstill.nerf.fields.base import Field
+from potstill.nerf.render.image import render_image
+from potstill.nerf.scenes.scene import Split
+
+__all__ = ["compare", "depth_colors", "orbit_around", "save_frames"]
+
+
+def compare(
+    field: Field, split: Split, path: str | os.PathLike[str], views: tuple[int, ...] = (0,)
+) -> Path:
+    """Photo, rendering, absolute error on a common scale, and depth, one row a view."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    ratio = split.cameras.height / split.cameras.width
+    figure = Figure(figsize=(13, 3.1 * ratio * len(views) + 0.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(views), 4, squeeze=False)
+    for row, view in zip(axes, views, strict=True):
+        rgb, opacity, depth = render_image(field, split.cameras, view, field.space, field.occupancy)
+        photo = split.image(view)
+        error = (rgb - photo).abs().mean(2)
+        row[0].imshow(photo.numpy())
+        row[1].imshow(rgb.numpy())
+        shown = row[2].imshow(error.numpy(), cmap="magma", vmin=0, vmax=0.3)
+        row[3].imshow(depth_colors(depth, opacity).numpy())
+        row[0].set_ylabel(split.cameras.names[view] if split.cameras.names else f"view {view}")
+        row[1].set_xlabel(f"{float(psnr(rgb, photo)):.2f} dB")
+    for axis, title in zip(
+        axes[0], ("photo", "rendered", "absolute error, 0 to 0.3", "depth, near is bright"),
+        strict=True,
+    ):  # fmt: skip
+        axis.set_title(title, fontsize=10)
+    for axis in axes.flat:
+        axis.set_xticks([])
+        axis.set_yticks([])
+    figure.colorbar(shown, ax=axes[:, 2].tolist(), shrink=0.8)
+    with atomic(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+    return Path(path)
+
+
+def depth_colors(depth: Tensor, opacity: Tensor) -> Tensor:
+    """Depth [H W] as colours [H W 3]: inverse depth between its 2nd and 98th percentile.
+
+    Pixels that see nothing are white.
+    """
+    from matplotlib import colormaps
+
+    seen = (opacity > 0.5) & (depth > 0)
+    if not bool(seen.any()):
+        return torch.ones(*depth.shape, 3)
+    inverse = 1 / depth.clamp(min=1e-6)
+    low, high = torch.quantile(inverse[seen], torch.tensor([0.02, 0.98])).tolist()
+    scaled = ((inverse - low) / max(high - low, 1e-9)).clamp(0, 1)
+    colors = torch.from_numpy(colormaps["viridis"](scaled.numpy())[..., :3]).float()
+    colors[~seen] = 1.0
+    return colors
+
+
+def orbit_around(cameras: Cameras, kind: str, frames: int, width: int = 0) -> Cameras:
+    """A closed path of views near the given cameras, with their lens.
+
+    Around the z axis at their mean height and distance; for ``ndc`` a small circle in the plane of
+    the cameras, looking at a point ahead of them.
+    """
+    if frames < 1:
+        raise ConfigError(f"orbit_around: frames must be at least 1, got {frames}")
+    width = width or cameras.width
+    height = round(cameras.height * width / cameras.width)
+    fx = float(cameras.intrinsics[0, 0]) * width / cameras.width
+    places = cameras.poses[:, :3, 3]
+    if kind == "ndc":
+        spread = 0.7 * places.std(0)
+        turns = torch.arange(frames) * (2 * torch.pi / frames)
+        up, target = torch.tensor([0.0, 1.0, 0.0]), torch.tensor([0.0, 0.0, -4.0])
+        offsets = torch.stack([turns.cos(), turns.sin(), torch.zeros_like(turns)], dim=1)
+        poses = torch.stack([look_at(p, target, up) for p in places.mean(0) + offsets * spread])
+        intrinsics = torch.tensor([fx, fx, width / 2, height / 2]).repeat(frames, 1)
+        return Cameras(poses, intrinsics, width, height)
+    distance = float(places.norm(dim=1).median())
+    lift = float((places[:, 2] / places.norm(dim=1).clamp(min=1e-6)).clamp(-0.9, 0.9).median())
+    angle = 2 * float(np.arctan(width / 2 / fx))
+    path = orbit(frames, distance, width, height, angle, float(np.arcsin(lift)))
+    # start where the cameras are: scenes are often photographed from one side
+    mean = torch.atan2(places[:, 1].mean(), places[:, 0].mean())
+    order = (torch.arange(frames) + round(float(mean) / (2 * np.pi) * frames)) % frames
+    return path[order]
+
+
+def save_frames(frames: list[Tensor], path: str | os.PathLike[str], fps: int = 24) -> Path:
+    """Write frames [H W 3] in [0, 1] as GIF, as MP4, or as one PNG where there is one frame.
+
+    Raises:
+        BackendError: MP4 without imageio and its ffmpeg.
+        ConfigError: Another suffix.
+    """
+    from PIL import Image
+
+    path = Path(path)
+    suffix = path.suffix.lower()
+    arrays = [(frame.clamp(0, 1) * 255).round().byte().numpy() for frame in frames]
+    if suffix not in (".gif", ".mp4", ".png"):
+        raise ConfigError(f"save_frames: path must end in .gif, .mp4 or .png, got {path.name}")
+    with atomic(path) as temporary:
+        if suffix == ".mp4":
+            _write_video(arrays, temporary, fps)
+        else:
+            images = [Image.fromarray(array) for array in arrays]
+            if suffix == ".gif" and len(images) > 1:
+                # one palette for all frames, or colours flicker
+                palette = images[0].quantize(255)
+                images = [image.quantize(palette=palette) for image in images]
+                images[0].save(
+                    temporary,
+                    save_all=True,
+                    append_images=images[1:],
+                    duration=round(1000 / fps),
+                    loop=0,
+                )
+            else:
+                images[0].save(temporary)
+    return path
+
+
+def _write_video(arrays: list[Any], path: Path, fps: int) -> None:
+    try:
+        import imageio.v3 as imageio
+        import imageio_ffmpeg  # type: ignore[import-not-found, unused-ignore]  # noqa: F401
+    except ImportError as error:
+        raise BackendError(
+            "save_frames: MP4 needs imageio and its ffmpeg; pip install 'potstill-nerf[video]', or "
+            "write a .gif"
+        ) from error
+    even = [a[: a.shape[0] // 2 * 2, : a.shape[1] // 2 * 2] for a in arrays]
+    imageio.imwrite(path, np.stack(even), fps=fps, plugin="FFMPEG")
