@@ -49,7 +49,15 @@ def quick_pair(**more):
     return Pair(ours=sleeper(0.001), baseline=sleeper(0.004), **more)
 
 
-def test_a_race_measures_its_ratio_and_its_extras(monkeypatch, idle):
+@pytest.fixture
+def simulated_time(monkeypatch):
+    """Sleeping takes exactly as long as it says, and nothing else takes time."""
+    now = [0.0]
+    monkeypatch.setattr("time.sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    monkeypatch.setattr("potstill.core.cost._now", lambda clock: lambda: now[0])
+
+
+def test_a_race_measures_its_ratio_and_its_extras(monkeypatch, idle, simulated_time):
     monkeypatch.setattr("potstill.core.cost.copy_bandwidth", lambda device: 1e9)
     monkeypatch.setattr("potstill.core.cost.gemm_peak", lambda device: 1e9)
     pair = quick_pair(
@@ -59,8 +67,7 @@ def test_a_race_measures_its_ratio_and_its_extras(monkeypatch, idle):
     assert result.status == "measured", result.trace
     assert set(result.figures) == {"ratio", "ours", "baseline", "rate", "floor", "memory"}
     ratio, ours, rate = (result.figures[name] for name in ("ratio", "ours", "rate"))
-    assert 2 < ratio.value < 5
-    assert ratio.low <= ratio.value <= ratio.high
+    assert (ratio.low, ratio.value, ratio.high) == pytest.approx((4, 4, 4))
     assert ratio.samples == 2
     assert rate.value == pytest.approx(10 / (ours.value / 1e3), rel=0.1)
     assert result.figures["floor"].value == pytest.approx(ours.value / 0.5, rel=0.01)
