@@ -22,6 +22,7 @@ from typing import Any, Literal
 import psutil
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from potstill.core.errors import BackendError, ConfigError
@@ -80,7 +81,12 @@ def count_macs(model: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        # Attention as plain products: older counters do not know its fused operators either.
+        with (
+            torch.no_grad(),
+            sdpa_kernel(SDPBackend.MATH),
+            FlopCounterMode(display=False) as counter,
+        ):
             model(*args, **kwargs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
