@@ -1,3 +1,4 @@
+from . import plots as plots
 from .activations import Activations as Activations
 from .activations import cache_activations as cache_activations
 from .backends import BACKENDS as BACKENDS
