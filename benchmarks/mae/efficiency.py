@@ -24,27 +24,34 @@ from potstill.mae import (
     RandomMasking,
 )
 
-STUDENT, TEACHER, BATCH = "vit_small_patch16_224", "vit_base_patch16_224", 16
+BATCH = 16
 SOURCE = "issue 6: efficiency"
 
 
-def images(quick: bool) -> Tensor:
-    return torch.randn(2 if quick else BATCH, 3, 224, 224)
+class Models:
+    """Fresh models and one batch; small ones for a smoke run."""
+
+    def __init__(self, quick: bool) -> None:
+        self.student_name = "vit_tiny_patch16_224" if quick else "vit_small_patch16_224"
+        self.teacher_name = "vit_small_patch16_224" if quick else "vit_base_patch16_224"
+        self.images = torch.randn(2 if quick else BATCH, 3, 224, 224)
+
+    def student(self) -> Any:
+        return timm.create_model(self.student_name, num_classes=0)
+
+    def teacher(self) -> Any:
+        return timm.create_model(self.teacher_name, num_classes=0)
 
 
-def make(name: str) -> nn.Module:
-    return timm.create_model(name, num_classes=0)
-
-
-def full_image(batch: Tensor) -> Callable[[], Tensor]:
+def full_image(models: Models) -> Callable[[], Tensor]:
     """The obvious program: both models see everything."""
-    student, teacher = make(STUDENT), Frozen(make(TEACHER)).model
-    projector, distance = nn.Linear(384, 768), FeatureDistance()
+    student, teacher = models.student(), Frozen(models.teacher()).model
+    projector, distance = nn.Linear(student.embed_dim, teacher.embed_dim), FeatureDistance()
 
     def step() -> Tensor:
         with torch.no_grad():
-            target = teacher.forward_features(batch)
-        features = student.forward_features(batch)
+            target = teacher.forward_features(models.images)
+        features = student.forward_features(models.images)
         distance(projector(features), target).backward()
         student.zero_grad()
         projector.zero_grad()
@@ -53,15 +60,19 @@ def full_image(batch: Tensor) -> Callable[[], Tensor]:
     return step
 
 
-def masked(batch: Tensor, ratio: float, decoder: dict[str, Any] | None) -> Callable[[], Tensor]:
-    student = MaskedAutoencoder(make(STUDENT), decoder)
-    distiller = MaskedToMasked(student, make(TEACHER), masking=RandomMasking(ratio))
-    distiller.train()
+def masked(models: Models, ratio: float, decoder: dict[str, Any] | None) -> Callable[[], Tensor]:
+    student = MaskedAutoencoder(models.student(), decoder)
+    distiller = MaskedToMasked(student, models.teacher(), masking=RandomMasking(ratio)).train()
+    seen: list[int] = []
+    student.encoder.vit.blocks[0].register_forward_hook(
+        lambda module, args, output: seen.append(output.shape[1])
+    )
 
     def step() -> Tensor:
-        distiller(batch, 0).total.backward()
+        seen.clear()
+        distiller(models.images, 0).total.backward()
         distiller.zero_grad()
-        return torch.tensor(1 + RandomMasking(ratio)(1, (14, 14)).keep.shape[1])
+        return torch.tensor(seen[0])
 
     return step
 
@@ -74,12 +85,12 @@ def tokens(ours: int, baseline: int) -> Callable[[Tensor, Tensor], None]:
 
 
 def race(quick: bool, ratio: float, visible: int, decoder: dict[str, Any] | None) -> Pair:
-    batch = images(quick)
+    models = Models(quick)
     return Pair(
-        ours=masked(batch, ratio, decoder),
-        baseline=full_image(batch),
+        ours=masked(models, ratio, decoder),
+        baseline=full_image(models),
         check=tokens(1 + visible, 197),
-        work=len(batch),
+        work=len(models.images),
         unit="images/s",
     )
 
@@ -87,7 +98,8 @@ def race(quick: bool, ratio: float, visible: int, decoder: dict[str, Any] | None
 @benchmark(targets=at_least(4.0, SOURCE), budget=60)
 def teacher_75(quick: bool) -> Pair:
     """Teacher alone: 75 % masked and 9 of 12 blocks, against all patches and blocks."""
-    batch, teacher = images(quick), MaskedViT(make(TEACHER)).eval()
+    models = Models(quick)
+    batch, teacher = models.images, MaskedViT(models.teacher()).eval()
     plan = RandomMasking(0.75)(len(batch), teacher.grid)
 
     @torch.no_grad()
@@ -124,11 +136,11 @@ def step_95_alignment(quick: bool) -> Pair:
 @benchmark(targets=at_least(1.8, SOURCE), budget=120)
 def subset_decoding(quick: bool) -> Pair:
     """95 % masked, 8-block decoder: a quarter of the hidden patches decoded, against all."""
-    batch, stock = images(quick), {"depth": 8, "width": 512}
+    models, stock = Models(quick), {"depth": 8, "width": 512}
     return Pair(
-        ours=masked(batch, 0.95, {**stock, "share": 0.25}),
-        baseline=masked(batch, 0.95, stock),
+        ours=masked(models, 0.95, {**stock, "share": 0.25}),
+        baseline=masked(models, 0.95, stock),
         check=tokens(10, 10),
-        work=len(batch),
+        work=len(models.images),
         unit="images/s",
     )

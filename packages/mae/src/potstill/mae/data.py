@@ -155,15 +155,14 @@ def train_transform(
         erase: Chance of erasing a rectangle, with ``strong``.
     """
     mean, std = statistics
-    policy: dict[str, Any] = (
-        {"auto_augment": "rand-m9-mstd0.5-inc1", "re_prob": erase} if strong else {}
-    )
+    policy: dict[str, Any] = {"color_jitter": None}
+    if strong:
+        policy |= {"auto_augment": "rand-m9-mstd0.5-inc1", "re_prob": erase}
     return create_transform(
         size,
         is_training=True,
         scale=(0.08, 1.0) if strong else (0.2, 1.0),
         hflip=0.5,
-        color_jitter=None,
         interpolation="bicubic",
         mean=mean,
         std=std,
