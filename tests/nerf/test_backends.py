@@ -1,0 +1,272 @@
+"""Every backend against the float64 reference; choice, refusal, and the optimizer over them."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from potstill.core.errors import BackendError, ConfigError, ShapeError
+from potstill.core.testing import requires_cuda
+from potstill.nerf import Levels, RowAdam
+from potstill.nerf.backends import build, native, reference, tcnn
+from potstill.nerf.backends.gradients import POOL
+from potstill.nerf.backends.registry import BACKENDS, backend_rows, resolve
+
+
+def parity(encode, device="cpu", tolerance=1e-6, levels=None, count=2048):
+    """Forward and both gradients against float64 sums over the same float32 positions."""
+    levels = levels or Levels.geometric(8, 2, 12, 8, 256)
+    draw = torch.Generator().manual_seed(0)
+    x = torch.rand(count, 3, generator=draw)
+    table = torch.rand(levels.total, levels.features, generator=draw) * 2 - 1
+    dy = torch.randn(count, levels.width, generator=draw)
+    exact_x, exact_table = x.clone().requires_grad_(), table.double().requires_grad_()
+    exact = reference.encode(exact_x, exact_table, levels)
+    exact.backward(dy.double())
+    x, table = x.to(device).requires_grad_(), table.to(device).requires_grad_()
+    ours = encode(x, table, levels)
+    ours.backward(dy.to(device))
+    assert (ours.detach().cpu() - exact.detach()).abs().max() <= 1e-6
+    largest = exact_table.grad.abs().max()
+    assert (table.grad.cpu() - exact_table.grad).abs().max() <= tolerance * largest
+    error = (x.grad.cpu() - exact_x.grad).abs() / exact_x.grad.abs().amax(1, keepdim=True)
+    assert error.max() <= 1e-4
+
+
+@pytest.mark.parametrize("name", ["torch", "cpu"])
+@pytest.mark.parametrize("features", [1, 2, 4, 8])
+@pytest.mark.parametrize("count", [1, 16])
+def test_parity_with_the_float64_oracle(name, features, count):
+    levels = Levels.geometric(count, features, 13, 16, 512 if count > 1 else 16)
+    parity(BACKENDS[name].encode, levels=levels)
+
+
+def test_parity_of_a_large_hashed_table():
+    parity(native.encode, levels=Levels.geometric(4, 2, 19, 64, 2048))
+
+
+def test_threads_do_not_change_the_result():
+    levels = Levels.geometric(6, 2, 12, 8, 256)
+    x, dy = torch.rand(999, 3), torch.randn(999, 12)
+    results = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            table = torch.linspace(-1, 1, levels.total * 2).reshape(-1, 2).requires_grad_()
+            y = native.encode(x, table, levels)
+            y.backward(dy)
+            results.append((y.detach(), table.grad))
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)
+
+
+def test_input_gradient_is_the_slope():
+    levels = Levels.geometric(1, 1, 12, 8, 8)
+    table = torch.rand(levels.total, 1, dtype=torch.float64)
+    x = torch.tensor([[0.31, 0.62, 0.47]], requires_grad=True)
+    reference.encode(x, table, levels).sum().backward()
+    for axis in range(3):
+        step = torch.zeros(1, 3)
+        step[0, axis] = 1e-3
+        high, low = (reference.encode(x.detach() + s * step, table, levels) for s in (1, -1))
+        assert float((high - low) / 2e-3) == pytest.approx(float(x.grad[0, axis]), rel=1e-3)
+
+
+def test_triton_kernels_in_the_interpreter():
+    """The Triton kernels run on the CPU in Triton's interpreter: logic, not speed or atomics."""
+    pytest.importorskip("triton")
+    program = (
+        "from test_backends import parity\n"
+        "from potstill.nerf.backends import tritongrid\n"
+        "from potstill.nerf import Levels\n"
+        "assert not tritongrid.missing()\n"
+        "parity(tritongrid.encode, levels=Levels.geometric(3, 2, 9, 4, 40), count=200)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.path.dirname(__file__)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@requires_cuda
+@pytest.mark.parametrize("name", ["torch", "triton", "tcnn"])
+def test_parity_on_cuda(name):
+    if reason := BACKENDS[name].missing():
+        pytest.skip(reason)
+    parity(BACKENDS[name].encode, device="cuda", tolerance=1e-5)
+
+
+@requires_cuda
+def test_nerfacc_marches_like_the_reference():
+    if reason := BACKENDS["nerfacc"].missing():
+        pytest.skip(reason)
+    from potstill.nerf import Space
+
+    space = Space("box", (0.0,) * 3, (1.0,) * 3, near=0.0, steps=64)
+    origins = torch.rand(64, 3) * 0.2 - 0.5
+    directions = torch.nn.functional.normalize(torch.rand(64, 3) + 0.2, dim=1)
+    rays = space.trace(origins.cuda(), directions.cuda())
+    occupied = torch.ones(8, 8, 8, dtype=torch.bool, device="cuda")
+    arguments = (
+        *(rays.origins, rays.directions, rays.base, rays.far),
+        torch.full_like(rays.base, 0.5),
+        *(space.edges().cuda(), space.affine(rays.origins), occupied),
+    )
+    ours, theirs = BACKENDS["torch"].march(*arguments), BACKENDS["nerfacc"].march(*arguments)
+    # intervals that end at the border of the box count in one and not in the other
+    assert (ours[3] - theirs[3]).abs().max() <= 1
+
+
+def test_auto_takes_the_best_that_runs():
+    assert resolve("auto", "cpu").name == ("torch" if native.missing() else "cpu")
+    assert {row["backend"] for row in backend_rows()} == set(BACKENDS)
+
+
+@pytest.mark.parametrize("name", ["triton", "tcnn", "nerfacc"])
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
+def test_cuda_backends_say_why_they_cannot_run(name):
+    function = "march" if name == "nerfacc" else "encode"
+    with pytest.raises(BackendError, match=f"'{name}' cannot run here: torch finds no CUDA device"):
+        resolve(name, function=function)
+
+
+def test_unknown_backends_and_wrong_devices_are_refused():
+    with pytest.raises(ConfigError, match="did you mean 'triton'"):
+        resolve("tritn")
+    with pytest.raises(ConfigError, match="'triton' does not march"):
+        resolve("triton", function="march")
+    with pytest.raises(BackendError, match="runs on cpu, got tensors on cuda"):
+        resolve("cpu", "cuda")
+
+
+def test_without_a_compiler_torch_is_used_and_the_report_says_so(monkeypatch):
+    from potstill.nerf.backends import registry
+
+    monkeypatch.setattr(build, "compiler", lambda: None)
+    build.library.cache_clear()
+    registry._missing.cache_clear()
+    try:
+        assert resolve("auto", "cpu").name == "torch"
+        with pytest.raises(BackendError, match="no C\\+\\+ compiler found; install one"):
+            resolve("cpu")
+    finally:
+        build.library.cache_clear()
+        registry._missing.cache_clear()
+
+
+def test_a_compiler_that_fails_is_quoted(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(build, "compiler", lambda: "false")
+    build.library.cache_clear()
+    try:
+        with pytest.raises(BackendError, match="must compile native.cpp, got exit code 1"):
+            build.library()
+        assert not list(tmp_path.rglob("*.so"))
+    finally:
+        build.library.cache_clear()
+
+
+def test_tables_travel_to_tiny_cuda_nn_and_back():
+    levels = Levels.geometric(4, 2, 10, 8, 64)
+    table = torch.rand(levels.total, 2)
+    params = tcnn.to_params(table, levels)
+    assert params.shape == (levels.total * 2,)
+    assert torch.equal(params[2:4], table[1])
+    assert torch.equal(tcnn.from_params(params, levels), table)
+    with pytest.raises(ShapeError, match="same level table, and without network weights"):
+        tcnn.from_params(params[1:], levels)
+    assert tcnn.config(levels)["per_level_scale"] == pytest.approx(2.0)
+
+
+def lazy_reference(table, gradients, lr):
+    """torch's SparseAdam on the rows that have a gradient."""
+    table = torch.nn.Parameter(table.clone())
+    optimizer = torch.optim.SparseAdam([table], lr=lr, betas=(0.9, 0.99), eps=1e-8)
+    for gradient in gradients:
+        rows = gradient.any(dim=1).nonzero()[:, 0]
+        table.grad = torch.sparse_coo_tensor(
+            rows[None], gradient[rows], table.shape, check_invariants=True
+        )
+        optimizer.step()
+    return table.detach()
+
+
+@pytest.mark.parametrize("kind", ["native", "torch", "sparse"])
+def test_row_adam_is_torchs_sparse_adam(kind, monkeypatch):
+    draw = torch.Generator().manual_seed(1)
+    start = torch.randn(50, 2, generator=draw)
+    gradients = []
+    for _ in range(6):
+        gradient = torch.randn(50, 2, generator=draw)
+        gradient[torch.rand(50, generator=draw) < 0.6] = 0
+        gradients.append(gradient)
+    module = torch.nn.Module()
+    module.table = torch.nn.Parameter(start.clone())
+    optimizer = RowAdam(module.named_parameters(), lr=0.05, eps=1e-8)
+    if kind == "torch":
+        monkeypatch.setattr("potstill.nerf.optim._is_native", lambda tensors: False)
+    for gradient in gradients:
+        module.table.grad = gradient.to_sparse(1) if kind == "sparse" else gradient.clone()
+        optimizer.step()
+    expected = lazy_reference(start, gradients, 0.05)
+    torch.testing.assert_close(module.table.detach(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_row_adam_leaves_untouched_rows_alone_and_reuses_its_buffer():
+    levels = Levels.geometric(4, 2, 12, 8, 128)
+    module = torch.nn.Module()
+    module.table = torch.nn.Parameter(torch.rand(levels.total, 2))
+    before = module.table.detach().clone()
+    optimizer = RowAdam(module.named_parameters(), lr=0.1)
+    x = torch.rand(5, 3)
+    addresses = set()
+    for _ in range(3):
+        native.encode(x, module.table, levels).square().sum().backward()
+        addresses.add(module.table.grad.data_ptr())
+        live = module.table.grad.any(dim=1)
+        lent = POOL._lent
+        assert lent is not None
+        assert int(lent[3].sum()) < len(lent[3])  # the flags say that most blocks are untouched
+        optimizer.step()
+        optimizer.zero_grad()
+    assert len(addresses) == 1
+    moved = (module.table.detach() != before).any(dim=1)
+    assert torch.equal(moved, live)
+    assert 0 < int(live.sum()) < levels.total
+
+
+def test_a_changed_gradient_is_read_in_full():
+    """Flags are only trusted for a gradient that nobody else has written to."""
+    table = torch.nn.Parameter(torch.zeros(64, 2))
+    gradient, flags = POOL.take(table)
+    gradient[3] = 1.0
+    assert POOL.flags(gradient).all()
+    assert not flags.any()
+
+
+def test_gradients_accumulate_over_several_backwards():
+    levels = Levels.geometric(3, 2, 8, 4, 32)
+    start = torch.rand(levels.total, 2)
+    first, second = torch.rand(20, 3), torch.rand(20, 3)
+    results = []
+    for parts in ([first, second], [torch.cat([first, second])]):
+        module = torch.nn.Module()
+        module.table = torch.nn.Parameter(start.clone())
+        optimizer = RowAdam(module.named_parameters(), lr=0.1)
+        for part in parts:
+            native.encode(part, module.table, levels).sum().backward()
+        optimizer.step()
+        results.append(module.table.detach())
+    torch.testing.assert_close(*results)
+
+
+def test_row_adam_needs_names():
+    with pytest.raises(ConfigError, match=r"\(name, parameter\) pairs"):
+        RowAdam([torch.nn.Parameter(torch.zeros(1))])
