@@ -20,7 +20,7 @@ from potstill.graph.check import is_symmetric
 from potstill.graph.edges import Backend, Contrast, contrast, resolve
 from potstill.graph.tensors import Memo, compress
 
-__all__ = ["HighFrequency", "LowFrequency", "SoftLabel"]
+__all__ = ["HighFrequency", "LowFrequency", "SoftLabel", "match_rows"]
 
 Reduction = Literal["edge", "node"]
 
@@ -56,6 +56,24 @@ def _match(z_s: Tensor, target: _Target) -> Tensor:
     scaled, weight = target.scaled.to(z.dtype), target.weight.to(z.dtype)
     value: Tensor = _CrossEntropy.apply(z, scaled, weight)
     return value + target.constant.to(z.dtype)
+
+
+def match_rows(
+    z_s: Float[Tensor, "nodes classes"],
+    target: Float[Tensor, "nodes classes"],
+    entropy: Float[Tensor, " nodes"],
+) -> Float[Tensor, ""]:
+    """``sum_i (entropy[i] - <target[i], log softmax(z_s[i])>)``: divergence from scaled targets.
+
+    What `LowFrequency` is once the graph is summed into a target for each node; takes any subset
+    of the nodes.
+
+    Args:
+        z_s: Logits.
+        target: Distributions, scaled by the share of the node in the mean.
+        entropy: ``sum_c p log p`` of what went into the target, scaled alike.
+    """
+    return _match(z_s, _Target(target, target.sum(1), entropy.sum()))
 
 
 class SoftLabel(nn.Module):

@@ -1,0 +1,342 @@
+"""Graphs that do not fit a full-batch step: mini-batches of nodes and edges, memory maps, parts.
+
+The student never needs a neighbourhood. The low-frequency term is a cross-entropy with one fixed
+target a node, so it takes batches of nodes; the high-frequency term takes batches of edges and
+their end points. Both are unbiased estimates of the full terms, drawn as a pure function of seed
+and step, so that processes share a global batch and interrupted runs continue exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import psutil
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch_geometric.data import Data
+
+from potstill.core import Distiller, Engine, Losses, Objective, fit
+from potstill.core.errors import ConfigError, DataError
+from potstill.core.seed import generator, seed_all
+from potstill.graph.check import check_logits
+from potstill.graph.criteria import HighFrequency, match_rows
+from potstill.graph.models import MLPStudent
+from potstill.graph.recipes import Recipe
+from potstill.graph.tensors import is_sparse, rows
+
+__all__ = [
+    "BatchesToMLP",
+    "GraphBatch",
+    "GraphStore",
+    "check_memory",
+    "distill_in_batches",
+    "logits_in_blocks",
+    "partition",
+]
+
+
+class GraphBatch(NamedTuple):
+    """What one step sees.
+
+    Attributes:
+        x_nodes: Features of the drawn nodes [B F].
+        target: Their targets, scaled so that the batch mean estimates the full term [B C].
+        entropy: The share of each node in the constant of the term [B].
+        x_seen: Features of drawn training nodes [L F].
+        y_seen: Their labels [L].
+        x_ends: Features of the end points of the drawn edges [M F].
+        z_ends: What the teacher says about them [M C].
+        edges: Edges between these, by position [2 K].
+    """
+
+    x_nodes: Tensor
+    target: Tensor
+    entropy: Tensor
+    x_seen: Tensor
+    y_seen: Tensor
+    x_ends: Tensor
+    z_ends: Tensor
+    edges: Tensor
+
+
+class BatchesToMLP(Distiller):
+    """FF-G2M on batches of nodes and of edges, independent of each other.
+
+    Source: Wu et al. (FF-G2M), AAAI 2023; the sampling is ours.
+    """
+
+    def forward(self, batch: GraphBatch, step: int) -> Losses:
+        """Losses of one batch."""
+        task = (self.student(batch.x_seen), batch.y_seen)
+        low = (self.student(batch.x_nodes), batch.target, batch.entropy)
+        high = (self.student(batch.x_ends), batch.z_ends, batch.edges)
+        return self.objective(step, task=task, low=low, high=high)
+
+
+@dataclass
+class GraphStore:
+    """A graph on disk or in memory, and how batches are drawn from it.
+
+    Attributes:
+        x: Features [N F]: a tensor (dense or CSR), an array or a memory map.
+        z_teacher: Logits [N C], likewise.
+        target: ``T[i] = sum_j a[i, j] softmax(z_teacher[j])`` [N C].
+        entropy: ``sum_j a[i, j] sum_c p log p`` [N].
+        half: One direction of every edge, [2 E/2].
+        seen: Training nodes.
+        y: Labels [N].
+    """
+
+    x: Any
+    z_teacher: Tensor
+    target: Tensor
+    entropy: Tensor
+    half: Tensor
+    seen: Tensor
+    y: Tensor
+
+    @classmethod
+    @torch.no_grad()
+    def make(
+        cls,
+        x: Any,
+        edge_index: Tensor,
+        z_teacher: Any,
+        y: Tensor,
+        train_mask: Tensor,
+        edge_chunk: int = 2**20,
+    ) -> GraphStore:
+        """Compute what the student does not change, a chunk of edges at a time.
+
+        Args:
+            x: Features [N F].
+            edge_index: Both directions of every edge [2 E], without self-loops.
+            z_teacher: Logits as `check_logits` takes them.
+            y: Labels [N].
+            train_mask: [N] bool.
+            edge_chunk: Edges at a time: beyond the targets, memory is that many times C.
+
+        Raises:
+            DataError: No edges with source < target, so no direction to keep.
+        """
+        z = check_logits(z_teacher, len(y))
+        count, source, target = len(y), *edge_index
+        p = torch.softmax(z, 1)
+        each = torch.xlogy(p, p).sum(1)
+        scaled, entropy = p.clone(), each.clone()  # the self-loops
+        for start in range(0, edge_index.shape[1], edge_chunk):
+            s, t = source[start : start + edge_chunk], target[start : start + edge_chunk]
+            scaled.index_add_(0, t, p[s])
+            entropy.index_add_(0, t, each[s])
+        total = count + edge_index.shape[1]
+        keep = source < target
+        if edge_index.shape[1] and not bool(keep.any()):
+            raise DataError(
+                "GraphStore.make: edge_index must hold both directions of every edge, got only "
+                "edges to smaller numbers; pass check_edges(..., to_undirected=True)"
+            )
+        seen = train_mask.nonzero().flatten()
+        return cls(x, z, scaled / total, entropy / total, edge_index[:, keep], seen, y)
+
+    def draw(
+        self, step: int, rank: int, world: int, *, nodes: int, edges: int, labelled: int, seed: int
+    ) -> GraphBatch:
+        """The part of one process in the global batch of a step; sizes are per process."""
+
+        def mine(kind: str, among: int, size: int) -> Tensor:
+            rng = generator(kind, seed, step)
+            return torch.randint(among, (size * world,), generator=rng)[rank::world]
+
+        count = len(self.y)
+        i = mine("nodes", count, nodes)
+        seen = self.seen[mine("labelled", len(self.seen), labelled)]
+        ends = self.half[:, mine("edges", self.half.shape[1], edges)]
+        unique, place = torch.unique(ends, return_inverse=True)
+        return GraphBatch(
+            x_nodes=_rows(self.x, i),
+            target=self.target[i] * (count / nodes),
+            entropy=self.entropy[i] * (count / nodes),
+            x_seen=_rows(self.x, seen),
+            y_seen=self.y[seen],
+            x_ends=_rows(self.x, unique),
+            z_ends=self.z_teacher[unique],
+            edges=place,
+        )
+
+
+def distill_in_batches(
+    store: GraphStore,
+    recipe: Recipe,
+    *,
+    epochs: float = 1.0,
+    nodes: int = 16_384,
+    edges: int = 16_384,
+    labelled: int = 1024,
+    seed: int = 0,
+    student: nn.Module | None = None,
+    **options: Any,
+) -> tuple[Any, list[dict[str, float]]]:
+    """Train a student on batches; memory does not depend on the size of the graph.
+
+    Args:
+        store: The graph.
+        recipe: Sizes, weights and optimizer.
+        epochs: Passes over the nodes (drawn with replacement).
+        nodes: Nodes of a batch and process, for the low-frequency term.
+        edges: Edges of a batch and process, for the high-frequency term.
+        labelled: Training nodes of a batch and process.
+        seed: Of weights, dropout and draws.
+        student: Instead of the recipe's MLP.
+        **options: Of `potstill.core.fit`: engine, run, validation, progress, ...
+
+    Returns:
+        The student, and one row a step.
+
+    Raises:
+        ConfigError: A size below 1.
+    """
+    if min(nodes, edges, labelled) < 1 or epochs <= 0:
+        raise ConfigError(
+            "distill_in_batches: nodes, edges, labelled and epochs must be positive, got "
+            f"{nodes}, {edges}, {labelled} and {epochs}"
+        )
+    seed_all("student", seed)
+    if student is None:
+        sizes = (store.x.shape[1], recipe.hidden, recipe.layers, store.z_teacher.shape[1])
+        student = MLPStudent(*sizes, dropout=recipe.student_dropout)
+    share = 1 - recipe.task_weight
+    objective = Objective(
+        task=(recipe.task_weight, F.cross_entropy),
+        low=(share, match_rows),
+        high=(share, HighFrequency(recipe.tau, symmetric=False)),
+    )
+    engine: Engine | None = options.get("engine")
+    world = 1 if engine is None else engine.world
+    settings: dict[str, Any] = {
+        "steps": max(1, round(epochs * len(store.y) / (nodes * world))),
+        "lr": recipe.learning_rate,
+        "optimizer": partial(torch.optim.Adam, weight_decay=recipe.weight_decay),
+    }
+    history = fit(
+        BatchesToMLP(student, objective),
+        partial(store.draw, nodes=nodes, edges=edges, labelled=labelled, seed=seed),
+        seed=seed,
+        **{**settings, **options},
+    )
+    return student, history
+
+
+@torch.no_grad()
+def logits_in_blocks(model: Any, x: Any, edge_index: Tensor, *, block: int = 100_000) -> Tensor:
+    """What a GCN or SAGE teacher says about all nodes, layer by layer and block by block.
+
+    Memory is two matrices [N, width], however many layers there are, and one block of features.
+
+    Args:
+        model: A `GCNTeacher` or `SAGETeacher`.
+        x: Features [N F], a memory map too.
+        edge_index: [2 E] without self-loops.
+        block: Rows at a time.
+
+    Raises:
+        ConfigError: Another kind of model, whose layers are not known here.
+    """
+    if not hasattr(model, "adjacency"):
+        raise ConfigError(
+            f"logits_in_blocks: model must be a GCNTeacher or SAGETeacher, got "
+            f"{type(model).__name__}; PyG's own models have inference() with a loader"
+        )
+    model.eval()
+    count = x.shape[0]
+    matrix, _ = model.adjacency(edge_index, count, None)
+    blocks = [torch.arange(i, min(i + block, count)) for i in range(0, count, block)]
+    for i, (linear, bias) in enumerate(zip(model.maps, model.biases, strict=True)):
+        h = torch.empty(count, len(bias))
+        for part in blocks:
+            h[part] = linear(_rows(x, part))
+        x = torch.empty_like(h)
+        for part in blocks:
+            x[part] = rows(matrix, part) @ h + bias
+        if i < len(model.biases) - 1:
+            x.relu_()
+    return x
+
+
+def partition(data: Data, parts: int) -> Iterator[Data]:
+    """Induced subgraphs of about equal size, for teachers that do not fit: no pyg-lib is needed.
+
+    Nodes are put in the order of reverse Cuthill and McKee (1969), in which neighbours are near
+    each other, and cut; edges between parts are lost. With pyg-lib or torch-sparse installed,
+    PyG's ``NeighborLoader`` and ``ClusterData`` are the better choice.
+
+    Args:
+        data: A checked graph.
+        parts: How many.
+
+    Raises:
+        ConfigError: ``parts`` is not from 1 to the number of nodes.
+    """
+    import scipy.sparse as sp
+    from scipy.sparse.csgraph import reverse_cuthill_mckee
+    from torch_geometric.utils import subgraph
+
+    count = int(data.num_nodes or 0)
+    if not 1 <= parts <= count:
+        raise ConfigError(f"partition: parts must be from 1 to {count} nodes, got {parts}")
+    ones = np.ones(data.edge_index.shape[1], dtype=np.int8)
+    matrix = sp.csr_matrix((ones, data.edge_index.numpy()), (count, count))
+    order = torch.from_numpy(reverse_cuthill_mckee(matrix, symmetric_mode=True).copy()).long()
+    for nodes in order.chunk(parts):
+        nodes = nodes.sort().values
+        edges, _ = subgraph(nodes, data.edge_index, relabel_nodes=True, num_nodes=count)
+        masks = {k: data[k][nodes] for k in ("train_mask", "val_mask", "test_mask")}
+        yield Data(
+            x=rows(data.x, nodes),
+            edge_index=edges,
+            y=data.y[nodes],
+            num_classes=data.num_classes,
+            **masks,
+        )
+
+
+def check_memory(data: Data, recipe: Recipe, available: int | None = None) -> int:
+    """Estimate the bytes of a full-batch step, and refuse what cannot fit.
+
+    Args:
+        data: A checked graph.
+        recipe: Sizes.
+        available: Bytes that are free; what the system says when None.
+
+    Returns:
+        The estimate: features, activations with gradients, optimizer, and one chunk of edges.
+
+    Raises:
+        DataError: It exceeds what is available; names the smaller ways.
+    """
+    count, width = data.x.shape
+    classes = data.num_classes
+    stored = data.x.values().numel() * 12 if is_sparse(data.x) else 4 * count * width
+    hidden = recipe.hidden * (recipe.layers - 1)
+    activations = 4 * count * (4 * hidden + 3 * classes)
+    weights = 4 * 4 * (width + hidden + classes) * recipe.hidden
+    chunk = 4 * 4 * min(2**20, data.num_edges) * classes
+    total = int(stored + activations + weights + chunk + 3 * 8 * data.num_edges)
+    free = psutil.virtual_memory().available if available is None else available
+    if total > free:
+        raise DataError(
+            f"distill: a full-batch step must fit into {free / 2**30:.1f} GiB, got an estimate of "
+            f"{total / 2**30:.1f} GiB for {count} nodes; use distill_in_batches, store x as CSR "
+            "(sparse_features), or lower hidden"
+        )
+    return total
+
+
+def _rows(x: Any, index: Tensor) -> Tensor:
+    if isinstance(x, np.ndarray):
+        return torch.from_numpy(np.ascontiguousarray(x[index.numpy()])).float()
+    return rows(x, index)
