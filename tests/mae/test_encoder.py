@@ -176,3 +176,22 @@ def test_wrong_plan_is_refused(make_vit, images):
 def test_batch_of_one(make_vit, images):
     model = MaskedViT(make_vit())
     assert model(images[:1], RandomMasking(0.75)(1, model.grid)).shape == (1, 5, 48)
+
+
+class VisibleTokens(torch.nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images, keep):
+        hidden = keep.new_zeros(len(keep), 16 - keep.shape[1])
+        return self.model(images, MaskPlan(keep, hidden))
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch16_dinov3"])
+def test_masked_encoder_is_exported_with_indices_as_input(make_vit, images, name):
+    model = VisibleTokens(MaskedViT(make_vit(name)).eval())
+    one, other = (RandomMasking(0.75)(3, (4, 4)).keep for _ in range(2))
+    program = torch.export.export(model, (images, one)).module()
+    with torch.no_grad():
+        torch.testing.assert_close(program(images, other), model(images, other))
