@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -62,12 +62,12 @@ def imresize(image: Array, scale: float | Fraction) -> Array:
     if not (scale > 0 and math.isfinite(scale)):
         raise ConfigError(f"imresize: scale must be positive, got {scale}; 1/2 halves an image")
     ratio = Fraction(scale).limit_denominator(10_000)
+    values: NDArray[Any]
     if isinstance(image, Tensor):
         values = image.detach().cpu().numpy()
         axes = (values.ndim - 2, values.ndim - 1)
     else:
-        values = image
-        axes = (0, 1)
+        values, axes = image, (0, 1)
     if values.ndim < 2 or values.size == 0 or (values is image and values.ndim > 3):
         raise ShapeError(
             f"imresize: image must be an array [H, W(, C)] or a tensor [..., H, W], got "

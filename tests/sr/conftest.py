@@ -1,0 +1,55 @@
+"""What the tests of sr share: the naive network, the official weights, photographs."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+from potstill.core.data import root
+
+NAIVE = Path(__file__).parents[2] / "benchmarks" / "sr" / "naive.py"
+
+
+@pytest.fixture(scope="session")
+def naive() -> ModuleType:
+    """IMDN written from the paper, also the baseline of the benchmarks."""
+    spec = importlib.util.spec_from_file_location("naive_imdn", NAIVE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def official():
+    """Path of an official weight file, as safetensors."""
+
+    def find(name: str) -> Path:
+        path = root() / "sr" / "safetensors" / f"{name}.safetensors"
+        if not path.exists():
+            pytest.skip(f"needs {path} (set POTSTILL_DATA)")
+        return path
+
+    return find
+
+
+@pytest.fixture
+def photograph() -> np.ndarray:
+    """A smooth image with edges, [48 60 3] bytes."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:48, :60]
+    waves = 100 + 60 * np.sin(x / 4)[..., None] + 40 * np.cos(y[..., None] / np.array([3, 5, 7]))
+    waves[20:30, 15:40] = (240, 30, 60)
+    return (waves + rng.normal(0, 3, waves.shape)).clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture
+def tiny():
+    """A seeded student of 8 channels and 2 blocks whose output is far from bicubic."""
+    from potstill.sr import IMDN
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return IMDN(2, channels=8, blocks=2).eval()
