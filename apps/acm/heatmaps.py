@@ -5,7 +5,7 @@
     python apps/acm/heatmaps.py --demo --out runs/heatmaps          # needs POTSTILL_DATA
 
 Writes one picture for each image (left the image, right what its patches cost), the cheapest and
-dearest in one sheet, the choice of every token in every module as ``choices.csv``, and a page with plots.
+dearest in one sheet, the choices of all tokens as ``choices.csv``, and a page with plots.
 ``--demo`` adapts the small CIFAR-10 teacher in about a minute and shows it on test images.
 """
 

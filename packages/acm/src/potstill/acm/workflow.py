@@ -147,6 +147,11 @@ def profile(model: Path, images: Reading, device: str) -> Report:
         report.add(name, published="", **shown)
     set_mode(student, "gated")
     _draw(report, profiles)
+    if dense is not None:
+        path = next(iter(acms(student)))
+        errors = plots.token_errors(student, dense, batches[0][0], path)
+        title = f"Error of the first learners of {path}, tokens of one batch from easy to hard"
+        report.plot(lambda axes: plots.draw_token_errors(axes, errors), title)
     if hasattr(student, "patch_embed"):
         _maps(report, student, found)
     return report
