@@ -27,6 +27,7 @@ from potstill.nerf.scenes.scene import Scene, Split
 __all__ = ["ImagesToField", "RayBatch", "RaySource", "score", "train_field"]
 
 Background = Literal["white", "black", "random"]
+_RATES = {"hash": 1e-2, "mlp": 1e-2, "vm": 2e-2, "cp": 2e-2, "grid": 0.3, "composite": 1e-2}
 
 
 class RayBatch(NamedTuple):
@@ -189,27 +190,18 @@ def train_field(
         DataError: No images, rays that never meet the space.
         ConfigError: No budget.
     """
-    if (
-        isinstance(field, GridField)
-        and field.config.resolution >= 16
-        and len(field.table) > field.config.resolution**3
-    ):
+    if isinstance(field, GridField) and field.is_dense and field.config.resolution >= 16:
         return _train_grid(
             field, scene, steps, seconds, lr=lr, samples=samples, rays=rays, background=background,
             every=every, run=run, engine=engine, seed=seed, progress=progress,
         )  # fmt: skip
     source = RaySource(scene.train, rays, background, seed)
-    rate = (
-        lr
-        if lr is not None
-        else {"mlp": 1e-2, "grid": 5e-2, "vm": 2e-2, "cp": 2e-2}.get(field.kind, 1e-2)
-    )
     history = fit(
         ImagesToField(field, samples),
         source,
         steps=steps,
         seconds=seconds,
-        lr=rate,
+        lr=lr or _RATES[field.kind],
         optimizer=partial(RowAdam, scale=lambda n: field.rate(n.removeprefix("student."))),
         schedule=_tenth(),
         validation=_validation(scene, every),
@@ -244,7 +236,7 @@ def _train_grid(
             source,
             steps=None if steps is None else max(round(steps * share), 1),
             seconds=None if seconds is None else seconds * share,
-            lr=options["lr"] or 5e-2,
+            lr=options["lr"] or _RATES["grid"],
             optimizer=RowAdam,
             schedule=_tenth(),
             validation=_validation(scene, options["every"] if resolution else 0),

@@ -74,6 +74,11 @@ class GridField(Field):
 
     rows: Tensor
 
+    @property
+    def is_dense(self) -> bool:
+        """Whether every vertex is stored."""
+        return len(self.table) > self.config.resolution**3
+
     def features(self, points: Tensor) -> Tensor:
         """Block 1, [P 1 + 3 degree^2]: raw density and coefficients; 0 outside the cube."""
         n = self.config.resolution

@@ -33,7 +33,7 @@ def render_rays(
     """Composite a field along rays; colours of invisible samples are not computed."""
     sigma, color = field.query(samples.points)
     weight = weights(sigma, samples)
-    visible = (weight.detach() > _OPAQUE).nonzero()[:, 0]
+    visible = (~(weight.detach() <= _OPAQUE)).nonzero()[:, 0]  # NaN stays visible
     rgb = color(visible, rays.views[samples.ray[visible]])
     seen = samples._replace(t=samples.t[visible], ray=samples.ray[visible])
     rendered = composite(weight[visible], rgb, seen, background)
