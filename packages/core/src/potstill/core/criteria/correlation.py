@@ -76,7 +76,7 @@ def _sweep(
     q_0, p_0 = probabilities(slice(0, 1))
     sum_q, sum_p, sum_qq, sum_pp, sum_qp = z_s.new_zeros(5, num_classes, dtype=kind)
     rows = [z_s.new_empty(num_rows, dtype=kind) for _ in range(3)]
-    for block in blocks(z_s, num_classes // 4):  # longer: the sums must travel with each block
+    for block in blocks(z_s, num_classes // 2):  # longer: the sums travel with every block
         q, p = probabilities(block)
         a, b = q - q_0, p - p_0
         for total, x, y in ((sum_qp, a, b), (sum_qq, a, a), (sum_pp, b, b)):

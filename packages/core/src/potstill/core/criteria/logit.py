@@ -8,6 +8,8 @@ distributions is multiplied by ``T ** 2``, so that the size of the gradient does
 
 from __future__ import annotations
 
+from functools import cache
+from importlib.util import find_spec
 from typing import Unpack
 
 import torch
@@ -44,11 +46,20 @@ def softmax_and_log_sum(z: Tensor, T: float | Tensor) -> tuple[Tensor, Tensor, T
     return p, z.amax(-1), -p.amax(-1).log()
 
 
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
 def _kd(z_s: Tensor, z_t: Tensor, T: float | Tensor) -> Tensor:
     return kl_rows(torch.log_softmax(z_t / T, -1), torch.log_softmax(z_s / T, -1))
 
 
 def _kd_closed(z_s: Tensor, z_t: Tensor, T: float | Tensor) -> tuple[Tensor, Tensor]:
+    if z_s.is_cuda and z_s.dtype == torch.float32 and _has_triton():
+        from potstill.core.criteria.triton_kd import kd_rows
+
+        return kd_rows(z_s.contiguous(), z_t.contiguous(), T)
     x_s, x_t = z_s / T, z_t / T
     q, p = torch.softmax(x_s, -1), torch.softmax(x_t, -1)
     # log-sum-exp = maximum - log(largest probability); the maxima are subtracted from each other
