@@ -19,11 +19,20 @@ from timm.data import create_transform
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
+from potstill.core.data import root
 from potstill.core.errors import DataError
 from potstill.core.seed import generator
 from potstill.mae.distiller import Normalization
 
-__all__ = ["IMAGENET", "ImageSet", "ResidentImages", "eval_transform", "keyed", "train_transform"]
+__all__ = [
+    "IMAGENET",
+    "ImageSet",
+    "ResidentImages",
+    "eval_transform",
+    "image_path",
+    "keyed",
+    "train_transform",
+]
 
 _log = logging.getLogger(__name__)
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
@@ -131,6 +140,13 @@ class ImageSet:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_zips": {}}
+
+
+def image_path(source: str) -> Path:
+    """``source`` itself where that exists, else below the data root (``POTSTILL_DATA``)."""
+    path = Path(source)
+    known = any(part.exists() for part in (path, *path.parents) if part.name)
+    return path if known else root() / source
 
 
 def _split(source: Path) -> tuple[Path | None, Path]:

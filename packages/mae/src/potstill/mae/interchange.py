@@ -17,7 +17,7 @@ from potstill.mae.autoencoder import MaskedAutoencoder
 from potstill.mae.checkpoints import load_weights, read_weights, write_weights
 from potstill.mae.cka import block_similarity
 from potstill.mae.config import Encoder, Pretrain
-from potstill.mae.data import ImageSet
+from potstill.mae.data import ImageSet, image_path
 from potstill.mae.diagnostics import (
     denormalized,
     painted_images,
@@ -104,9 +104,7 @@ def inspect_run(run: Path, images: str, count: int, tokens: int) -> Iterator[Pat
             f"inspect: {run} must be the folder of a pre-training run, got no config.yaml there"
         )
     config = load(Pretrain, path)
-    from potstill.mae.workflow import _found
-
-    source = ImageSet(_found(images or config.data.train))
+    source = ImageSet(image_path(images or config.data.train))
     fresh, _ = make_distiller(config)
     trained, _ = make_distiller(config)
     load_weights(trained, run / "weights.safetensors")

@@ -13,14 +13,20 @@ from torch.utils.data import DataLoader
 
 from potstill.core import Batches, Engine, Run, cosine, fit
 from potstill.core.config import as_dict, record
-from potstill.core.data import root
 from potstill.core.errors import ConfigError
 from potstill.core.files import atomic
 from potstill.mae.checkpoints import write_weights
 from potstill.mae.classifier import Classification, adamw, layer_decayed, prepare_classifier, top1
 from potstill.mae.config import Data, Encoder, Finetune, Mask, Optim, Pretrain, Probe
 from potstill.mae.criteria import FeatureDistance
-from potstill.mae.data import ImageSet, ResidentImages, eval_transform, keyed, train_transform
+from potstill.mae.data import (
+    ImageSet,
+    ResidentImages,
+    eval_transform,
+    image_path,
+    keyed,
+    train_transform,
+)
 from potstill.mae.distiller import MaskedToMasked, Normalization
 from potstill.mae.masking import BlockMasking, GridMasking, Masking, RandomMasking
 from potstill.mae.models import Loaded, Student, create_encoder, load_model, statistics_of
@@ -103,7 +109,7 @@ def finetune(config: Finetune, *, progress: bool = True) -> dict[str, Any]:
         Steps, seconds and, with test images, top-1 accuracy in percent.
     """
     _require(config.data.train, "train")
-    train = ImageSet(_found(config.data.train), labels=True)
+    train = ImageSet(image_path(config.data.train), labels=True)
     with Engine(config.device, config.precision, config.parallel) as engine:
         torch.manual_seed(config.seed)
         vit = _initial(config.init, config.encoder)
@@ -193,7 +199,7 @@ def _training(
     erase: float = 0.0,
 ) -> tuple[Any, int]:
     """A source of batches for ``fit``, and how many of them are an epoch."""
-    images = images or ImageSet(_found(data.train))
+    images = images or ImageSet(image_path(data.train))
     if data.resident:
         resident = ResidentImages.of(images, optim.batch_size, statistics, seed=seed)
         return resident, max(len(resident.images) // (optim.batch_size * engine.world), 1)
@@ -206,7 +212,7 @@ def _held_out(
     source: str, size: int, statistics: Normalization, batch_size: int = 128
 ) -> DataLoader[Any]:
     """Labelled images as they are seen at test time; small ones are not cropped."""
-    images = ImageSet(_found(source), labels=True)
+    images = ImageSet(image_path(source), labels=True)
     crop = 1.0 if size <= 64 else 0.875
     images.transform = eval_transform(size, statistics, crop)
     return DataLoader(images, batch_size)  # type: ignore[arg-type]  # any sequence will do
@@ -244,9 +250,12 @@ def _write_pretrained(
     )
     _write_json(config.out / "result.json", summary)
     if student.decoder is not None:
-        source, size = ImageSet(_found(config.data.train)), student.encoder.vit.patch_embed.img_size
+        source, size = (
+            ImageSet(image_path(config.data.train)),
+            student.encoder.vit.patch_embed.img_size,
+        )
         shown = painted_images(
-            student, source, size[0], statistics, make_masking(config.mask),
+            student, source, size, statistics, make_masking(config.mask),
             normalized=config.normalize_pixels,
         )  # fmt: skip
         figure = plots.reconstruction_grid(*shown, student.encoder.grid)
@@ -264,10 +273,3 @@ def _require(source: str, what: str) -> None:
             f"data.{what} must be a folder or zip file of images, got nothing; pass "
             f"--data.{what} PATH"
         )
-
-
-def _found(source: str) -> Path:
-    """The path itself, else below the data root; ``ImageSet`` complains when neither is there."""
-    path, below = Path(source), root() / source
-    known = any(part.exists() for part in (path, *path.parents) if part.name)
-    return path if known else below
