@@ -1,4 +1,5 @@
 from .bench import benchmark as benchmark
+from .cache import TeacherCache as TeacherCache
 from .cost import Memory as Memory
 from .cost import Timing as Timing
 from .cost import count_macs as count_macs
