@@ -48,7 +48,7 @@ from potstill.mae import (
     top1,
 )
 from potstill.mae.data import Normalization
-from potstill.mae.plots import masking_ratio_curve
+from potstill.mae.plots import masking_ratio_curve, save
 
 CIFAR: Normalization = ((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.262))
 BATCH, LEARNING_RATE, GOAL = 128, 2e-3, 46.0
@@ -414,12 +414,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     curves = collect(ARMS, options.seeds, bench, keep)
     sweep = collect(SWEEP, options.seeds[:1], bench, keep)
     report = table(curves)
-    report.figure(draw_curves(curves), "Accuracy against CPU time", "Curves")
+    picture = draw_curves(curves)
+    report.figure(picture, "Accuracy against CPU time", "Curves")
+    points = [
+        {"arm": name, "seed": seed, "epoch": epoch, "seconds": seconds, "top1": accuracy}
+        for name, runs in curves.items()
+        for seed, curve in zip(options.seeds, runs, strict=True)
+        for epoch, (seconds, accuracy) in enumerate(
+            zip(curve.seconds, curve.accuracy, strict=True), start=1
+        )
+    ]
+    save(picture, options.out / "curves.png", points)
     rows = [
         (ratio, [c.accuracy[-1] for c in runs], [c.images_per_second for c in runs])
         for ratio, runs in zip(RATIOS, sweep.values(), strict=True)
     ]
-    report.figure(masking_ratio_curve(rows), "Accuracy and speed by masking ratio", "Masking ratio")
+    picture = masking_ratio_curve(rows)
+    report.figure(picture, "Accuracy and speed by masking ratio", "Masking ratio")
+    points = [
+        {"ratio": ratio, "top1": top, "images_per_second": speed}
+        for ratio, tops, speeds in rows
+        for top, speed in zip(tops, speeds, strict=True)
+    ]
+    save(picture, options.out / "masking_ratio.png", points)
     report.table(
         ["comparison", "points"],
         [(name, f"{value:+.2f}") for name, value in gains(curves).items()],
