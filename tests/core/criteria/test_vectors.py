@@ -15,7 +15,7 @@ from potstill.core.testing import requires_data
 VECTORS = "core/loss_vectors.json"
 FILE = root() / VECTORS
 STORED = json.loads(FILE.read_text()) if FILE.exists() else {"cases": [], "inputs": {}}
-# Tested where they live: schemes, TAID's state, LELP, TGeo; quantizers belong to no criterion.
+# Tested where they live: schemes, TAID's state, LELP, TGeo, quantizers.
 ELSEWHERE = {
     "taid_schedule",
     "crd_nce",
