@@ -266,6 +266,24 @@ def control(curves: Curves, kind: str, seconds: float) -> str:
     return next((name for name in arms if spent(curves[name]) >= seconds), arms[-1])
 
 
+def within(curves: Curves, kind: str, seconds: float) -> float:
+    """The best that any arm of ``kind`` shows after any epoch within ``seconds``.
+
+    Harder than it is fair, since it is chosen by test accuracy; reported, without a target.
+    """
+    points = [
+        (statistics.mean(times), statistics.mean(accuracies))
+        for name, runs in curves.items()
+        if name.startswith(kind)
+        for times, accuracies in zip(
+            zip(*(curve.seconds for curve in runs), strict=True),
+            zip(*(curve.accuracy for curve in runs), strict=True),
+            strict=True,
+        )
+    ]
+    return max(accuracy for time_spent, accuracy in points if time_spent <= seconds)
+
+
 def gains(curves: Curves) -> dict[str, float]:
     """Points won by each of our arms, by the names of the declared targets."""
     result = {}
@@ -276,6 +294,8 @@ def gains(curves: Curves) -> dict[str, float]:
         for kind in ("scratch", "logit distillation"):
             other = control(curves, kind, seconds)
             result[f"{short} over {kind}, equal time"] = ours - final(curves[other])
+            best = within(curves, kind, seconds)
+            result[f"{short} over {kind}, any epoch in that time"] = ours - best
     return result
 
 
