@@ -83,7 +83,9 @@ def test_cuda_equals_the_cpu(tiny):
 
 
 def test_bad_choices(tiny, monkeypatch):
-    with pytest.raises(ConfigError, match="backend must be one of torch, onnx, openvino, got 'ncnn'"):
+    with pytest.raises(
+        ConfigError, match="backend must be one of torch, onnx, openvino, got 'ncnn'"
+    ):
         make_runner(tiny, "ncnn")
     with pytest.raises(ConfigError, match="precision must be fp32 or bf16, got 'fp16'"):
         make_runner(tiny, precision="fp16")
@@ -93,7 +95,9 @@ def test_bad_choices(tiny, monkeypatch):
         with pytest.raises(BackendError, match="device 'cuda' is not available here; install"):
             make_runner(tiny, device="cuda")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(BackendError, match=r"needs openvino; pip install 'potstill-sr\[openvino\]'"):
+    with pytest.raises(
+        BackendError, match=r"needs openvino; pip install 'potstill-sr\[openvino\]'"
+    ):
         make_runner(tiny, "openvino")
     monkeypatch.undo()
     with pytest.raises(ConfigError, match="backend 'onnx' runs in fp32 on the CPU, got bf16"):

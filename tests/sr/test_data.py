@@ -33,9 +33,7 @@ def test_batches_are_a_function_of_seed_step_and_rank(photograph):
     torch.testing.assert_close(draw(3, 0, 2)[0], draw(3, 0, 2)[0])
     assert not torch.equal(draw(3, 0, 2)[0], draw(3, 1, 2)[0])
     assert not torch.equal(draw(3, 0, 2)[0], draw(4, 0, 2)[0])
-    assert not torch.equal(
-        draw(3, 0, 2)[0], Patches(pairs, patch=6, batch=4, seed=2)(3, 0, 2)[0]
-    )
+    assert not torch.equal(draw(3, 0, 2)[0], Patches(pairs, patch=6, batch=4, seed=2)(3, 0, 2)[0])
 
 
 def test_large_images_are_drawn_more_often():

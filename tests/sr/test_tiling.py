@@ -57,12 +57,18 @@ def test_networks_without_attention_tile_exactly(official, name):
         whole = model(image)
     made = upscale(image, model, tile=32)
     assert made.mode == "exact"
-    assert (made.image - whole).abs().max() <= 5e-6
+    # noise drives IMDN_RTE far out of [0, 1], so the bound is relative to what comes out
+    assert (made.image - whole).abs().max() <= 5e-6 * max(1, whole.abs().max())
 
 
 def test_known_gates_need_a_margin_of_27_and_no_less():
     torch.manual_seed(0)
     model = IMDN(2, 16, 6).double().eval()
+    # Kernels that look to the left only, so that what lies furthest away is not faint.
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d) and module.kernel_size == (3, 3):
+            module.weight.data[..., 1:] = 0
+            module.weight.data *= 4
     gates = torch.rand(6, 16, dtype=torch.float64)
     image = torch.rand(1, 3, 70, 75, dtype=torch.float64)
     frame, out = frame_of(image, model)
@@ -72,9 +78,8 @@ def test_known_gates_need_a_margin_of_27_and_no_less():
         enough = (out - whole).abs().max()
         gated(model, gates, frame, 20, 26, nothing)
         short = (out - whole).abs().max()
-    # what separates them is the arithmetic's own noise, three orders of magnitude above it
-    assert enough < 1e-15
-    assert short > 1e-13
+    assert enough < 1e-13 * whole.abs().max()
+    assert short > 1e-6 * whole.abs().max()
 
 
 def test_recomputed_gates_are_those_of_the_whole_frame(tiny):
@@ -92,7 +97,9 @@ def test_gates_of_one_run_serve_another(tiny):
     given = upscale(image, tiny, tile=16, gates=exact.gates)
     assert given.mode == "gates"
     torch.testing.assert_close(given.image, exact.image, rtol=0, atol=5e-6)
-    with pytest.raises(ConfigError, match="gates must be \\[2, 8\\], one row a block, got \\[3, 8\\]"):
+    with pytest.raises(
+        ConfigError, match="gates must be \\[2, 8\\], one row a block, got \\[3, 8\\]"
+    ):
         upscale(image, tiny, gates=torch.rand(3, 8))
 
 

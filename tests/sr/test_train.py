@@ -53,7 +53,9 @@ def test_loss_falls(photograph):
 def test_distillation_through_the_objective(photograph):
     config = TrainConfig(steps=3, batch=2, patch=8, output=0.5, affinity=1.0, wavelet=0.1,
                          contrastive=0.1, device="cpu")  # fmt: skip
-    rows = train(student(), degrade([photograph], 2), config, teacher=IMDN(2, 16, 4), progress=False)
+    rows = train(
+        student(), degrade([photograph], 2), config, teacher=IMDN(2, 16, 4), progress=False
+    )
     assert {"task", "output", "wavelet", "contrastive", "feature.0", "feature.1"} <= set(rows[-1])
 
 

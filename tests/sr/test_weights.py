@@ -30,9 +30,11 @@ def test_official_files_are_recognised(official, name):
     assert type(safe) is kind
     assert safe.config == config
     # saved on CUDA, with a "module." prefix
-    pth = kind.from_pretrained(root() / f"sr/checkpoints/{name}.pth") if hasattr(
-        kind, "from_pretrained"
-    ) else load_model(root() / f"sr/checkpoints/{name}.pth")
+    pth = (
+        kind.from_pretrained(root() / f"sr/checkpoints/{name}.pth")
+        if hasattr(kind, "from_pretrained")
+        else load_model(root() / f"sr/checkpoints/{name}.pth")
+    )
     for ours, theirs in zip(safe.parameters(), pth.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 
@@ -81,7 +83,7 @@ class Payload:
 
 def test_a_pickle_with_code_is_refused_without_running_it(tmp_path):
     path = tmp_path / "net.pth"
-    path.write_bytes(pickle.dumps(Payload()))
+    path.write_bytes(pickle.dumps(Payload(), protocol=2))
     with pytest.raises(DataError, match="wants to run code, which was refused"):
         load_model(path)
     torch.save({"params": Payload()}, path)

@@ -19,6 +19,7 @@ app = App(
 )
 
 Flat = Parameter(name="*")
+Words = Annotated[tuple[str, ...], Parameter(consume_multiple=True)]
 Tile = str
 Mode = Literal["auto", "none", "exact", "recompute", "gates", "independent"]
 Backend = Literal["torch", "onnx", "openvino"]
@@ -126,7 +127,7 @@ def compare(
     *,
     out: Path,
     scale: Literal[2, 3, 4] = 2,
-    models: tuple[str, ...] = (),
+    models: Words = (),
     size: int = 96,
     corner: tuple[int, int] | None = None,
     seams: int | None = None,
@@ -232,7 +233,7 @@ def bench(
     model: str | None = None,
     scale: Literal[2, 3, 4] = 4,
     size: int = 256,
-    backends: tuple[str, ...] = (
+    backends: Words = (
         "torch:fp32",
         "torch:bf16",
         "onnx:fp32",

@@ -52,7 +52,7 @@ def spatial_affinity(
 
 def _affinity(f: Tensor, size: int) -> Tensor:
     """Cosines between all pixels: [B C H W] -> [B HW HW]."""
-    f = f.float()
+    f = _wide(f)
     if max(f.shape[2:]) > size:
         f = F.adaptive_avg_pool2d(f, (min(f.shape[2], size), min(f.shape[3], size)))
     f = F.normalize(f.flatten(2), dim=1)
@@ -92,7 +92,7 @@ def wavelet_l1(
             f"wavelet_l1: sr and target must be [B, C, H, W] of one shape with sides of at least "
             f"{2**levels}, got {list(sr.shape)} and {list(target.shape)}"
         )
-    low = sr.float() - target.detach().float()  # the transform is linear
+    low = _wide(sr) - _wide(target.detach())  # the transform is linear
     total, count = low.new_zeros(()), 0
     for _ in range(levels):
         h, w = (side - side % 2 for side in low.shape[2:])
@@ -147,6 +147,11 @@ def contrastive_ratio(
 
 def _distance(a: Tensor, b: Tensor) -> Tensor:
     """L1 of pixels and of neighbours' differences, one value an image."""
-    gap = a.float() - b.float()
+    gap = _wide(a) - _wide(b)
     parts = (gap, gap.diff(dim=2), gap.diff(dim=3))
     return torch.stack([part.abs().flatten(1).mean(dim=1) for part in parts]).sum(dim=0)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """At least float32: half precision is too coarse for small differences."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -107,9 +107,9 @@ def read_image(path: str | os.PathLike[str]) -> Picture:
                     f"read_image: {path} is animated; its first frame is used", stacklevel=2
                 )
                 image.seek(0)
-            wide = _sixteen_bit(path, image)
-            image.load()
-            return _from_pil(image, str(path)) if wide is None else wide
+            wide = _holds_sixteen_bits(image)
+            image.load()  # Pillow notices files that were cut off, OpenCV does not
+            return _sixteen_bit(path, image) if wide else _from_pil(image, str(path))
     except UnidentifiedImageError as error:
         raise DataError(
             f"read_image: {path} must be an image, got something else; is its suffix right?"
@@ -213,14 +213,14 @@ def _write_pil(picture: Picture, path: Path, form: str, quality: int) -> None:
     image.save(path, form, **options)
 
 
-def _sixteen_bit(path: Path, image: Image.Image) -> Picture | None:
-    """A 16-bit colour file, which Pillow would cut to 8 bits; None for any other."""
-    if image.format not in ("PNG", "TIFF") or not any(
-        ";16" in str(t[3]) for t in getattr(image, "tile", ())
-    ):
-        return None
-    if image.mode not in ("RGB", "RGBA", "LA"):
-        return None
+def _holds_sixteen_bits(image: Image.Image) -> bool:
+    """Whether Pillow, before it loads, sees a 16-bit colour file, which it would cut to 8 bits."""
+    packed = any(";16" in str(t[3]) for t in getattr(image, "tile", ()))
+    return packed and image.format in ("PNG", "TIFF") and image.mode in ("RGB", "RGBA", "LA")
+
+
+def _sixteen_bit(path: Path, image: Image.Image) -> Picture:
+    """A 16-bit colour file, by OpenCV."""
     import cv2
 
     # Not by path: OpenCV knows no names outside the system's code page, and limits sizes.

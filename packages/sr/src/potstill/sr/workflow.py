@@ -197,7 +197,7 @@ def benchmarking(
             except BackendError as error:
                 report.add(word, seconds=str(error))
                 continue
-            seconds = latency(runner, image, blocks=5, block_seconds=0.0, warmup=1).median
+            seconds = latency(runner, image, blocks=5, block_seconds=1e-3, warmup=1).median
             report.add(
                 word,
                 seconds=seconds,
