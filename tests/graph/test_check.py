@@ -127,6 +127,8 @@ def test_no_edges_at_all_is_warned_about(graph):
     graph.edge_index = torch.empty(2, 0, dtype=torch.long)
     with pytest.warns(UserWarning, match="no edges, so there is nothing high-frequency to match"):
         check_graph(graph)
+    with pytest.raises(DataError, match="no edges, .*; link the nodes, or pass strict=False"):
+        check_graph(graph, strict=True)
 
 
 def test_loops_and_duplicates_are_removed(graph):

@@ -23,7 +23,9 @@ Kind = Literal["logits", "probabilities", "log_probabilities"]
 _MASKS = ("train_mask", "val_mask", "test_mask")
 
 
-def check_graph(data: Data, *, to_undirected: bool = False, name: str = "check_graph") -> Data:
+def check_graph(
+    data: Data, *, to_undirected: bool = False, strict: bool = False, name: str = "check_graph"
+) -> Data:
     """Check a graph for node classification and put it into the form that the package uses.
 
     The result has float32 features (dense or CSR), edges without duplicates and self-loops, three
@@ -33,6 +35,7 @@ def check_graph(data: Data, *, to_undirected: bool = False, name: str = "check_g
         data: ``x`` [N F], ``edge_index`` [2 E], ``y`` [N] int64, ``train_mask``, ``val_mask``,
             ``test_mask`` [N] bool; optional ``edge_weight`` [E].
         to_undirected: Add the missing direction of edges that have only one.
+        strict: Refuse a graph without edges instead of warning.
         name: The caller, for messages.
 
     Returns:
@@ -60,7 +63,12 @@ def check_graph(data: Data, *, to_undirected: bool = False, name: str = "check_g
     count = x.shape[0]
     _finite(name, "x", x)
     edge_index, weight = check_edges(
-        data.edge_index, count, data.get("edge_weight"), to_undirected=to_undirected, name=name
+        data.edge_index,
+        count,
+        data.get("edge_weight"),
+        to_undirected=to_undirected,
+        strict=strict,
+        name=name,
     )
     masks = _check_masks(name, data, count)
     classes = _check_labels(name, data.y, masks, count, data.get("num_classes"))
@@ -76,6 +84,7 @@ def check_edges(
     edge_weight: Tensor | None = None,
     *,
     to_undirected: bool = False,
+    strict: bool = False,
     name: str = "check_edges",
 ) -> tuple[Tensor, Tensor | None]:
     """Check an edge list; remove self-loops and duplicates (weights of duplicates are added).
@@ -85,6 +94,7 @@ def check_edges(
         num_nodes: N; every entry is in [0, N).
         edge_weight: [E], finite and >= 0; None for an unweighted graph.
         to_undirected: Add the missing direction of edges.
+        strict: Refuse a graph without edges instead of warning.
         name: The caller, for messages.
 
     Returns:
@@ -92,7 +102,8 @@ def check_edges(
 
     Raises:
         ShapeError: Not [2 E] int64, or a weight of another length.
-        DataError: An index out of range; a weight that is negative or not finite.
+        DataError: An index out of range; a weight that is negative or not finite; no edges, where
+            ``strict``.
     """
     if edge_index.ndim != 2 or edge_index.shape[0] != 2 or edge_index.dtype != torch.int64:
         raise ShapeError(
@@ -122,10 +133,10 @@ def check_edges(
     if to_undirected:
         edge_index, edge_weight = _both_directions(edge_index, edge_weight, num_nodes)
     if not edge_index.numel():
-        warnings.warn(
-            f"{name}: edge_index has no edges, so there is nothing high-frequency to match",
-            stacklevel=3,
-        )
+        message = f"{name}: edge_index has no edges, so there is nothing high-frequency to match"
+        if strict:
+            raise DataError(f"{message}; link the nodes, or pass strict=False")
+        warnings.warn(message, stacklevel=3)
     elif contains_isolated_nodes(edge_index, num_nodes):
         linked = torch.unique(edge_index).numel()
         log.info("%s: %d of %d nodes are isolated", name, num_nodes - linked, num_nodes)

@@ -23,6 +23,7 @@ from potstill.graph.distiller import GraphToMLP, Supervised
 from potstill.graph.models import MLPStudent, make_teacher
 from potstill.graph.peers import HGMD, KRD
 from potstill.graph.recipes import Recipe
+from potstill.graph.scale import check_memory
 from potstill.graph.splits import hold_out
 
 __all__ = [
@@ -285,6 +286,8 @@ def _fit(
 ) -> list[dict[str, float]]:
     if "num_classes" not in data:
         data = check_graph(data)
+    if engine is None or engine.device.type == "cpu":
+        check_memory(data, recipe)
 
     def validate(model: nn.Module) -> dict[str, float]:
         # One pass an epoch: the test nodes are only looked at once, when training is over.

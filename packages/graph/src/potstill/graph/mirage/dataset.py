@@ -126,7 +126,7 @@ def distill(
     Source: Gupta et al. (Mirage), ICLR 2024, section 3. The result depends on depth and support
     only; the order of nodes and of graphs does not matter. Give one of ``support``,
     ``graphs_per_class`` and ``budget_edges``; the latter two lower the support until there are
-    enough patterns, and take those that cover most nodes for their edges first.
+    enough patterns, and take those of the largest area first: graphs times trees.
 
     Args:
         dataset: Graphs with ``edge_index``, ``y`` [1] and, unless ``labels`` says otherwise, ``x``.
@@ -189,7 +189,7 @@ def _fill(
             patterns = mine(sets, least, **options)
         except DataError:  # too many: what the last support gave has to do
             return chosen
-        ranked = sorted(patterns, key=lambda p: (-p.support * trees.gain(p), p.items))
+        ranked = sorted(patterns, key=lambda p: (-p.support * len(p.items), p.items))
         chosen, used = [], 0
         for pattern in ranked:
             size = trees.size(pattern)
@@ -236,10 +236,6 @@ class _Trees:
     def size(self, pattern: Pattern) -> int:
         """Edges of the synthetic graph."""
         return sum(self.tree(color).num_edges for color in pattern.items)
-
-    def gain(self, pattern: Pattern) -> float:
-        """Trees for their edges: small patterns that many graphs share come first."""
-        return len(pattern.items) ** 2 / self.size(pattern)
 
     def graph(self, pattern: Pattern, label: int) -> Data:
         """The disjoint union of the trees of a pattern."""
