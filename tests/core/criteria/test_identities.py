@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from potstill.core import criteria as c
+from potstill.core.criteria import ranking
 
 N, C = 6, 7
 
@@ -106,6 +107,17 @@ def test_pld_breaks_ties_by_class_index() -> None:
     z_s, y = torch.randn(16, 40, generator=g), torch.randint(0, 40, (16,), generator=g)
     fast = gradient(lambda s: c.pld(s, z_t, y), z_s)
     close(fast, gradient(lambda s: c.pld(s, z_t, y, blocked=False), z_s), 1e-6)
+
+
+def test_the_fast_ranking_is_the_stable_one() -> None:
+    g = torch.Generator().manual_seed(0)
+    z = torch.randn(4, 300, generator=g)
+    near = torch.nextafter(z, torch.tensor(-torch.inf))  # a last bit apart
+    odd = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, 1e-45, -1e-45, 3e38, -3e38])
+    z = torch.cat([z, near, z, odd.expand(4, -1)], 1)
+    z = z[:, torch.randperm(z.shape[1], generator=g)]
+    y = torch.randint(0, z.shape[1], (4,), generator=g)
+    assert torch.equal(ranking._fast_ranking(z, y), ranking._ranking(z, y))
 
 
 def test_taid_ends(z) -> None:

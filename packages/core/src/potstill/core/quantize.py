@@ -34,7 +34,7 @@ def uniform_quantize(
 
     Source: Polino, Pascanu and Alistarh, Model Compression via Distillation and Quantization, ICLR
     2018, section 2: ``(w - min) / (max - min)`` to the nearest of ``levels`` points (halves to
-    even) and back. The gradient passes straight through, which is their quantized distillation: forward
+    even) and back. The gradient passes straight through: their quantized distillation, forward
     with quantized weights, updates of the full-precision ones.
 
     Args:

@@ -50,7 +50,7 @@ def taid(
 ) -> Float[Tensor, ...]:
     """Cross-entropy to a target between the student's own output and the teacher's.
 
-    Source: Shing et al., TAID: Temporally Adaptive Interpolated Distillation, ICLR 2025, Eq. (3).
+    Source: Shing et al., TAID: Temporally Adaptive Interpolated Distillation, ICLR 2025.
     ``p_tau = softmax((1 - tau) sg(z_s) + tau z_t)``, ``L = -mean_n sum_c p_tau log q``; the paper's
     KL is this minus the entropy of p_tau, which has no gradient. At tau = 0 the gradient is 0, at 1
     this is `soft_ce`. `Taid` moves tau by itself.
@@ -77,7 +77,7 @@ def taid(
 class Taid(nn.Module):
     """`taid` whose target moves from student to teacher as the loss falls.
 
-    Source: Shing et al., TAID, ICLR 2025, Algorithm 1, constants of the authors' code. After each
+    Source: Shing et al., TAID, ICLR 2025, constants of the authors' code. After each
     training call with loss J: ``r = (J' - J) / (J' + 1e-15)`` with J' the loss before,
     ``m <- beta m + (1 - beta) r``, ``tau <- min(end, max(start + (end - start) step / num_steps,
     tau + alpha sigmoid(m) (1 - tau)))``. The first call only stores J. tau never falls. The state

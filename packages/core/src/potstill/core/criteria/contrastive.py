@@ -52,7 +52,7 @@ def crd_nce(
 ) -> Float[Tensor, ""]:
     """The noise-contrastive part of CRD, for callers with their own memory banks.
 
-    Source: Tian et al., ICLR 2020, Eqs. (17) and (18); eps as in the authors' code. With
+    Source: Tian et al., ICLR 2020; eps as in the authors' code. With
     ``c = K / num_data + eps``, ``L = -mean_n [log s_0 / (s_0 + c) + sum_k log (K / num_data) /
     (s_k + c)]``.
 

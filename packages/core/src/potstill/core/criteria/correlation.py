@@ -150,8 +150,8 @@ def dist(
 ) -> Float[Tensor, ""]:
     """Correlate probabilities with the teacher's, within each row and within each class.
 
-    Source: Huang et al., Knowledge Distillation from A Stronger Teacher, NeurIPS 2022, Eqs. (8)
-    to (10). ``L = T^2 [beta (1 - mean_n rho(q_n, p_n)) + gamma (1 - mean_c rho(q_c, p_c))]`` with
+    Source: Huang et al., Knowledge Distillation from A Stronger Teacher, NeurIPS 2022.
+    ``L = T^2 [beta (1 - mean_n rho(q_n, p_n)) + gamma (1 - mean_c rho(q_c, p_c))]`` with
     Pearson's rho = <a, b> / (|a| |b| + eps) of centred a, b. The authors take (1, 1, 1) on
     ImageNet and (2, 2, 4) on CIFAR-100.
 

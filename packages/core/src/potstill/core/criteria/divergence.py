@@ -84,7 +84,7 @@ def reverse_kl(
 ) -> Float[Tensor, ...]:
     """``T^2 mean_n KL(q || p)``: the student avoids what the teacher finds unlikely.
 
-    Source: Gu et al., MiniLLM, ICLR 2024, Eq. (1), on classes. A class that the teacher masks and
+    Source: Gu et al., MiniLLM, ICLR 2024, here on classes. A class that the teacher masks and
     the student does not makes the value infinite; the gradient is then that of the other classes.
 
     Args:
@@ -213,7 +213,7 @@ def skew_fkl(
 ) -> Float[Tensor, ...]:
     """Skewed forward KL: ``T^2 mean_n KL(p || lam p + (1 - lam) q)``, at most ``-log lam`` a row.
 
-    Source: Ko et al., DistiLLM, ICML 2024, Eq. (4). Some codes leave out the teacher's entropy
+    Source: Ko et al., DistiLLM, ICML 2024. Some codes leave out the teacher's entropy
     (the value differs, the gradient does not).
 
     Args:
@@ -265,7 +265,7 @@ def skew_rkl(
 ) -> Float[Tensor, ...]:
     """Skewed reverse KL: ``T^2 mean_n KL(q || (1 - lam) p + lam q)``, at most ``-log lam`` a row.
 
-    Source: Ko et al., DistiLLM, ICML 2024, Eq. (5); gradient flows through both q. Arguments as in
+    Source: Ko et al., DistiLLM, ICML 2024; gradient flows through both q. Arguments as in
     `skew_fkl`, with ``lam`` the share of the student.
 
     Raises:

@@ -102,7 +102,7 @@ def cosine(
     """Mean of ``1 - cos(f_s, f_t)`` over all vectors along ``dim`` that the mask leaves.
 
     Twice this is the squared distance of the normalized vectors (Sun et al., Patient KD,
-    EMNLP 2019, Eq. (7)). A vector shorter than ``eps`` counts as that long, so that zero
+    EMNLP 2019). A vector shorter than ``eps`` counts as that long, so that zero
     vectors have cosine 0 and a finite gradient.
 
     Args:

@@ -42,7 +42,7 @@ def rkd_d(
 ) -> Float[Tensor, ""]:
     """Relational distillation of distances.
 
-    Source: Park et al., Relational Knowledge Distillation, CVPR 2019, Eqs. (6) to (8). Smooth l1
+    Source: Park et al., Relational Knowledge Distillation, CVPR 2019 (RKD-D). Smooth l1
     (beta 1) between pairwise distances, each divided by the mean of the positive ones; mean over
     all N^2 pairs, diagonal included. The authors weigh it 25.
 
@@ -148,7 +148,7 @@ def rkd_a(
 ) -> Float[Tensor, ""]:
     """Relational distillation of angles.
 
-    Source: Park et al., Relational Knowledge Distillation, CVPR 2019, Eqs. (9) to (11). Smooth l1
+    Source: Park et al., Relational Knowledge Distillation, CVPR 2019 (RKD-A). Smooth l1
     (beta 1) between the cosines at i of the angle j-i-k, mean over all N^3 triples. The authors
     weigh it 50. Costs O(N^3) time, but not O(N^2 D + N^3) memory.
 

@@ -136,7 +136,7 @@ def soft_ce(
 ) -> Float[Tensor, ...]:
     """Cross-entropy to the teacher's soft labels: `kd` without the teacher's entropy.
 
-    Source: Shen and Savvides, MEAL V2, 2020, Eq. (2). ``L = -T^2 mean_n sum_c p log q``.
+    Source: Shen and Savvides, MEAL V2, 2020. ``L = -T^2 mean_n sum_c p log q``.
     The gradient is that of `kd`; the value is larger by the entropy of p.
 
     Args:

@@ -187,7 +187,7 @@ def fsp(
 def nst(f_s: Maps, f_t: TeacherMaps, *, teacher_grad: bool = False) -> Float[Tensor, ""]:
     """Neuron selectivity transfer: squared MMD between channels, kernel ``(x . y)^2``.
 
-    Source: Huang and Wang, 2017, Eqs. (5) and (7). Channels are l2-normalized over positions;
+    Source: Huang and Wang, Like What You Like, 2017. Channels are l2-normalized over positions;
     means over all pairs of channels and over the batch.
 
     Args:

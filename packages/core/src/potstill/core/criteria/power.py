@@ -74,7 +74,7 @@ def alpha_beta(
 ) -> Float[Tensor, ...]:
     """Alpha-beta divergence.
 
-    Source: Cichocki, Cruces and Amari, Entropy 13, 2011, Eq. (19); for distillation Wang et al.,
+    Source: Cichocki, Cruces and Amari, Entropy 13, 2011; for distillation Wang et al.,
     ABKD, ICML 2025. ``L = -1/(ab) sum_c [p^a q^b - a/(a+b) p^(a+b) - b/(a+b) q^(a+b)]``, with its
     limits at a = 0, b = 0 and a + b = 0. (1, 0) is the forward and (0, 1) the reverse KL
     divergence, (0, 0) half the squared log-ratio. The defaults are ABKD's for language models.
@@ -139,7 +139,7 @@ def renyi(
 ) -> Float[Tensor, ...]:
     """Rényi divergence: ``T^2 mean_n log(sum_c p^a q^(1-a)) / (a - 1)``; a = 1 is forward KL.
 
-    Source: Rényi, 1961; van Erven and Harremoës, 2014, Eq. (1).
+    Source: Rényi, 1961; van Erven and Harremoës, 2014.
 
     Args:
         z_s: Logits of the student, [..., C].

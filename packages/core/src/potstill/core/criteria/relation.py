@@ -37,7 +37,7 @@ def items(
 def sp(f_s: Student, f_t: Teacher, *, teacher_grad: bool = False) -> Float[Tensor, ""]:
     """Similarity-preserving distillation: which items of the batch are alike.
 
-    Source: Tung and Mori, ICCV 2019, Eqs. (2) to (4). ``L = ||R(G_s) - R(G_t)||_F^2 / N^2``,
+    Source: Tung and Mori, ICCV 2019. ``L = ||R(G_s) - R(G_t)||_F^2 / N^2``,
     ``G = F F'`` and R divides each row by its l2 norm (torchdistill 1.1.5: by its l1 norm).
 
     Args:
@@ -147,9 +147,9 @@ def cka_similarity(
 ) -> Float[Tensor, ""]:
     """Linear centred kernel alignment, 1 for features equal up to rotation and scale.
 
-    Source: Kornblith et al., ICML 2019, Eqs. (3) and (4): ``<K_s, K_t> / (|K_s| |K_t|)`` of centred
+    Source: Kornblith et al., ICML 2019: ``<K_s, K_t> / (|K_s| |K_t|)`` of centred
     Gram matrices, computed on D x D covariances instead where that is less work. ``debiased`` uses
-    the unbiased HSIC of Song et al., JMLR 13, 2012, Eq. (5); it may be negative.
+    the unbiased HSIC of Song et al., JMLR 13, 2012; it may be negative.
 
     Args:
         f_s: Features of the student, [N ...].
@@ -200,7 +200,7 @@ def cka(
 ) -> Float[Tensor, ""]:
     """``1 - cka_similarity(f_s, f_t)``: zero for features equal up to rotation and scale.
 
-    Source: the similarity is Kornblith et al., ICML 2019, Eq. (4). Arguments as there.
+    Source: the similarity is Kornblith et al., ICML 2019. Arguments as there.
 
     Example:
         >>> f = torch.tensor([[0.0, 1.0], [2.0, 0.0], [1.0, 1.0]])
@@ -259,7 +259,7 @@ def queue_relation(
 ) -> Float[Tensor, ""]:
     """Similarities to a queue of the teacher's earlier features, as soft pseudo-classes.
 
-    Source: after Fang et al., SEED, ICLR 2021, Eqs. (1) to (4). Mean over items of
+    Source: after Fang et al., SEED, ICLR 2021. Mean over items of
     ``KL(softmax(t . queue / T) || softmax(s . queue / T))``, s and t l2-normalized, no ``T ** 2``.
 
     Args:

@@ -93,7 +93,7 @@ def topk_kl(
 ) -> Float[Tensor, ...]:
     """`kd` on the teacher's k most probable classes.
 
-    Source: after Li et al., Dissecting the Bit-Level Scaling Laws (TopKLD), 2024; the treatment of
+    Source: after TopKLD (Dissecting the Bit-Level Scaling Laws); the treatment of
     the other classes is ours. ``tail="bucket"`` adds one class that holds all others: a lower bound
     of the forward KL, equal to it at k = C. ``"drop"`` renormalizes both models on the k classes.
 

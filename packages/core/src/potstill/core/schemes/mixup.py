@@ -23,7 +23,7 @@ def mixup(
 ) -> Float[Tensor, batch * rest]:
     """``lam x + (1 - lam) x[permutation]``, with one lam or one for each item.
 
-    Source: Zhang et al., mixup, ICLR 2018, Eq. (1).
+    Source: Zhang et al., mixup, ICLR 2018.
 
     Example:
         >>> mixup(torch.tensor([[0.0], [1.0]]), 0.75, torch.tensor([1, 0])).flatten()

@@ -46,7 +46,7 @@ def mutual(
 ) -> MutualDistiller:
     """Deep mutual learning: each peer learns from labels and from every other peer.
 
-    Source: Zhang et al., Deep Mutual Learning, CVPR 2018, Eqs. (7) and (8), where the criterion is
+    Source: Zhang et al., Deep Mutual Learning, CVPR 2018, where the criterion is
     the KL divergence at temperature 1, ``partial(kd, T=1.0)``; BD-KD's is `bdkd`. Its mean over the
     other peers is taken.
 
