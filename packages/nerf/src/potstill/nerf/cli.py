@@ -1,4 +1,4 @@
-"""``potstill nerf``: train, evaluate, render, inspect, export."""
+"""``potstill nerf``: train, evaluate, render, inspect, view, export."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from potstill.nerf.fields.base import Field
     from potstill.nerf.scenes.scene import Scene
 
-app = App(name="nerf", help="Radiance fields: train, evaluate, render, inspect, export.")
+app = App(name="nerf", help="Radiance fields: train, evaluate, render, inspect, view, export.")
 
 
 @app.command
@@ -262,6 +262,24 @@ def export(
         export_tcnn(field, target)
         facts = {"rows": f"{field.grid.levels.total:,}"}
     _table(what, {**facts, "file": str(target)})
+
+
+@app.command
+def view(run: Path, /, *, port: int = 8080, data: str | None = None) -> None:
+    """Look at a trained field in the browser (needs viser).
+
+    Args:
+        run: Folder of the run.
+        port: Of the server.
+        data: Another place of the scene.
+    """
+    from rich.console import Console
+
+    from potstill.nerf.viewer import serve
+
+    field, _, scene = _trained(run, data, None, "auto")
+    Console().print(f"open http://localhost:{port} in a browser; Ctrl-C ends")
+    serve(field, scene.train.cameras, port)
 
 
 def _scene(config: TrainConfig) -> Scene:
