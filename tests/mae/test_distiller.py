@@ -7,8 +7,11 @@ import pytest
 import torch
 
 from potstill.core.errors import ConfigError
+from potstill.core.testing import requires_cuda
 from potstill.mae import (
+    BlockMasking,
     FeatureDistance,
+    GridMasking,
     MaskedAutoencoder,
     MaskedToMasked,
     MaskedViT,
@@ -305,3 +308,24 @@ def test_every_trainable_parameter_gets_a_gradient(make_vit, images, decoder, op
     distiller(images, 0).total.backward()
     waiting = [n for n, p in distiller.named_parameters() if p.requires_grad and p.grad is None]
     assert waiting == []
+
+
+@requires_cuda
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch16_dinov3"])
+def test_cuda_gives_the_loss_of_the_cpu(make_vit, images, name):
+    def on_device(batch, grid, device=None, generator=None):
+        return MaskPlan(*(index[:batch].to(device or "cpu") for index in PLAN))
+
+    distiller = make(make_vit, teacher=name, masking=on_device)
+    on_cpu = distiller(images, 0)
+    on_gpu = distiller.to("cuda")(images.to("cuda"), 0)
+    terms = {name: value.cpu() for name, value in on_gpu.terms.items()}
+    torch.testing.assert_close(terms, on_cpu.terms, rtol=1e-3, atol=1e-4)
+
+
+@requires_cuda
+@pytest.mark.parametrize("masking", [RandomMasking(), BlockMasking(), GridMasking()])
+def test_masks_are_drawn_on_cuda(masking):
+    plan = masking(4, (14, 14), device="cuda")
+    order = torch.cat((plan.keep, plan.hidden), dim=1).sort(dim=1).values
+    torch.testing.assert_close(order.cpu(), torch.arange(196).expand(4, -1))
