@@ -51,7 +51,8 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>GNN and st
 <canvas id="picture" width="8" height="8" hidden></canvas>
 <p id="truth"></p>
 <div class="row">
- <div class="card"><h2>GNN</h2><div class="time" id="t-gnn">-</div><div class="bar" id="b-gnn"></div>
+ <div class="card"><h2>GNN</h2><div class="time" id="t-gnn">-</div>
+  <div class="bar" id="b-gnn"></div>
   <p id="c-gnn"></p></div>
  <div class="card"><h2>student</h2><div class="time" id="t-student">-</div>
   <div class="bar" id="b-student"></div><p id="c-student"></p></div>

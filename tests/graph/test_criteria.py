@@ -1,5 +1,9 @@
 """The fast criteria against the formulas written out edge by edge, in double precision."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from potstill.core.errors import ConfigError, ShapeError
-from potstill.core.testing import assert_criterion, requires_cuda, requires_data
+from potstill.core.testing import (
+    assert_criterion,
+    requires_cuda,
+    requires_data,
+    with_package,
+)
 from potstill.graph.criteria import HighFrequency, LowFrequency, SoftLabel
 from potstill.graph.edges import available, resolve
 
@@ -139,6 +148,34 @@ def test_native_holds_for_any_scale_of_logits(seed, classes, tau, scale):
     value = HighFrequency(tau, backend="native")(z_s, z_t, edges)
     expected = HighFrequency(tau, backend="torch")(z_s.double(), z_t.double(), edges)
     assert abs(float(value) - float(expected)) <= 2e-5 * max(1.0, abs(float(expected)), scale)
+
+
+INTERPRETED = """
+import torch
+from potstill.graph import edges
+from potstill.graph.criteria import HighFrequency
+from potstill.graph.triton_edges import edge_contrast
+rng = torch.Generator().manual_seed(0)
+pairs = torch.unique(torch.randint(0, 20, (2, 150), generator=rng), dim=1)
+pairs = pairs[:, pairs[0] != pairs[1]]
+for edges._KEEP in (2**28, 0):
+    for classes in (1, 7, 40):
+        z_s, z_t = torch.randn(2, 20, classes, generator=rng)
+        made = HighFrequency(1.5, backend="torch")._prepare(z_t, pairs, None)
+        expected, exact = edges._with_torch(z_s, made, True)
+        value, slope = edge_contrast(z_s, made, True)
+        torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(slope, exact, rtol=1e-4, atol=1e-7)
+"""
+
+
+@with_package("triton")
+def test_the_triton_kernel_agrees_in_tritons_own_interpreter():
+    # In a process of its own: Triton decides how it runs when it is imported.
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-W", "ignore", "-c", INTERPRETED]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @requires_cuda
