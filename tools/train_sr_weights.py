@@ -45,7 +45,7 @@ PHOTOGRAPHS = {
     "sklearn/datasets/images/flower.jpg": "CC BY 2.0, vultilion",
 }
 ZOOMS = (1.0, 0.7, 0.5)
-STEPS = {2: 9_000, 3: 6_000, 4: 6_000}
+STEPS = {2: 9_000, 3: 3_000, 4: 3_000}
 RATES = {2: 4e-3, 3: 2e-3, 4: 2e-3}  # x3 and x4 start from x2
 
 

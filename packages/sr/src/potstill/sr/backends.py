@@ -145,7 +145,8 @@ def make_runner(
     Args:
         model: A network of the family.
         backend: One of ``BACKENDS``.
-        precision: "bf16" keeps the reconstruction in float32 (torch), or is all bf16 (openvino).
+        precision: "bf16" keeps the last layers in float32 with torch (all of the reconstruction, or
+            the upsampler when compiled), and none with openvino.
         device: "auto" (CUDA, else CPU), "cpu", "cuda" or "mps".
         compiled: Let torch compile the network: seconds to minutes once, then faster in bf16.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any, ClassVar, Literal, Self
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -140,7 +141,10 @@ class IMDN(Upscaler):
             term = F.conv2d(y, part, bias)
             collected = term if collected is None else collected + term
         deep = self.body_out(lrelu(collected)) + shallow  # type: ignore[arg-type]
-        large = F.pixel_shuffle(self.upsampler(deep), self.scale * self.stride)
+        # Under autocast the last step stays in float32: its rounding would be that of the image.
+        with torch.autocast(x.device.type, enabled=False):
+            large = self.upsampler(deep.to(self.upsampler.weight.dtype))
+        large = F.pixel_shuffle(large, self.scale * self.stride)
         return large if self.skip is None else large + self.skip(x)
 
 
