@@ -61,7 +61,7 @@ from potstill.core.metrics import accuracy
 from potstill.core.report import Column, Report
 
 LEARNERS = 4
-WIDTHS = (1, 2)  # budgets 0.25 and 0.5
+WIDTHS = (2, 1)  # budgets 0.25 and 0.5
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,8 @@ class Study:
         return self.epoch * (1 if self.quick else epochs)
 
     def draws(self, name: str) -> Callable[[int, int, int], tuple[Tensor, Tensor]]:
-        shift = 4 if self.task.name == "cifar10" else 8
+        # The CIFAR-10 teacher does not know shifts: moved by 4 pixels it loses 13 of 46 points.
+        shift = 0 if self.task.name == "cifar10" else 8
         return self.train.draws(self.batch, seed=hash_of(name, self.seed), shift=shift)
 
     # --- arms -----------------------------------------------------------------------------------

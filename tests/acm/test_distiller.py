@@ -122,12 +122,9 @@ def test_phase_3_meets_its_budget(vit, batches):
             student, batches, budget=0.5, lr=5e-3, steps=150, weights={"budget": 5.0},
             schedule=None, progress=False,
         )  # fmt: skip
-    student.train()
-    torch.manual_seed(0)
     with torch.no_grad(), record_gates(student) as readings:
-        for _ in range(3):
-            student(batches[0][0])
-    assert abs(float(share(readings).mean()) - 0.5) < 0.12
+        student(torch.cat([images for images, _ in batches]))
+    assert abs(float(share(readings).mean()) - 0.5) < 0.1
     assert phases(student) == ("finetune",)
 
 

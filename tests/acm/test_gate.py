@@ -50,6 +50,21 @@ def test_samples_are_one_hot_and_follow_the_logits():
     torch.testing.assert_close(one_hot.mean(0), torch.tensor([0.2, 0.5, 0.3]), atol=0.02, rtol=0)
 
 
+def test_the_certain_choice_is_what_inference_picks():
+    gate = Gate(4, 3)
+    with torch.no_grad():
+        gate.choose.weight.normal_(std=2.0)
+    x = torch.randn(50, 4)
+    one_hot = gate.certain(x)
+    assert torch.equal(one_hot.argmax(-1), gate.pick(x))
+    torch.testing.assert_close(one_hot.sum(-1), torch.ones(50))
+    aim = torch.randn(50, 3)
+    (mine,) = torch.autograd.grad((one_hot * aim).sum(), gate.choose.bias)
+    soft = (gate(x) / gate.temperature).softmax(-1)
+    (theirs,) = torch.autograd.grad((soft * aim).sum(), gate.choose.bias)
+    torch.testing.assert_close(mine, theirs)
+
+
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
 def test_temperature_must_be_positive(temperature):
     with pytest.raises(ConfigError, match="temperature must be positive"):

@@ -86,6 +86,12 @@ class Gate(nn.Module):
         logits = self(x).float()
         return F.gumbel_softmax(logits, tau=self.temperature, hard=True).to(x.dtype)
 
+    def certain(self, x: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows choices"]:
+        """What `pick` chooses, as one-hot, with the gradient of the soft choice: no noise."""
+        soft = (self(x).float() / self.temperature).softmax(-1)
+        hard = F.one_hot(soft.argmax(-1), self.choices)
+        return (hard + soft - soft.detach()).to(x.dtype)
+
     def pick(self, x: Float[Tensor, "*rows in"]) -> Int[Tensor, "*rows"]:
         """The choice of each token, without noise; of equal logits the lowest index."""
         return self(x).argmax(dim=-1)

@@ -26,7 +26,8 @@ class GateReading(NamedTuple):
 
     Attributes:
         choices: Learners of each token, [batch *tokens] of integers from 0 to N.
-        one_hot: The same as floats with gradient, [batch *tokens choices], while training.
+        one_hot: The same as floats with gradient, [batch *tokens choices], while training. The
+            output then follows a noisy choice; the reading is of the one without noise.
         costs: Multiply-adds of a token by choice 0 to N, [N + 1].
         least: The smallest choice: the first column of ``one_hot``.
     """
@@ -179,9 +180,10 @@ class ACM(nn.Module):
         flat = x.reshape(-1, self.inputs)
         if self._forced is None and self.mode == "gated" and self.training:
             one_hot = self.gate.sample(flat)
-            choices = one_hot.detach().argmax(-1) + self.least
             y = backends.weighted(flat, tail_sums(one_hot, self.least), self.learners)
-            self._record(choices, x, one_hot)
+            if self._recorder is not None:  # the budget is about the choices that inference makes
+                certain = self.gate.certain(flat)
+                self._record(certain.detach().argmax(-1) + self.least, x, certain)
         elif self._forced is None and self.mode != "gated":
             y = self._first(flat, self.mode)
             if self._recorder is not None:
