@@ -82,7 +82,7 @@ class RowForm:
     labelled: bool = False
 
 
-def positive(name: str, argument: str, value: float) -> float:
+def positive(name: str, argument: str, value: int | float) -> int | float:
     """Check that a scalar option is a finite positive number.
 
     Raises:
