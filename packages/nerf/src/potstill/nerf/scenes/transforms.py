@@ -65,7 +65,10 @@ def load_transforms(
         DataError: A file or image is missing or damaged, or values are impossible.
     """
     path = folder / file
-    split, notes = _split(_read(path), path, downsample, allow_missing, rescale)
+    document = _read(path)
+    # every 8th of the frames by name, as others split them, and not by the order in the file
+    document["frames"].sort(key=lambda frame: str(frame.get("file_path")))
+    split, notes = _split(document, path, downsample, allow_missing, rescale)
     similarity = normalizing(split.cameras.poses)
     cameras = split.cameras.moved(similarity)
     train, test = every_eighth(cameras, split.images)
@@ -88,7 +91,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _split(
     document: dict[str, Any], path: Path, downsample: int, allow_missing: bool, rescale: bool
 ) -> tuple[Split, tuple[str, ...]]:
-    frames = sorted(document["frames"], key=lambda frame: str(frame.get("file_path")))
+    frames = document["frames"]
     found = [(frame, _image_path(path, frame)) for frame in frames]
     absent = [frame["file_path"] for frame, image in found if image is None]
     notes: tuple[str, ...] = ()
