@@ -120,7 +120,7 @@ def test_independent_tiles_have_seams_and_exact_ones_do_not(tiny, photograph):
     whole = upscale(image, tiny).image
     made = upscale(image, tiny, tile=16, tile_mode="independent")
     assert made.mode == "independent"
-    assert (made.image - whole).abs().max() > 1e-3
+    assert (made.image - whole).abs().max() > 1e-4
     assert (upscale(image, tiny, tile=16).image - whole).abs().max() <= 5e-6
 
 
