@@ -168,8 +168,8 @@ class Diagnosis:
         return draw
 
     def _spectra(self, axes: Axes) -> None:
-        signals = {"teacher": self.z_teacher}
-        signals |= {NAMES.get(k, k): t.model.logits(self.data.x) for k, t in self.students.items()}
+        signals = {NAMES.get(k, k): t.model.logits(self.data.x) for k, t in self.students.items()}
+        signals["teacher"] = self.z_teacher  # last, so that students keep their colours
         for name, z in signals.items():
             spectrum = spectral_energy(torch.softmax(z, 1), self.data.edge_index, bins=16)
             line = axes.stairs(spectrum.energy.numpy(), spectrum.edges.numpy(), label=name)
