@@ -127,7 +127,11 @@ def masking_ratio_curve(rows: Sequence[tuple[float, Sequence[float], Sequence[fl
     speed.set_ylim(bottom=0)
     axes.grid(alpha=0.25)
     seeds = len(rows[0][1])
-    axes.set_title(f"Masking ratio (mean and range of {seeds} seeds)", loc="left", fontsize=11)
+    what = "one seed" if seeds == 1 else f"mean and range of {seeds} seeds"
+    axes.set_title(f"Masking ratio ({what})", loc="left", fontsize=11)
+    low, high = axes.get_ylim()
+    if high - low < 5:  # points: a seed's noise should not look like a cliff
+        axes.set_ylim((low + high) / 2 - 2.5, (low + high) / 2 + 2.5)
     return figure
 
 
