@@ -18,8 +18,8 @@ from potstill.core.errors import BackendError
 __all__ = ["BLOCK", "Sweep", "blocks", "compute_dtype", "together"]
 
 BLOCK = {"cpu": 1 << 17, "cuda": 1 << 23}
-"""Elements of a block. On a CPU four tensors of half a MiB live in an L2 cache; a GPU wants fewer,
-longer visits."""
+"""Elements of a block, on a CPU for each of up to four threads: four tensors of half a MiB live in
+an L2 cache, and a softmax needs a row for each thread. A GPU wants fewer, longer visits."""
 
 Sweep = Callable[..., tuple[Tensor, list[Tensor | None]]]
 """``(*inputs, wanted) -> (value, gradients)``; ``wanted`` says which gradients are needed. A value
@@ -38,7 +38,10 @@ def together(sweep: Sweep, *inputs: Tensor) -> Tensor:
 def blocks(x: Tensor, width: int | None = None) -> Iterator[slice]:
     """Slices of rows of ``x`` with about `BLOCK` elements, ``width`` elements counted a row."""
     width = x.shape[1] if width is None else width
-    size = max(1, BLOCK.get(x.device.type, BLOCK["cuda"]) // max(width, 1))
+    elements = BLOCK.get(x.device.type, BLOCK["cuda"])
+    if x.device.type == "cpu":
+        elements *= min(torch.get_num_threads(), 4)
+    size = max(1, elements // max(width, 1))
     for start in range(0, len(x), size):
         yield slice(start, min(start + size, len(x)))
 

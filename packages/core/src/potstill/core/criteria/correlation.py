@@ -76,7 +76,7 @@ def _sweep(
     q_0, p_0 = probabilities(slice(0, 1))
     sum_q, sum_p, sum_qq, sum_pp, sum_qp = z_s.new_zeros(5, num_classes, dtype=kind)
     rows = [z_s.new_empty(num_rows, dtype=kind) for _ in range(3)]
-    for block in blocks(z_s, num_classes // 2):  # longer: the sums travel with every block
+    for block in blocks(z_s):
         q, p = probabilities(block)
         a, b = q - q_0, p - p_0
         for total, x, y in ((sum_qp, a, b), (sum_qq, a, a), (sum_pp, b, b)):
@@ -182,7 +182,8 @@ def dist(
         z_t = z_t.detach()
     if target is not None and not target.is_floating_point():
         _, valid = valid_rows("dist", target, ignore_index, shape)
-        z_s, z_t = z_s[valid], z_t[valid]
+        if not bool(valid.all()):  # else there is nothing to leave out, and nothing to copy
+            z_s, z_t = z_s[valid], z_t[valid]
         if not len(z_s):
             return z_s.to(compute_dtype(z_s.dtype)).sum()  # 0, with gradient 0
     if len(z_s) == 1 and gamma:

@@ -102,7 +102,7 @@ def _angles_sweep(
     # comparison, which is where the time goes, runs in the inputs' precision.
     total = gram_s.new_zeros(())
     slope = torch.zeros_like(gram_s)
-    for anchors in blocks(f_s, 2 * n * n):
+    for anchors in blocks(f_s, 4 * n * n):
         cos_s = _narrow_cosines(gram_s, inverse_s, anchors, kind)
         g = cos_s - _narrow_cosines(gram_t, inverse_t, anchors, kind)
         clipped = g.clamp(-1, 1)

@@ -63,7 +63,7 @@ def _pld_closed(
     return value, torch.empty_like(z_s).scatter_(1, order, slope.to(z_s.dtype))
 
 
-_PLD = RowForm(_pld, _pld_closed, labelled=True)
+_PLD = RowForm(_pld, _pld_closed, labelled=True, cost=2)
 
 
 def pld(
