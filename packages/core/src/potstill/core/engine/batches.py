@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch.utils.data import DataLoader, Sampler, default_collate
@@ -17,6 +17,7 @@ Source = "Batches | Sequence[Any] | Callable[[int, int, int], Any]"
 """What `fit` takes: `Batches`, ready batches that are cycled, or ``draw(step, rank, world)``."""
 
 
+@runtime_checkable
 class MapDataset(Protocol):
     """Anything with a length that is indexed by integers."""
 
