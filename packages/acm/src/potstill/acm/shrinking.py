@@ -135,7 +135,7 @@ class Shrinking(Distiller):
         weight = delayed(steps, delay, warmup)
 
         def distance(outputs: Sequence[Tensor], teacher: Tensor) -> Tensor:
-            return torch.stack([kd(o, teacher.detach(), T=temperature) for o in outputs]).mean()
+            return torch.stack([kd(o, teacher, T=temperature) for o in outputs]).mean()
 
         terms: dict[str, tuple[Weight, Any]] = {"full": (1.0, F.cross_entropy)}
         terms["smallest"] = (weight, distance)
