@@ -40,7 +40,7 @@ def fresh(scene, kind="hash"):
 
 @pytest.fixture(scope="module")
 def trained(scene):
-    field, history = train_field(fresh(scene), scene, steps=220, samples=3000, progress=False)
+    field, history = train_field(fresh(scene), scene, steps=220, samples=2500, progress=False)
     return field, history
 
 
@@ -117,7 +117,7 @@ def test_the_budget_of_samples_is_kept(scene, trained):
 def test_bad_options_are_refused(scene):
     with pytest.raises(ConfigError, match="give a budget"):
         train_field(fresh(scene), scene, progress=False)
-    with pytest.raises(ConfigError, match="background must be white, black or random"):
+    with pytest.raises(ConfigError, match="background must be auto, white, black or random"):
         RaySource(scene.train, background="grey")
 
 

@@ -49,7 +49,7 @@ class TrainConfig:
         seconds: Budget in seconds; 0 for none.
         lr: Learning rate; 0 is the kind's.
         samples: Samples a step.
-        background: Behind transparent pixels.
+        background: Behind transparent pixels; noise behind images without alpha by default.
         every: Steps between validations.
         occupancy: Cells an axis of the occupancy grid.
         backend: Of the encodings.
@@ -69,7 +69,7 @@ class TrainConfig:
     seconds: float = 0.0
     lr: float = 0.0
     samples: int = 6144
-    background: Literal["white", "black", "random"] = "white"
+    background: Literal["auto", "white", "black", "random"] = "auto"
     every: int = 250
     occupancy: int = 64
     backend: str = "auto"

@@ -26,7 +26,7 @@ from potstill.nerf.scenes.scene import Scene, Split
 
 __all__ = ["ImagesToField", "RayBatch", "RaySource", "score", "train_field"]
 
-Background = Literal["white", "black", "random"]
+Background = Literal["auto", "white", "black", "random"]
 _RATES = {"hash": 1e-2, "mlp": 1e-2, "vm": 2e-2, "cp": 2e-2, "grid": 0.3, "composite": 1e-2}
 
 
@@ -54,7 +54,8 @@ class RaySource:
     Args:
         split: Views with images.
         rays: How many a batch; the distiller takes as many of them as its samples allow.
-        background: What is behind transparent pixels.
+        background: What is behind transparent pixels; "auto" is white for images with alpha. Behind
+            images without it lies noise, or a field would leave bright parts to the background.
         seed: Of the draws.
 
     Raises:
@@ -62,13 +63,13 @@ class RaySource:
     """
 
     def __init__(
-        self, split: Split, rays: int = 2048, background: Background = "white", seed: int = 0
+        self, split: Split, rays: int = 2048, background: Background = "auto", seed: int = 0
     ) -> None:
         if split.images is None:
             raise DataError("RaySource: images are needed to train, got poses only")
-        if background not in ("white", "black", "random"):
+        if background not in ("auto", "white", "black", "random"):
             raise ConfigError(
-                f"RaySource: background must be white, black or random, got {background!r}"
+                f"RaySource: background must be auto, white, black or random, got {background!r}"
             )
         if background == "random" and split.images.shape[-1] == 3:
             raise DataError(
@@ -77,7 +78,10 @@ class RaySource:
             )
         self.cameras: Cameras = split.cameras
         self.images: Tensor = split.images
-        self.count, self.background, self.seed = rays, background, seed
+        has_alpha = split.images.shape[-1] == 4
+        self.noise = background == "random" or (background == "auto" and not has_alpha)
+        self.level = 0.0 if background == "black" else 1.0
+        self.count, self.seed = rays, seed
 
     def __call__(self, step: int, rank: int = 0, world: int = 1) -> RayBatch:
         """The batch of a step for one process."""
@@ -89,10 +93,9 @@ class RaySource:
         y = (pick[2] * height).long().clamp(max=height - 1)
         origins, directions = self.cameras.rays(view, x + 0.5, y + 0.5)
         pixels = self.images[view, y, x].float() / 255
-        if self.background == "random":
+        behind = torch.full((n, 3), self.level)
+        if self.noise:
             behind = torch.rand(n, 3, generator=draw)
-        else:
-            behind = torch.full((n, 3), 1.0 if self.background == "white" else 0.0)
         alpha = pixels[:, 3:] if pixels.shape[1] == 4 else torch.ones(n, 1)
         rgb = pixels[:, :3] * alpha + behind * (1 - alpha)
         return RayBatch(origins, directions, rgb, behind, torch.rand(n, generator=draw))
@@ -156,7 +159,7 @@ def train_field(
     lr: float | None = None,
     samples: int = 6144,
     rays: int = 2048,
-    background: Background = "white",
+    background: Background = "auto",
     every: int = 0,
     run: Run | Path | str | None = None,
     engine: Engine | None = None,

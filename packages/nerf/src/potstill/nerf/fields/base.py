@@ -161,4 +161,8 @@ def mlp(inputs: int, hidden: int, outputs: int, depth: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for a, b in pairwise(widths):
         layers += [nn.Linear(a, b, bias=False), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(hidden, outputs, bias=False))
+    layers.append(nn.Linear(hidden, outputs, bias=False))
+    for layer in layers[::2]:
+        # torch's own start shrinks a signal to a fifteenth over three layers: colours come late
+        nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")  # type: ignore[arg-type]
+    return nn.Sequential(*layers)
