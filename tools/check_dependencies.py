@@ -24,6 +24,7 @@ UNSEEN = {
 }
 # Imported and not declared, with the reason.
 OPTIONAL = {
+    "imageio_ffmpeg": "the video extra of potstill-nerf (imageio[ffmpeg])",
     "nerfacc": "an optional backend, loaded on request; it says how to get it",
     "tinycudann": "built from source, so no index has it; its backend says how to get it",
     "triton": "comes with torch where torch has kernels in it",
@@ -40,6 +41,7 @@ def problems(package: Path) -> list[str]:
             *(sys.executable, "-m", "deptry", "src"),
             *("--config", "pyproject.toml"),
             *("--known-first-party", "potstill"),
+            *("--package-module-name-map", "scikit-image=skimage"),  # where it is not installed
             *("--per-rule-ignores", ignored),
             *("--json-output", str(output), "--no-ansi"),
         ]

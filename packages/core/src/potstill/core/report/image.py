@@ -81,7 +81,6 @@ def draw_png(draw: Draw, path: Path, size: tuple[float, float] = (6.4, 3.6)) -> 
 
 def _draw(draw: Draw, size: tuple[float, float], ink: str) -> Figure:
     import matplotlib
-    from cycler import cycler
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -91,7 +90,7 @@ def _draw(draw: Draw, size: tuple[float, float], ink: str) -> Figure:
         "axes.facecolor": "none",
         "axes.spines.right": False,
         "axes.spines.top": False,
-        "axes.prop_cycle": cycler(color=_PALETTE),
+        "axes.prop_cycle": matplotlib.cycler(color=_PALETTE),
         "axes.grid": True,
         "axes.axisbelow": True,
         "grid.color": ink,
