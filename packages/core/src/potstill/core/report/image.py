@@ -83,6 +83,7 @@ def _draw(draw: Draw, size: tuple[float, float], ink: str) -> Figure:
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.rcsetup import cycler
 
     keys = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
     style: dict[str, Any] = dict.fromkeys(keys, ink)
@@ -90,7 +91,7 @@ def _draw(draw: Draw, size: tuple[float, float], ink: str) -> Figure:
         "axes.facecolor": "none",
         "axes.spines.right": False,
         "axes.spines.top": False,
-        "axes.prop_cycle": matplotlib.cycler(color=_PALETTE),
+        "axes.prop_cycle": cycler(color=_PALETTE),
         "axes.grid": True,
         "axes.axisbelow": True,
         "grid.color": ink,
