@@ -239,8 +239,6 @@ def export(
         resolution: Of the mesh.
         count: Of the points.
     """
-    import torch
-
     from potstill.nerf.export import export_mesh, export_points, export_tcnn
     from potstill.nerf.fields.hash import HashField
     from potstill.nerf.fields.make import load_field
@@ -250,7 +248,7 @@ def export(
     target = out or folder / {"mesh": "mesh.ply", "points": "points.ply"}.get(
         what, "tcnn.safetensors"
     )
-    similarity = torch.tensor(header["similarity"])
+    similarity = header["similarity"]
     if what == "mesh":
         vertices, faces = export_mesh(field, target, resolution=resolution, similarity=similarity)
         facts = {"vertices": f"{vertices:,}", "faces": f"{faces:,}"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def export_mesh(
     *,
     resolution: int = 128,
     depth: float = 0.35,
-    similarity: Tensor | None = None,
+    similarity: Tensor | Sequence[Sequence[float]] | None = None,
 ) -> tuple[int, int]:
     """The surface where one step through the field absorbs a given optical depth, as PLY.
 
@@ -84,7 +85,7 @@ def export_points(
     path: str | os.PathLike[str],
     *,
     count: int = 100_000,
-    similarity: Tensor | None = None,
+    similarity: Tensor | Sequence[Sequence[float]] | None = None,
     seed: int = 0,
 ) -> int:
     """Coloured points, drawn with a density that follows the opacity of the field, as PLY.
@@ -180,8 +181,8 @@ def _colors(field: Field, points: Tensor, views: Tensor) -> Tensor:
     return torch.cat([field.head(field.features(p), v) for p, v in pairs])
 
 
-def _to_input(points: Tensor, similarity: Tensor | None) -> Tensor:
+def _to_input(points: Tensor, similarity: Tensor | Sequence[Sequence[float]] | None) -> Tensor:
     if similarity is None:
         return points
-    back = torch.linalg.inv(similarity.double()).float()
+    back = torch.linalg.inv(torch.as_tensor(similarity).double()).float()
     return points @ back[:3, :3].T + back[:3, 3]
