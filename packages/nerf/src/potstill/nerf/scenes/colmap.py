@@ -93,7 +93,7 @@ def load_colmap(folder: Path, *, downsample: int = 1, allow_missing: bool = Fals
     cameras = _cameras(views, lenses).resized(images.shape[2], images.shape[1])
     similarity = normalizing(cameras.poses)
     train, test = every_eighth(cameras.moved(similarity), images)
-    space = Space("contracted", (-1.0,) * 3, (1.0,) * 3, near=0.05, far=100.0)
+    space = Space("contracted", (-1.0,) * 3, (1.0,) * 3, near=0.1, far=40.0, steps=128)
     notes = (f"{len(absent)} views have no photo",) if absent else ()
     return Scene(folder.name, "colmap", train, test, space, similarity, notes)
 

@@ -72,7 +72,7 @@ def load_transforms(
     similarity = normalizing(split.cameras.poses)
     cameras = split.cameras.moved(similarity)
     train, test = every_eighth(cameras, split.images)
-    space = Space("contracted", (-1.0,) * 3, (1.0,) * 3, near=0.05, far=100.0, steps=256)
+    space = Space("contracted", (-1.0,) * 3, (1.0,) * 3, near=0.1, far=40.0, steps=128)
     return Scene(folder.name, "transforms", train, test, space, similarity, notes)
 
 
