@@ -58,7 +58,7 @@ def with_and_without_poses(name: str, downsample: int, steps: int) -> dict[str, 
 )
 def fox_poses(quick: bool) -> dict[str, Figure]:
     """Fox at 90x160, contracted: held-out views with given and with shuffled poses."""
-    return with_and_without_poses("fox_270", 3, 3 if quick else 600)
+    return with_and_without_poses("fox_270", 3, 3 if quick else 1000)
 
 
 @benchmark(
@@ -69,4 +69,4 @@ def fox_poses(quick: bool) -> dict[str, Figure]:
 )
 def fern_poses(quick: bool) -> dict[str, Figure]:
     """Fern at 252x189, normalised device coordinates: given and shuffled poses."""
-    return with_and_without_poses("fern", 16, 3 if quick else 600)
+    return with_and_without_poses("fern", 16, 3 if quick else 1000)
