@@ -14,7 +14,7 @@ def _spread(a, b, inverse_tau, inside):  # type: ignore[no-untyped-def]
     return tl.where(inside, tl.abs(a - b) * inverse_tau, -1e30)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def contrast_kernel(  # type: ignore[no-untyped-def]  # noqa: D103
     z,
     z_t,

@@ -19,7 +19,7 @@ __all__ = ["kd_rows"]
 _TILE = 4096
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _kd_kernel(
     z_s: Any,
     z_t: Any,
