@@ -139,6 +139,16 @@ def test_the_native_kernel_does_not_depend_on_threads(threads):
     assert (slope - exact).norm() / exact.norm() < 1e-5
 
 
+def test_the_native_kernel_leaves_subnormal_numbers_alone():
+    """In a process of its own: a library linked with -ffast-math flushes them for everybody."""
+    skip_without("native")
+    program = (
+        "from potstill.graph.native import library; import numpy, torch; library(); "
+        "assert numpy.float32(1e-40) * numpy.float32(1) > 0; assert torch.tensor(1e-40) * 1 > 0"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True)
+
+
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 10**6), st.integers(1, 20), st.floats(0.2, 20.0), st.floats(0.01, 50.0))
 def test_native_holds_for_any_scale_of_logits(seed, classes, tau, scale):

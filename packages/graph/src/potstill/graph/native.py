@@ -13,6 +13,7 @@ import os
 import platform
 import shutil
 import subprocess
+import tempfile
 from importlib import resources
 from pathlib import Path
 
@@ -25,7 +26,10 @@ from potstill.graph.edges import Contrast
 
 __all__ = ["edge_contrast", "library"]
 
-_FLAGS = ("-O3", "-march=native", "-ffast-math", "-std=c++17", "-shared", "-fPIC", "-pthread")
+_COMPILE = ("-O3", "-march=native", "-ffast-math", "-std=c++17", "-fPIC", "-pthread")
+# Not linked with -ffast-math: that would make loading the library flush subnormal numbers to zero
+# in the whole process.
+_LINK = ("-shared", "-pthread")
 
 
 @functools.cache
@@ -42,7 +46,7 @@ def library() -> ctypes.CDLL:
             "native: a C++ compiler must be on PATH, got none; install g++ or clang++, or pass "
             "backend='torch'"
         )
-    key = "\n".join((source, compiler, *_FLAGS, platform.machine(), _processor()))
+    key = "\n".join((source, compiler, *_COMPILE, *_LINK, platform.machine(), _processor()))
     name = f"edges-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
     path = _cache() / name
     if not path.exists():
@@ -86,16 +90,17 @@ _COMPILERS = ("c++", "g++", "clang++")
 
 
 def _compile(compiler: str, source: str, to: Path) -> None:
-    done = subprocess.run(
-        [compiler, *_FLAGS, "-x", "c++", "-", "-o", str(to)],
-        input=source,
-        text=True,
-        capture_output=True,
-        check=False,
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        made = str(Path(folder, "edges.o"))
+        _call([compiler, *_COMPILE, "-x", "c++", "-c", "-", "-o", made], source)
+        _call([compiler, *_LINK, made, "-o", str(to)])
+
+
+def _call(command: list[str], source: str = "") -> None:
+    done = subprocess.run(command, input=source, text=True, capture_output=True, check=False)
     if done.returncode:
         raise BackendError(
-            f"native: {compiler} must build the kernel, got exit code {done.returncode}:\n"
+            f"native: {command[0]} must build the kernel, got exit code {done.returncode}:\n"
             f"{done.stderr[-2000:]}\npass backend='torch', or set CXX to another compiler"
         )
 
