@@ -123,7 +123,7 @@ PHOTO_TARGETS = {"student": at_least(89.5, HARD), "gain over teacher": at_least(
 
 @benchmark(name="photo-node", data=PHOTO, budget=2400, targets=PHOTO_TARGETS)
 def photo_node(quick: bool) -> dict[str, Figure]:
-    """Photo, GCN, tuned row, low-frequency mean over nodes: what is recommended."""
+    """Photo, GCN, tuned row, low-frequency mean over nodes."""
     return accuracy("photo", methods=("glnn", "ff-g2m"), quick=quick, reduction="node")
 
 
