@@ -347,3 +347,19 @@ def test_a_function_of_the_step_and_ready_batches_are_sources():
     assert [next(drawn), next(drawn)] == [(7, 1, 2), (8, 1, 2)]
     ready = stream(["a", "b", "c"], 1, Shard(0, 1, 2))
     assert [next(ready) for _ in range(3)] == ["a", "c", "b"]
+
+
+def test_the_clock_may_be_any_and_the_distiller_knows_the_progress():
+    ticks = iter(range(1000))  # a second a look: one to begin with, then one a step
+    seen = []
+    distiller = regression()
+    forward = distiller.forward
+
+    def watched(batch, step):
+        seen.append(distiller.progress)
+        return forward(batch, step)
+
+    distiller.forward = watched
+    rows = fit(distiller, [data()], seconds=4, clock=lambda: next(ticks), progress=False)
+    assert [row["seconds"] for row in rows] == [1, 2, 3, 4]
+    assert seen == [0, 0.25, 0.5, 0.75]

@@ -20,6 +20,10 @@ class Distiller(nn.Module):
         objective: The named terms.
         teacher: A module, frozen here; or None where the teacher is a column of the data.
 
+    Attributes:
+        progress: Share of the whole budget that is used up, in [0, 1]: `fit` sets it before each
+            step, for weights that follow a budget in seconds, where no step is known beforehand.
+
     Example:
         >>> import torch.nn.functional as F
         >>> class LogitsToLogits(Distiller):
@@ -31,6 +35,8 @@ class Distiller(nn.Module):
         >>> sorted(distiller.state_dict())
         ['student.bias', 'student.weight']
     """
+
+    progress: float = 0.0
 
     def __init__(
         self, student: nn.Module, objective: Objective, teacher: nn.Module | None = None

@@ -39,6 +39,7 @@ def fit(
     *,
     steps: int | None = None,
     seconds: float | None = None,
+    clock: Callable[[], float] = time.monotonic,
     lr: float = 1e-3,
     optimizer: MakeOptimizer = Adam,
     schedule: Schedule | None = None,
@@ -65,7 +66,9 @@ def fit(
         batches: `Batches`; or a sequence of ready batches, cycled (full batch: ``[data]``); or a
             function ``draw(step, rank, world)``. With ``accumulate`` they count micro-batches.
         steps: Budget in steps of the optimizer.
-        seconds: Budget in seconds of wall-clock time; with ``steps`` whichever ends first.
+        seconds: Budget in seconds of ``clock``; with ``steps`` whichever ends first.
+        clock: Tells the time that the budget and the rows count: the wall's, or for instance
+            ``time.process_time`` for CPU-seconds, or a watch that stands still while one evaluates.
         lr: Learning rate, > 0.
         optimizer: Factory, called as ``optimizer([(name, parameter), ...], lr=lr)``.
         schedule: Factor of the learning rate as a function of progress in [0, 1].
@@ -117,6 +120,7 @@ def fit(
             distiller=distiller,
             batches=batches,
             plan=Plan(steps, seconds, stages),
+            clock=clock,
             default=Stage(share=1.0, lr=lr, schedule=schedule or constant()),
             optimizer=optimizer,
             accumulate=accumulate,
@@ -140,6 +144,7 @@ class _Loop:
         distiller: Distiller,
         batches: Any,
         plan: Plan,
+        clock: Callable[[], float],
         default: Stage,
         optimizer: MakeOptimizer,
         accumulate: int,
@@ -153,6 +158,7 @@ class _Loop:
         self.distiller = distiller.to(engine.device)
         self.batches = batches
         self.plan = plan
+        self.now = clock
         self.default = default
         self.make_optimizer = optimizer
         self.accumulate = accumulate
@@ -187,7 +193,7 @@ class _Loop:
         self.distiller.train()
         source = stream(self.batches, self.step * self.accumulate, self.shard)
         with _signals(watch=self.run is not None) as received:
-            self.clock = time.monotonic() - self.elapsed
+            self.began = self.now() - self.elapsed
             while not self._done():
                 row, stop = self._step(source, received)
                 self.step += 1
@@ -217,6 +223,7 @@ class _Loop:
     def _step(self, source: Iterator[Any], received: list[int]) -> tuple[Row, int]:
         """One step of the optimizer; returns its row, and the signal that came, if any."""
         engine, local = self.engine, self.step - self.stage_start
+        self.distiller.progress = self.plan.fraction(self.step, self.elapsed)
         self._follow_terms(local)
         factor = (self.current.schedule or constant())(self.progress)
         for group in self.optimizer.param_groups:
@@ -258,7 +265,7 @@ class _Loop:
         Every process sees the same numbers, so all of them stop together.
         """
         wide = torch.float32 if self.engine.device.type == "mps" else torch.float64
-        state = [float(bool(received)), time.monotonic() - self.clock]
+        state = [float(bool(received)), self.now() - self.began]
         values = torch.stack([v.detach().to(wide) for v in (losses.total, *losses.terms.values())])
         known = torch.tensor(state, dtype=wide, device=values.device)
         numbers = self.engine.mean(torch.cat([values[:1], known, values[1:]])).tolist()
