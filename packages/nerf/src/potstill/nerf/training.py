@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,14 @@ from potstill.nerf.scenes.scene import Scene, Split
 __all__ = ["ImagesToField", "RayBatch", "RaySource", "score", "train_field"]
 
 Background = Literal["auto", "white", "black", "random"]
-_RATES = {"hash": 1e-2, "mlp": 1e-2, "vm": 2e-2, "cp": 2e-2, "grid": 0.3, "composite": 1e-2}
+RATES = {  # learning rates by kind; networks scale them
+    "hash": 1e-2,
+    "mlp": 1e-2,
+    "vm": 2e-2,
+    "cp": 2e-2,
+    "grid": 0.3,
+    "composite": 1e-2,
+}
 
 
 class RayBatch(NamedTuple):
@@ -112,21 +120,27 @@ class ImagesToField(Distiller):
         field: The student of this distiller, the teacher of later ones.
         samples: Budget of samples a step.
         objective: Its terms; the mean squared error of colours by default.
+        refresh: Whether the occupancy grid follows the field; else it stays as it is, for one that
+            came from a teacher.
     """
 
     student: Field
     idle = 0
 
     def __init__(
-        self, field: Field, samples: int = 6144, objective: Objective | None = None
+        self,
+        field: Field,
+        samples: int = 6144,
+        objective: Objective | None = None,
+        refresh: bool = True,
     ) -> None:
         super().__init__(field, objective or Objective(pixel=(1.0, F.mse_loss)))
-        self.samples = samples
+        self.samples, self.refresh = samples, refresh
 
     def forward(self, batch: RayBatch, step: int) -> Losses:
         """Colour of the rays against the photos."""
         field = self.student
-        if step % 16 == 0 and torch.is_grad_enabled():
+        if self.refresh and step % 16 == 0 and torch.is_grad_enabled():
             field.refresh(generator("occupancy", step), everywhere=step < 128)
         rays = field.space.trace(batch.origins, batch.directions)
         count = min(512, len(rays))
@@ -156,10 +170,12 @@ def train_field(
     *,
     steps: int | None = None,
     seconds: float | None = None,
+    clock: Callable[[], float] = time.monotonic,
     lr: float | None = None,
     samples: int = 6144,
     rays: int = 2048,
     background: Background = "auto",
+    refresh: bool = True,
     every: int = 0,
     run: Run | Path | str | None = None,
     engine: Engine | None = None,
@@ -176,10 +192,12 @@ def train_field(
         scene: With images.
         steps: Budget in steps; and/or
         seconds: in seconds.
+        clock: Which seconds, as in `potstill.core.fit`.
         lr: Learning rate of tables and factors; networks scale it (`Field.rate`).
         samples: Samples a step.
         rays: Rays drawn a step, of which as many are used as ``samples`` allow.
         background: Behind transparent pixels.
+        refresh: Whether the occupancy grid follows the field; else it stays as it is.
         every: Steps between validations on the test views; 0 for none.
         run: Folder of checkpoints, history and curves.
         engine: Device and processes.
@@ -195,16 +213,18 @@ def train_field(
     """
     if isinstance(field, GridField) and field.is_dense and field.config.resolution >= 16:
         return _train_grid(
-            field, scene, steps, seconds, lr=lr, samples=samples, rays=rays, background=background,
-            every=every, run=run, engine=engine, seed=seed, progress=progress,
+            field, scene, steps, seconds, clock=clock, lr=lr, samples=samples, rays=rays,
+            background=background, every=every, run=run, engine=engine, seed=seed,
+            progress=progress,
         )  # fmt: skip
     source = RaySource(scene.train, rays, background, seed)
     history = fit(
-        ImagesToField(field, samples),
+        ImagesToField(field, samples, refresh=refresh),
         source,
         steps=steps,
         seconds=seconds,
-        lr=lr or _RATES[field.kind],
+        clock=clock,
+        lr=lr or RATES[field.kind],
         optimizer=partial(RowAdam, scale=lambda n: field.rate(n.removeprefix("student."))),
         schedule=_tenth(),
         validation=_validation(scene, every),
@@ -213,7 +233,8 @@ def train_field(
         seed=seed,
         progress=progress,
     )
-    field.refresh(generator("occupancy", "last"), everywhere=True)
+    if refresh:
+        field.refresh(generator("occupancy", "last"), everywhere=True)
     return field, history
 
 
@@ -239,7 +260,8 @@ def _train_grid(
             source,
             steps=None if steps is None else max(round(steps * share), 1),
             seconds=None if seconds is None else seconds * share,
-            lr=options["lr"] or _RATES["grid"],
+            clock=options["clock"],
+            lr=options["lr"] or RATES["grid"],
             optimizer=RowAdam,
             schedule=_tenth(),
             validation=_validation(scene, options["every"] if resolution else 0),
