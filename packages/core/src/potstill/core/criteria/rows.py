@@ -81,7 +81,7 @@ class RowForm:
     value: Callable[..., Tensor]
     closed: Callable[..., tuple[Tensor, Tensor]] | None = None
     labelled: bool = False
-    cost: int = 1
+    cost: float = 1
 
 
 def positive(name: str, argument: str, value: int | float) -> int | float:
@@ -294,7 +294,7 @@ def _sweep(
         torch.empty_like(z, memory_format=torch.contiguous_format) if want else None
         for z, want in zip((z_s, z_t), wanted, strict=True)
     ]
-    for block in blocks(z_s, form.cost * z_s.shape[1]):
+    for block in blocks(z_s, math.ceil(form.cost * z_s.shape[1])):
         s, t = z_s[block].to(kind), z_t[block].to(kind)
         pieces = [p[block] if isinstance(p, Tensor) and p.ndim else p for p in context]
         by = scale[block] if isinstance(scale, Tensor) else scale
