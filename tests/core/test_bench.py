@@ -6,8 +6,19 @@ import pytest
 import torch
 
 from potstill.core import bench
-from potstill.core.bench import Figure, Pair, Skip, Target, at_least, at_most, benchmark, run
+from potstill.core.bench import (
+    Figure,
+    Pair,
+    Skip,
+    Target,
+    at_least,
+    at_most,
+    benchmark,
+    drawing,
+    run,
+)
 from potstill.core.bench import results as record
+from potstill.core.bench.counts import operations, peak_allocated
 from potstill.core.bench.run import BUSY, Measured
 from potstill.core.errors import ConfigError, DataError
 
@@ -74,6 +85,50 @@ def test_a_race_measures_its_ratio_and_its_extras(monkeypatch, idle, simulated_t
     assert result.verdict("ratio", at_least(2, "")) == "met"
     assert result.verdict("ratio", at_least(9, "")) == "missed"
     assert result.provenance["seed"] == "0"
+
+
+def multiply():
+    a = torch.ones(256, 256)
+    return a @ (a + 1)
+
+
+def test_operations_and_memory_are_counted_of_both_sides(idle):
+    pair = Pair(ours=multiply, baseline=lambda: multiply() + 0)
+    figures = run(declare(lambda: pair), pairs=5).figures
+    assert figures["flops"].value == figures["flops, baseline"].value == 2 * 256**3 / 1e9
+    assert (figures["peak"].value, figures["peak, baseline"].value) == (0.75, 0.75)
+    assert not figures["peak"].timed
+
+
+def test_peak_memory_forgets_what_was_there_before_and_what_was_given_back():
+    kept = [torch.ones(2**20)]
+    assert peak_allocated(lambda: [torch.ones(2**18).sum() for _ in range(3)]) < 2**20 + 64
+    assert peak_allocated(lambda: kept.append(torch.ones(2**18))) == 2**20
+    assert operations(lambda: torch.ones(4).sum()) == 0
+
+
+def test_a_side_that_cannot_be_counted_keeps_its_times(idle, monkeypatch):
+    def refuse(call):
+        raise RuntimeError("a kernel of its own")
+
+    monkeypatch.setattr("potstill.core.bench.counts.operations", refuse)
+    entry = declare(lambda: Pair(ours=multiply, baseline=multiply))
+    with pytest.warns(UserWarning, match="timed, not counted: a kernel of its own"):
+        result = run(entry, pairs=5)
+    assert set(result.figures) == {"ratio", "ours", "baseline"}
+
+
+def test_a_checkout_of_the_authors_reaches_functions_that_ask(idle, tmp_path):
+    def theirs(official):
+        return {"files": Figure(len(list(official.iterdir())))}
+
+    entry = declare(theirs)
+    result = run(entry)
+    assert (result.status, "--official PATH" in result.reason) == ("skipped", True)
+    (tmp_path / "model.py").write_text("")
+    result = run(entry, official=tmp_path)
+    assert result.figures["files"].value == 1
+    assert result.provenance["data"] == tmp_path.name  # no commit: it is no work tree
 
 
 def test_ratio_is_the_median_of_paired_ratios():
@@ -239,11 +294,13 @@ def test_the_record_only_grows_and_the_page_shows_the_newest(tmp_path, idle):
         rows = list(csv.DictReader(file))
     assert [(row["value"], row["verdict"]) for row in rows] == [("1.5", "missed"), ("3", "met")]
     assert all(row["torch"] == torch.__version__ and row["date"] for row in rows)
-    page, plot = record.page(path)
-    assert "3.000 x" in page.read_text()
-    assert "1.500" not in page.read_text()
-    assert ">= 2 (issue 9)" in page.read_text()
-    assert plot.read_bytes().startswith(b"\x89PNG")
+    page = drawing.draw(path).read_text()
+    assert "3.000 x" in page
+    assert "1.500" not in page
+    assert "&gt;= 2" in page
+    assert "issue 9" in page
+    assert "hatch run bench d b" in page
+    assert page.count("<svg") == 1
 
 
 def test_a_record_of_another_kind_is_not_touched(tmp_path):
@@ -297,8 +354,10 @@ def test_command_exit_codes(program, capsys, tmp_path, monkeypatch):
     capsys.readouterr()
     assert program("toy", "--check", "--quick") == 2
     assert program("toi") == 2
+    assert program("toy", "--official", "nowhere") == 2
     assert program("toy", "scora") == 2
     errors = capsys.readouterr().err
+    assert "must be the folder of a checkout" in errors
     assert "did you mean 'toy'?" in errors
     assert "did you mean 'score'?" in errors
 
@@ -310,5 +369,5 @@ def test_command_records_full_runs_only(program, capsys):
     assert program("toy", "--list") == 0
     assert "score >= 1 (issue 9)" in capsys.readouterr().out
     assert not results.exists()
-    assert program("all", "score") == 0
-    assert sorted(path.name for path in results.iterdir()) == ["toy.csv", "toy.md"]
+    assert program() == 0  # all of them
+    assert sorted(path.name for path in results.iterdir()) == ["toy.csv", "toy.html"]

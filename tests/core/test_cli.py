@@ -301,6 +301,7 @@ def test_bench_runs_the_programs_of_a_clone(run, tmp_path: Path, monkeypatch) ->
 
     calls = []
     monkeypatch.setattr(bench, "main", lambda folder, words: calls.append((folder, words)) or 3)
+    monkeypatch.setattr("potstill.core.cli.__file__", str(tmp_path / "site-packages" / "cli.py"))
     monkeypatch.chdir(tmp_path)
     code, _, err = run("bench", "graph")
     assert code == 2
@@ -308,4 +309,9 @@ def test_bench_runs_the_programs_of_a_clone(run, tmp_path: Path, monkeypatch) ->
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "benchmarks" / "__main__.py").write_text("")
     assert run("bench", "graph", "cora", "--check", "--pairs", "5")[0] == 3
-    assert calls == [(tmp_path / "benchmarks", ["graph", "cora", "--pairs", "5", "--check"])]
+    monkeypatch.chdir(tmp_path / "benchmarks")
+    assert run("bench", "--official", "IMDN")[0] == 3
+    assert calls == [
+        (tmp_path / "benchmarks", ["graph", "cora", "--pairs", "5", "--check"]),
+        (tmp_path / "benchmarks", ["all", "--pairs", "20", "--official", "IMDN"]),
+    ]

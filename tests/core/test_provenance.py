@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from potstill.core import provenance as module
-from potstill.core.provenance import provenance
+from potstill.core.provenance import commit_of, provenance
 
 
 def test_every_field_is_text_and_the_known_ones_are_filled():
@@ -56,3 +56,17 @@ def test_commit_is_of_the_sources_and_says_when_they_changed(tmp_path):
     assert commit_seen_by(copy) == clean
     copy.write_text(copy.read_text() + "\n# changed\n")
     assert commit_seen_by(copy) == clean + "+"
+
+
+def test_the_commit_of_a_checkout_is_that_of_its_own_root(tmp_path):
+    assert commit_of(tmp_path) == ""
+    git(tmp_path, "init", "-q")
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "model.py").write_text("x = 1\n")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-q", "-m", "first")
+    clean = commit_of(tmp_path)
+    assert len(clean) == 12
+    assert commit_of(tmp_path / "inner") == ""
+    (tmp_path / "inner" / "model.py").write_text("x = 2\n")
+    assert commit_of(tmp_path) == clean + "+"

@@ -144,16 +144,17 @@ def _env(*, json: bool = False) -> None:
 
 
 def _bench(
-    domain: str,
+    domain: str = "all",
     /,
     *names: str,
     check: bool = False,
     quick: bool = False,
     list: bool = False,
     pairs: int = 20,
+    official: Path | None = None,
     out: Path | None = None,
 ) -> int:
-    """Run registered benchmarks against their baselines; in a clone of the repository.
+    """Run registered benchmarks against their baselines; needs a clone of the repository.
 
     Args:
         domain: A domain, core or all.
@@ -162,21 +163,31 @@ def _bench(
         quick: A smoke run: two pairs each, nothing recorded.
         list: Say what there is, and run nothing.
         pairs: Pairs of blocks.
+        official: A checkout of a paper's own code, for the benchmarks that race against it.
         out: Folder of the results.
     """
-    folder = Path("benchmarks").resolve()
-    if not (folder / "__main__.py").is_file():
-        raise ConfigError(
-            f"bench: the benchmarks are programs of the repository, got nothing at {folder}; run "
-            "this in the root of a clone"
-        )
+    folder = _benchmarks()
     from potstill.core import bench
 
     if str(folder.parent) not in sys.path:
         sys.path.insert(0, str(folder.parent))  # what `python -m benchmarks` does
     words = [domain, *names, "--pairs", str(pairs)]
     words += ["--check"] * check + ["--quick"] * quick + ["--list"] * list
-    return bench.main(folder, words + (["--out", str(out)] if out is not None else []))
+    for option, path in (("--official", official), ("--out", out)):
+        words += [option, str(path)] if path is not None else []
+    return bench.main(folder, words)
+
+
+def _benchmarks() -> Path:
+    """The benchmarks of the clone that we are in, or else of the one that this file is in."""
+    here, home = Path.cwd(), Path(__file__).resolve()
+    for folder in (here, *here.parents, *home.parents):
+        if (folder / "benchmarks" / "__main__.py").is_file():
+            return folder / "benchmarks"
+    raise ConfigError(
+        f"bench: the benchmarks are programs of the repository, got nothing at or above {here}; "
+        "run this in a clone; what a domain measures by itself: potstill <domain> --help"
+    )
 
 
 def _file(path: Path, root: App) -> Callable[[App, tuple[str, ...], ArgumentCollection], None]:

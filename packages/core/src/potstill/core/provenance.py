@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
-__all__ = ["provenance"]
+__all__ = ["commit_of", "provenance"]
 
 
 def provenance(seed: int | None = None, data: str = "", device: str = "auto") -> dict[str, str]:
@@ -83,23 +83,38 @@ def _commit() -> str:
     The file must be tracked there: a virtual environment inside a user's own repository is not us.
     """
     here = Path(__file__)
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(
-            ["git", "-C", str(here.parent), *arguments],
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=True,
-        )
-        return done.stdout.strip()
-
     try:
-        git("ls-files", "--error-unmatch", here.name)
-        commit = git("rev-parse", "--short=12", "HEAD")
+        _git(here.parent, "ls-files", "--error-unmatch", here.name)
+        commit = _git(here.parent, "rev-parse", "--short=12", "HEAD")
         # Changed results, notes and tests do not change what was measured; programs do.
         programs = (":(top)packages/*/src/*", ":(top)benchmarks/*.py", ":(top)apps/*.py")
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", *programs)
+        options = ("--porcelain", "--untracked-files=no", "--")
+        changed = _git(here.parent, "status", *options, *programs)
     except (OSError, subprocess.SubprocessError):
         return ""
     return commit + ("+" if changed else "")
+
+
+def commit_of(folder: Path) -> str:
+    """Short commit of the work tree whose root is ``folder``, with ``+`` when it was changed.
+
+    Empty for a folder that is not the root of a work tree: what is around it is something else.
+    """
+    try:
+        if Path(_git(folder, "rev-parse", "--show-toplevel")).resolve() != folder.resolve():
+            return ""
+        commit = _git(folder, "rev-parse", "--short=12", "HEAD")
+        return commit + "+" * bool(_git(folder, "status", "--porcelain"))
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(folder), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=True,
+    )
+    return done.stdout.strip()

@@ -26,18 +26,23 @@ measured. **A pair** races two implementations of the same work::
         return {"student": Figure(scores, "%"), "gain": Figure(mean(scores) - teacher, "points")}
 
 A list is one value a seed: the mean is the figure, the range its interval. A function with a
-parameter ``quick`` is told when only a smoke run is wanted, and should then take seconds.
-``raise Skip("needs ...")`` where something that is not data is missing.
+parameter ``quick`` is told when only a smoke run is wanted, and should then take seconds. One with
+a parameter ``official`` is given the path behind ``--official``, a checkout of the authors' code to
+race against, and is skipped without it. ``raise Skip("needs ...")`` where something that is not
+data is missing, such as a peer.
 
-``python -m benchmarks <domain|all> [name...] [--check] [--quick] [--list]`` runs them:
+``potstill bench [domain] [name...] [--check] [--quick] [--list] [--official PATH]`` runs them, and
+so does ``python -m benchmarks``:
 
 - A pair runs in blocks of at least 50 ms, in random order within each of 20 pairs (fewer, but at
   least 5, when the ``budget`` in seconds is spent). ``ratio`` is the median over pairs of baseline
   time over our time (above 1: ours is faster), with a bootstrap 95 % interval. ``ours`` and
   ``baseline`` are milliseconds per call, ``floor`` is how often our time is the machine's limit.
+  ``flops`` and ``peak`` of each side are counted in one more call: what torch's counter sees
+  (no native or Triton kernels, no sparse products), and torch's own allocations at their highest.
 - Sides that disagree fail, whatever their times.
-- Rows go to ``benchmarks/results/<domain>.csv`` (append-only, with provenance); a page and a plot
-  are drawn from it.
+- Rows go to ``benchmarks/results/<domain>.csv`` (append-only, with provenance); a page with plots,
+  ``<domain>.html``, is drawn from it.
 - ``--check`` compares with the targets. Exit code 0: all met; 1: one missed, or a benchmark failed;
   3: none missed, but some could not be judged (data missing, or the machine was busy: timed figures
   taken while other processes used more than a quarter of a core are recorded and not judged, unless

@@ -1,4 +1,4 @@
-"""The command line of benchmarks: ``python -m benchmarks <domain|all> [name...]``."""
+"""The command line of benchmarks: ``python -m benchmarks [domain] [name...]``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from potstill.core.bench import results as record
+from potstill.core.bench.drawing import draw
 from potstill.core.bench.registry import Benchmark, registered
 from potstill.core.bench.run import BUSY, Result, run
 from potstill.core.errors import ConfigError, nearest
@@ -39,11 +40,15 @@ def main(folder: str | Path, arguments: Sequence[str] | None = None) -> int:
         entries = _select(folder, options.domain, options.names)
         if options.quick and options.check:
             raise ConfigError("benchmarks: --quick claims nothing, so it cannot --check; drop one")
+        if options.official and not options.official.is_dir():
+            raise ConfigError(
+                f"benchmarks: --official must be the folder of a checkout, got {options.official}"
+            )
     except ConfigError as error:
         progress.print(str(error), style="red", markup=False)
         return USAGE
     if options.list:
-        _list(console, entries)
+        _list(console, entries, options.official)
         return MET
     results = []
     for entry in entries:
@@ -53,6 +58,7 @@ def main(folder: str | Path, arguments: Sequence[str] | None = None) -> int:
                 entry,
                 quick=options.quick,
                 pairs=options.pairs,
+                official=options.official,
                 progress=lambda text, title=title: status.update(f"{title}: {text}"),  # type: ignore[misc]
             )
         _show(console, result, options.quick)
@@ -63,7 +69,7 @@ def main(folder: str | Path, arguments: Sequence[str] | None = None) -> int:
     if not options.quick:
         for path in sorted({_record(folder, options.out, entry) for entry in entries}):
             if path.exists():
-                console.print("wrote", ", ".join(str(p) for p in [path, *record.page(path)]))
+                console.print(f"wrote {path}, {draw(path)}")
     if options.check:
         return _check(console, results)
     return MISSED if any(result.status == "failed" for result in results) else MET
@@ -73,12 +79,19 @@ def _parser(folder: Path) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         f"python -m {folder.name}", description="Measure what potstill claims, against baselines."
     )
-    parser.add_argument("domain", help=f"one of: {', '.join(_domains(folder))}, all")
+    known = ", ".join(_domains(folder))
+    parser.add_argument("domain", nargs="?", default="all", help=f"{known}, or all (default)")
     parser.add_argument("names", nargs="*", help="benchmarks of that domain; all when none")
     parser.add_argument("--check", action="store_true", help="compare with the declared targets")
     parser.add_argument("--quick", action="store_true", help="smoke run: two pairs, no claims")
     parser.add_argument("--list", action="store_true", help="say what there is, and run nothing")
     parser.add_argument("--pairs", type=int, default=20, help="pairs of blocks (default: 20)")
+    parser.add_argument(
+        "--official",
+        type=Path,
+        metavar="PATH",
+        help="a checkout of a paper's code, to race against",
+    )
     parser.add_argument("--out", type=Path, help="folder of the results (default: results/)")
     return parser
 
@@ -108,13 +121,13 @@ def _record(folder: Path, out: Path | None, entry: Benchmark) -> Path:
     return (out or folder / "results") / f"{entry.domain}.csv"
 
 
-def _list(console: Console, entries: Sequence[Benchmark]) -> None:
+def _list(console: Console, entries: Sequence[Benchmark], official: Path | None) -> None:
     from rich.table import Table
 
     table = Table("domain", "name", "what", "targets", "budget", "needs", box=None)
     for entry in entries:
         targets = "\n".join(f"{n} {t} ({t.source})" for n, t in entry.targets.items())
-        needs = entry.missing() or ("data" if entry.data else "")
+        needs = entry.missing(official) or ("data" if entry.data else "")
         table.add_row(
             entry.domain, entry.name, entry.summary, targets, f"{entry.budget:g} s", needs
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from potstill.core.data import root
@@ -138,8 +139,14 @@ class Benchmark:
         """First line of the function's docstring."""
         return (inspect.getdoc(self.function) or "").partition("\n")[0]
 
-    def missing(self) -> str:
-        """Why its data or its device is absent; empty when both are there."""
+    def asks_for(self, parameter: str) -> bool:
+        """Whether the function has a parameter of that name, "quick" or "official"."""
+        return parameter in inspect.signature(self.function).parameters
+
+    def missing(self, official: Path | None = None) -> str:
+        """Why data, device or the authors' code is absent; empty when all of it is there."""
+        if self.asks_for("official") and official is None:
+            return "needs a checkout of the authors' code: --official PATH"
         if self.device != "cpu":
             import torch
 
@@ -151,11 +158,10 @@ class Benchmark:
         wanted = ", ".join(path or "the data root" for path in gone)
         return f"{wanted} is not below {root()} (set POTSTILL_DATA)"
 
-    def measure(self, quick: bool) -> Measurement:
-        """Call the function, telling it about ``quick`` when it asks."""
-        if "quick" in inspect.signature(self.function).parameters:
-            return self.function(quick=quick)
-        return self.function()
+    def measure(self, quick: bool, official: Path | None = None) -> Measurement:
+        """Call the function with what it asks for: ``quick``, ``official``, both or neither."""
+        known = {"quick": quick, "official": official}
+        return self.function(**{name: known[name] for name in known if self.asks_for(name)})
 
 
 _REGISTRY: dict[tuple[str, str], Benchmark] = {}

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from potstill.core.bench.registry import Benchmark, Figure, Pair, Skip, Target
@@ -91,6 +92,7 @@ def run(
     *,
     quick: bool = False,
     pairs: int = 20,
+    official: Path | None = None,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Result:
     """Run a benchmark to its result; its own errors become a failed result.
@@ -99,13 +101,15 @@ def run(
         entry: What to run.
         quick: Smoke run of two short pairs.
         pairs: Pairs of blocks of a full run.
+        official: A checkout of a paper's code, for benchmarks that race against it.
         progress: Is told in words how far it is.
     """
+    from potstill.core.bench.counts import counted
     from potstill.core.cost import Load
-    from potstill.core.provenance import provenance
+    from potstill.core.provenance import commit_of, provenance
     from potstill.core.seed import seed_all
 
-    reason = entry.missing()
+    reason = entry.missing(official)
     if reason:
         return Result(entry, "skipped", reason)
     result = Result(entry)
@@ -116,12 +120,14 @@ def run(
         try:
             with load:
                 progress("preparing")
-                measurement = entry.measure(quick)
+                measurement = entry.measure(quick, official)
             if isinstance(measurement, Pair):
                 measurement.check(measurement.ours(), measurement.baseline())
                 with load:
                     seconds = _race(measurement, entry, quick, pairs, progress)
                 result.figures = _pair_figures(measurement, entry.device, *seconds)
+                if not quick:  # after the race, which it would disturb
+                    result.figures |= _plain_figures(counted(measurement, entry.device))
                 measurement = measurement.figures
             result.figures |= _plain_figures(measurement)
             _require_targets(entry, result.figures)
@@ -131,7 +137,12 @@ def run(
             text = str(error) or type(error).__name__
             return Result(entry, "failed", text, trace=traceback.format_exc())
         result.load, result.others = load.average, load.others
-        result.provenance = provenance(seed=entry.seed, device=entry.device)
+        theirs = official if entry.asks_for("official") else None
+        result.provenance = provenance(
+            seed=entry.seed,
+            data=f"{theirs.name} {commit_of(theirs)}".strip() if theirs else "",
+            device=entry.device,
+        )
     return result
 
 
