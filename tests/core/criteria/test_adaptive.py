@@ -5,10 +5,13 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
+from potstill.core import Batches, Distiller, Engine, Objective, Run, fit
 from potstill.core import criteria as c
 from potstill.core.criteria import lelp, trilateral
 from potstill.core.data import root
+from potstill.core.engine.ranks import run_ranks
 from potstill.core.errors import ConfigError, ShapeError
 from potstill.core.testing import requires_data
 
@@ -117,3 +120,42 @@ def test_rooms_export_what_they_name() -> None:
     assert {"lelp_targets", "LelpHead"} <= set(lelp.__all__)
     for name in c.__all__:
         assert getattr(c, name).__doc__, name
+
+
+class _Adapted(Distiller):
+    def forward(self, batch, step):
+        return self.objective(step, taid=(self.student(batch), self.teacher(batch)))
+
+
+def _train(batch_size, folder=None, steps=12):
+    """The curve and the last tau of a short run with `Taid`."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    criterion = c.Taid(num_steps=12, alpha=0.05, beta=0.5)
+    distiller = _Adapted(nn.Linear(5, 4), Objective(taid=(1.0, criterion)), teacher=nn.Linear(5, 4))
+    batches = Batches(list(torch.randn(40, 5)), batch_size)
+    with Engine(device="cpu") as engine:
+        rows = fit(
+            distiller,
+            batches,
+            steps=steps,
+            lr=0.05,
+            run=None if folder is None else Run(folder, every=1),
+            engine=engine,
+            progress=False,
+        )
+    return [row["loss"] for row in rows], float(criterion.tau)
+
+
+def test_taid_resumes_where_it_was(tmp_path) -> None:
+    curve, tau = _train(8)
+    _train(8, tmp_path, steps=5)
+    assert _train(8, tmp_path) == (curve, tau)
+
+
+@pytest.mark.dist
+def test_taid_moves_alike_in_two_processes() -> None:
+    curve, tau = _train(8)
+    for losses, moved in run_ranks(_train, 2, 4):
+        torch.testing.assert_close(losses, curve, rtol=1e-5, atol=1e-6)
+        assert moved == pytest.approx(tau, abs=1e-6)
