@@ -24,6 +24,8 @@ def mse(
 ) -> Float[Tensor, ""]:
     """Mean squared difference over all entries that the mask leaves.
 
+    Source: standard. ``L = mean (f_s - f_t)^2``.
+
     Args:
         f_s: Features of the student, any shape.
         f_t: Features of the teacher, same shape.
@@ -49,7 +51,10 @@ def l1(
     *,
     teacher_grad: bool = False,
 ) -> Float[Tensor, ""]:
-    """Mean absolute difference over all entries that the mask leaves; arguments as in `mse`."""
+    """Mean absolute difference over all entries that the mask leaves.
+
+    Source: standard. ``L = mean |f_s - f_t|``. Arguments as in `mse`.
+    """
     f_s, f_t = pair("l1", f_s, f_t, teacher_grad=teacher_grad)
     return masked_mean("l1", (f_s - f_t).abs(), mask)
 
@@ -62,7 +67,12 @@ def smooth_l1(
     beta: float = 1.0,
     teacher_grad: bool = False,
 ) -> Float[Tensor, ""]:
-    """Huber's compromise: squared below ``beta``, absolute above; arguments as in `mse`."""
+    """Huber's compromise: squared below ``beta``, absolute above.
+
+    Source: Huber, 1964; with beta = 1 Girshick, Fast R-CNN, ICCV 2015, Eq. (3). With
+    ``d = |f_s - f_t|``: ``L = mean (d^2 / (2 beta) if d < beta else d - beta / 2)``. Arguments as
+    in `mse`.
+    """
     f_s, f_t = pair("smooth_l1", f_s, f_t, teacher_grad=teacher_grad)
     return masked_mean("smooth_l1", F.smooth_l1_loss(f_s, f_t, beta=beta, reduction="none"), mask)
 
@@ -101,9 +111,9 @@ def cosine(
 ) -> Float[Tensor, ""]:
     """Mean of ``1 - cos(f_s, f_t)`` over all vectors along ``dim`` that the mask leaves.
 
-    Twice this is the squared distance of the normalized vectors (Sun et al., Patient KD,
-    EMNLP 2019). A vector shorter than ``eps`` counts as that long, so that zero
-    vectors have cosine 0 and a finite gradient.
+    Source: Sun et al., Patient KD, EMNLP 2019, whose squared distance of normalized vectors is
+    twice this. ``L = mean (1 - <f_s, f_t> / (|f_s| |f_t|))``. A vector shorter than
+    ``eps`` counts as that long, so that zero vectors have cosine 0 and a finite gradient.
 
     Args:
         f_s: Features of the student.

@@ -42,9 +42,10 @@ def rkd_d(
 ) -> Float[Tensor, ""]:
     """Relational distillation of distances.
 
-    Source: Park et al., Relational Knowledge Distillation, CVPR 2019 (RKD-D). Smooth l1
-    (beta 1) between pairwise distances, each divided by the mean of the positive ones; mean over
-    all N^2 pairs, diagonal included. The authors weigh it 25.
+    Source: Park et al., Relational Knowledge Distillation, CVPR 2019 (RKD-D).
+    ``L = mean_ij h(d_s[i, j] / mean d_s - d_t[i, j] / mean d_t)`` with h the smooth l1 (beta 1), d
+    pairwise distances and their mean that of the positive ones; over all N^2 pairs, diagonal
+    included. The authors weigh it 25.
 
     Args:
         f_s: Features of the student, [N ...].
@@ -148,8 +149,9 @@ def rkd_a(
 ) -> Float[Tensor, ""]:
     """Relational distillation of angles.
 
-    Source: Park et al., Relational Knowledge Distillation, CVPR 2019 (RKD-A). Smooth l1
-    (beta 1) between the cosines at i of the angle j-i-k, mean over all N^3 triples. The authors
+    Source: Park et al., Relational Knowledge Distillation, CVPR 2019 (RKD-A).
+    ``L = mean_ijk h(cos_s[j, i, k] - cos_t[j, i, k])`` with h the smooth l1 (beta 1) and the cosine
+    that of the angle at i, over all N^3 triples. The authors
     weigh it 50. Costs O(N^3) time, but not O(N^2 D + N^3) memory.
 
     Args:

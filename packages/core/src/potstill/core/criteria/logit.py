@@ -265,8 +265,9 @@ def logit_std(
 ) -> Float[Tensor, ...]:
     """`kd` on standardized logits, ``z / (std(z) + eps)`` row by row.
 
-    Source: Sun et al., Logit Standardization in Knowledge Distillation, CVPR 2024. Their recipe
-    weighs it 9 against 0.1 of cross-entropy. With ``T=1, t_squared=False, eps=0`` it is the
+    Source: Sun et al., Logit Standardization in Knowledge Distillation, CVPR 2024. With
+    ``u = z / (std(z) + eps)``: ``L = T^2 mean_n KL(softmax(u_t / T) || softmax(u_s / T))``. Their
+    recipe weighs it 9 against 0.1 of cross-entropy. With ``T=1, t_squared=False, eps=0`` it is the
     per-sample temperature of Choi et al., WACV 2023 (mixup distillation).
 
     Args:
@@ -384,7 +385,7 @@ def mft(
     """`kd` to a teacher corrected so that the label leads every other class by ``threshold``.
 
     Source: Belcak et al., Minifinetuning, 2025 (arXiv 2506.15702), as in NVIDIA's Model Optimizer.
-    The teacher's p becomes ``(1 - m) p + m onehot(y)``; m is the least mixture that gives the lead.
+    ``L = T^2 mean_n KL((1 - m) p + m onehot(y) || q)``; m is the least mixture that gives the lead.
 
     Args:
         z_s: Logits of the student, [..., C].

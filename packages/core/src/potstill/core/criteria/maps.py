@@ -187,8 +187,9 @@ def fsp(
 def nst(f_s: Maps, f_t: TeacherMaps, *, teacher_grad: bool = False) -> Float[Tensor, ""]:
     """Neuron selectivity transfer: squared MMD between channels, kernel ``(x . y)^2``.
 
-    Source: Huang and Wang, Like What You Like, 2017. Channels are l2-normalized over positions;
-    means over all pairs of channels and over the batch.
+    Source: Huang and Wang, Like What You Like, 2017.
+    ``L = mean_cd [k(s_c, s_d) + k(t_c, t_d) - 2 k(s_c, t_d)]``. Channels are l2-normalized over
+    positions; means over all pairs of channels and over the batch.
 
     Args:
         f_s: Maps of the student, [N C H W].
@@ -212,8 +213,10 @@ def review_hcl(
 ) -> Float[Tensor, ""]:
     """Hierarchical context loss: squared differences at full size and averaged to a pyramid.
 
-    Source: Chen et al., Distilling Knowledge via Knowledge Review, CVPR 2021. Weights 1, 1/2,
-    1/4 ... divided by their sum; levels not smaller than the map are left out.
+    Source: Chen et al., Distilling Knowledge via Knowledge Review, CVPR 2021.
+    ``L = sum_l w_l mean (a_l(f_s) - a_l(f_t))^2`` with a_0 the map itself and a_l its average at
+    level l. Weights 1, 1/2, 1/4 ... divided by their sum; levels not smaller than the map
+    are left out.
 
     Args:
         f_s: Maps of the student, [N C H W].

@@ -147,7 +147,7 @@ def cka_similarity(
 ) -> Float[Tensor, ""]:
     """Linear centred kernel alignment, 1 for features equal up to rotation and scale.
 
-    Source: Kornblith et al., ICML 2019: ``<K_s, K_t> / (|K_s| |K_t|)`` of centred
+    Source: Kornblith et al., ICML 2019: ``s = <K_s, K_t> / (|K_s| |K_t|)`` of centred
     Gram matrices, computed on D x D covariances instead where that is less work. ``debiased`` uses
     the unbiased HSIC of Song et al., JMLR 13, 2012; it may be negative.
 
@@ -198,9 +198,10 @@ def _u_centred(k: Tensor) -> Tensor:
 def cka(
     f_s: Student, f_t: Teacher, *, debiased: bool = False, teacher_grad: bool = False
 ) -> Float[Tensor, ""]:
-    """``1 - cka_similarity(f_s, f_t)``: zero for features equal up to rotation and scale.
+    """Zero for features equal up to rotation and scale.
 
-    Source: the similarity is Kornblith et al., ICML 2019. Arguments as there.
+    Source: the similarity is Kornblith et al., ICML 2019. ``L = 1 - cka_similarity(f_s, f_t)``.
+    Arguments as there.
 
     Example:
         >>> f = torch.tensor([[0.0, 1.0], [2.0, 0.0], [1.0, 1.0]])
@@ -221,9 +222,10 @@ def token_relation(
 ) -> Float[Tensor, ""]:
     """How the tokens of one item relate to each other.
 
-    Source: after Wang et al., MiniLM, NeurIPS 2020, section 3. ``kind="kl"``: mean over tokens of
-    KL between the softmax rows of ``f f' / T``, no ``T ** 2``; ``"mse"``: mean squared difference
-    of ``f f'``. Pass queries, keys or values for attention relations.
+    Source: after Wang et al., MiniLM, NeurIPS 2020, section 3. ``kind="kl"``:
+    ``L = mean KL(softmax(f_t f_t' / T) || softmax(f_s f_s' / T))`` over tokens, no ``T ** 2``;
+    ``"mse"``: mean squared difference of ``f f'``. Pass queries, keys or values for
+    attention relations.
 
     Args:
         f_s: Tokens of the student, [B L D].

@@ -96,7 +96,8 @@ def topk_kl(
     """`kd` on the teacher's k most probable classes.
 
     Source: after TopKLD (Dissecting the Bit-Level Scaling Laws); the treatment of
-    the other classes is ours. ``tail="bucket"`` adds one class that holds all others: a lower bound
+    the other classes is ours. ``L = T^2 mean_n sum_{c in top k} p_c (log p_c - log q_c)``, where
+    ``tail="bucket"`` adds one class that holds all others: a lower bound
     of the forward KL, equal to it at k = C. ``"drop"`` renormalizes both models on the k classes.
 
     Args:
@@ -136,8 +137,9 @@ def sparse_kl(
 ) -> Float[Tensor, ...]:
     """`topk_kl` to a stored teacher: k classes and their log-probabilities.
 
-    The stored distribution is the teacher's at the temperature T it was written with; what is
-    missing to 1 is the mass of all other classes.
+    Source: as `topk_kl`. ``L = T^2 mean_n sum_{c in stored} p_c (log p_c - log q_c)`` and the term
+    of the tail. The stored distribution is the teacher's at the temperature T it was written with;
+    what is missing to 1 is the mass of all other classes.
 
     Args:
         z_s: Logits of the student, [..., C].
