@@ -103,7 +103,10 @@ def artificial_labels(
 def gate_loss(
     logits: Float[Tensor, "*rows choices"], labels: Int[Tensor, "*rows"], least: int = 0
 ) -> Float[Tensor, ""]:
-    """Phase 2: cross-entropy of the gate on `artificial_labels`, mean over tokens."""
+    """Phase 2: cross-entropy of the gate on `artificial_labels`, mean over tokens.
+
+    ``L_g = -mean over tokens of log softmax(logits)[label - least]``.
+    """
     return F.cross_entropy(logits.flatten(0, -2), labels.flatten() - least)
 
 

@@ -38,7 +38,7 @@ _PER_TOKEN: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 class FeatureDistance:
     """Mean distance of two feature maps of one shape, in float32 whatever comes in.
 
-    ``d( norm(h_s), norm(h_t) )``, mean over all elements (``cosine``: over tokens). With ``l2``
+    ``L = mean d(norm(h_s), norm(h_t))``, the mean over all elements (``cosine``: over tokens). With ``l2``
     each token has unit length, so that its elements are about ``1 / sqrt(D)`` and the term is
     small; ``l2_sqrt_dim`` multiplies both sides by ``sqrt(D)``, which makes the term independent of
     the width. ``layernorm`` is per token, without affine parameters.
@@ -99,6 +99,9 @@ def alignment(
 ) -> Projected:
     """A criterion on student features [B n Ds] and teacher features [B n Dt].
 
+    Source: Bai et al., Masked Autoencoders Enable Efficient Knowledge Distillers, CVPR 2023,
+    section 3. ``L = mean d(norm(P(h_s)), norm(h_t))`` with the projector P and the distance d.
+
     Args:
         width_s: Channels of the student's tokens.
         width_t: Channels of the teacher's tokens.
@@ -133,6 +136,8 @@ def alignment(
 
 class PixelLoss:
     """Mean squared error over the decoded hidden patches, in float32.
+
+    ``L = mean over hidden patches of mean_p (x_p - target_p)^2``, p the pixels of a patch.
 
     All images hide equally many patches, so that this is the published mean over hidden patches
     of the mean over their pixels.

@@ -68,7 +68,7 @@ def wavelet_l1(
 
     Source: the high bands of Jiang, Feng, Zhang, "MTKD: Multi-Teacher Knowledge Distillation for
     Image Super-Resolution", ECCV 2024, Eq. (3), as a mean over the entries of all bands; the low
-    band is left to the terms on pixels.
+    band is left to the terms on pixels. ``L = mean |H(sr) - H(target)|``, H all high bands.
 
     Args:
         sr: Image of the student.
