@@ -38,10 +38,10 @@ _PER_TOKEN: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 class FeatureDistance:
     """Mean distance of two feature maps of one shape, in float32 whatever comes in.
 
-    ``L = mean d(norm(h_s), norm(h_t))``, the mean over all elements (``cosine``: over tokens). With ``l2``
-    each token has unit length, so that its elements are about ``1 / sqrt(D)`` and the term is
-    small; ``l2_sqrt_dim`` multiplies both sides by ``sqrt(D)``, which makes the term independent of
-    the width. ``layernorm`` is per token, without affine parameters.
+    ``L = mean d(norm(h_s), norm(h_t))``, the mean over all elements (``cosine``: over tokens).
+    With ``l2`` each token has unit length, so that its elements are about ``1 / sqrt(D)`` and the
+    term is small; ``l2_sqrt_dim`` multiplies both sides by ``sqrt(D)``, which makes the term
+    independent of the width. ``layernorm`` is per token, without affine parameters.
 
     Source: Bai et al., Masked Autoencoders Enable Efficient Knowledge Distillers, CVPR 2023,
     section 3; ``l1`` with ``l2`` norm is the form of the public code.
