@@ -77,9 +77,9 @@ class Gate(nn.Module):
 
     def forward(self, x: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows choices"]:
         """Logits of the choices, tilted."""
-        logits = self.choose(F.gelu(self.rise(x)))
-        steps = torch.arange(self.choices, device=logits.device, dtype=logits.dtype)
-        return logits - self.tilt.to(logits.dtype) * steps
+        steps = torch.arange(self.choices, device=x.device, dtype=self.tilt.dtype)
+        bias = self.choose.bias - (self.tilt * steps).to(self.choose.bias.dtype)
+        return F.linear(F.gelu(self.rise(x)), self.choose.weight, bias)
 
     def sample(self, x: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows choices"]:
         """A random one-hot choice of each token, with the gradient of the soft choice."""

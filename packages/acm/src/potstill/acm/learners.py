@@ -94,23 +94,30 @@ class Learners(NamedTuple):
 
     def prefix(self, k: int) -> Learners:
         """The first ``k`` learners; views, no copies."""
-        end = self.bounds[k]
-        return self._replace(
-            up=self.up[:end],
-            bias=self.bias[:end],
-            down=self.down[:end],
-            bounds=self.bounds[: k + 1],
-        )
+        return self.between(0, k)
 
     def only(self, n: int) -> Learners:
         """Learner ``n`` (from 1) alone; views. The shift stays with the first."""
-        rows = slice(self.bounds[n - 1], self.bounds[n])
+        return self.between(n - 1, n)
+
+    def between(self, first: int, last: int) -> Learners:
+        """Learners ``first + 1`` to ``last``, side by side; views. The shift stays with the first.
+
+        Example:
+            >>> bounds = split_widths(12, 4)
+            >>> all_four = Learners(torch.ones(12, 2), torch.ones(12), torch.ones(12, 2),
+            ...                     torch.ones(2), bounds)
+            >>> middle = all_four.between(1, 3)
+            >>> middle.widths, middle.shift
+            ((3, 3), tensor([0., 0.]))
+        """
+        start, end = self.bounds[first], self.bounds[last]
         return self._replace(
-            up=self.up[rows],
-            bias=self.bias[rows],
-            down=self.down[rows],
-            shift=self.shift if n == 1 else torch.zeros_like(self.shift),
-            bounds=(0, self.widths[n - 1]),
+            up=self.up[start:end],
+            bias=self.bias[start:end],
+            down=self.down[start:end],
+            shift=self.shift if first == 0 else torch.zeros_like(self.shift),
+            bounds=tuple(bound - start for bound in self.bounds[first : last + 1]),
         )
 
     def hidden(self, x: Float[Tensor, "rows in"]) -> Float[Tensor, "rows hidden"]:

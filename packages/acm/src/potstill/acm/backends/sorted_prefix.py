@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from itertools import pairwise
-from typing import NamedTuple
+from itertools import accumulate, groupby, pairwise
 
 import torch
 from jaxtyping import Float, Int
@@ -13,24 +12,10 @@ from torch import Tensor
 from potstill.acm.backends.autotune import Autotuner
 from potstill.acm.learners import Learners
 
-__all__ = ["Plan", "sorted_prefix", "tuner"]
+__all__ = ["ROWS", "sorted_prefix", "tuner"]
 
-
-class Plan(NamedTuple):
-    """How the sorted tokens are cut into matrix products.
-
-    Attributes:
-        by: ``"choice"``: the tokens of one choice k go through the first k learners as one network
-            of that width. ``"learner"``: learner n runs over all tokens with k >= n, which are the
-            first of the sorted ones, and adds to their sum.
-        rows: At most so many tokens a product, roughly: what is hidden then stays in cache.
-    """
-
-    by: str
-    rows: int
-
-
-PLANS = (Plan("choice", 512), Plan("choice", 1024), Plan("choice", 4096), Plan("learner", 1 << 20))
+ROWS = (512, 1024, 2048, 4096)
+"""Tokens a block, roughly: fewer keep what is hidden in cache, more make better products."""
 
 tuner = Autotuner()
 """What was found fastest, for each shape."""
@@ -40,14 +25,22 @@ def sorted_prefix(
     x: Float[Tensor, "tokens in"],
     choices: Int[Tensor, " tokens"],
     learners: Learners,
-    plan: Plan | None = None,
+    rows: int | None = None,
 ) -> Float[Tensor, "tokens out"]:
-    """Sort the tokens by choice and run dense products over runs of them.
+    """Sort the tokens by choice, dearest first, and run dense products over blocks of them.
 
-    When all tokens choose alike, as at full budget, nothing is sorted or moved: it is the dense
-    module. Else the cut is the ``plan``, by default the fastest of `PLANS`, measured on the first
-    call of each shape and budget (in eighths) and then remembered. Differentiable; with gradients
-    the plan is one product a choice.
+    Learner n is wanted by the first tokens of a block, and adds to their sums: no token is
+    multiplied in vain. Learners that the same tokens want run as one. When all tokens choose alike,
+    as at full budget, nothing is sorted or moved: it is the dense module.
+
+    Differentiable; with gradients there is one block for each choice.
+
+    Args:
+        x: Tokens.
+        choices: Learners of each token, from 0 to N.
+        learners: The learners.
+        rows: Tokens a block, roughly; by default the fastest of `ROWS`, measured on the first call
+            of each shape and budget (in eighths) and then remembered.
     """
     counts = torch.bincount(choices, minlength=learners.total + 1).tolist()
     if max(counts) == len(x):
@@ -55,10 +48,11 @@ def sorted_prefix(
     order = torch.argsort(choices, descending=True)
     if torch.is_grad_enabled():
         return _differentiable(x, order, counts, learners)
-    if plan is None:
-        ways = {way: partial(_RUNS[way.by], x, order, counts, learners, way) for way in PLANS}
-        plan = tuner.choose(_key(x, counts, learners), ways, x.device)
-    return _RUNS[plan.by](x, order, counts, learners, plan)
+    wanted = list(accumulate(counts[:0:-1]))[::-1]  # tokens of learner 1 to N: ever fewer
+    if rows is None:
+        ways = {size: partial(_blocks, x, order, wanted, learners, size) for size in ROWS}
+        rows = tuner.choose(_key(x, wanted, learners), ways, x.device)
+    return _blocks(x, order, wanted, learners, rows)
 
 
 def _alike(x: Tensor, k: int, learners: Learners) -> Tensor:
@@ -68,52 +62,43 @@ def _alike(x: Tensor, k: int, learners: Learners) -> Tensor:
     return learners.prefix(k)(x)
 
 
-def _key(x: Tensor, counts: list[int], learners: Learners) -> tuple[object, ...]:
-    """What the best plan depends on; the number of tokens in powers of two."""
-    spent = sum(k * count for k, count in enumerate(counts)) / (learners.total * len(x))
+def _key(x: Tensor, wanted: list[int], learners: Learners) -> tuple[object, ...]:
+    """What the best block depends on; the number of tokens in powers of two."""
+    spent = sum(wanted) / (learners.total * len(x))
     shape = (len(x).bit_length(), *learners.up.shape, len(learners.shift), learners.bounds)
     return (*shape, round(8 * spent), x.dtype, x.device, torch.get_num_threads())
 
 
-def _by_choice(
-    x: Tensor, order: Tensor, counts: list[int], learners: Learners, plan: Plan
-) -> Tensor:
-    y = x.new_empty(len(x), len(learners.shift))
-    start = 0
-    for k in range(learners.total, 0, -1):
-        end = start + counts[k]
-        pieces = max(1, round(counts[k] / plan.rows))
-        cuts = [start + counts[k] * i // pieces for i in range(pieces + 1)]
-        for first, last in pairwise(cuts):
-            if last > first:
-                rows = order[first:last]
-                y.index_copy_(0, rows, learners.prefix(k)(x.index_select(0, rows)))
-        start = end
-    return y.index_fill_(0, order[start:], 0.0)
-
-
-def _by_learner(
-    x: Tensor, order: Tensor, counts: list[int], learners: Learners, plan: Plan
-) -> Tensor:
+def _blocks(x: Tensor, order: Tensor, wanted: list[int], learners: Learners, rows: int) -> Tensor:
     y = x.new_zeros(len(x), len(learners.shift))
-    tokens = x.index_select(0, order)
-    wanted = len(x)
-    for n in range(1, learners.total + 1):
-        wanted -= counts[n - 1]
-        if wanted == 0:
-            break
-        learner = learners.only(n)
-        hidden = learner.hidden(tokens[:wanted])
-        if n == 1:
-            y[:wanted] += learner.shift
-        y[:wanted].addmm_(hidden, learner.down)
-    return torch.empty_like(y).index_copy_(0, order, y)
+    live = wanted[0]
+    pieces = max(1, round(live / rows))
+    for start, end in pairwise(live * i // pieces for i in range(pieces + 1)):
+        block = order[start:end]
+        inside = [min(max(count - start, 0), len(block)) for count in wanted]
+        # onto zeros, since index_add_ takes half the time of index_copy_
+        y.index_add_(0, block, _stairs(x.index_select(0, block), inside, learners))
+    return y
+
+
+def _stairs(x: Tensor, wanted: list[int], learners: Learners) -> Tensor:
+    """Learner n over the first ``wanted[n - 1]`` tokens; all of them want the first."""
+    y = x.new_empty(len(x), len(learners.shift))
+    first = 0
+    for rows, alike in groupby(wanted):
+        last = first + len(list(alike))
+        if rows:
+            part = learners.between(first, last)
+            hidden = part.hidden(x[:rows])
+            if first == 0:
+                torch.addmm(part.shift, hidden, part.down, out=y)
+            else:
+                y[:rows].addmm_(hidden, part.down)
+        first = last
+    return y
 
 
 def _differentiable(x: Tensor, order: Tensor, counts: list[int], learners: Learners) -> Tensor:
     runs = x.index_select(0, order).split(counts[::-1])
     parts = [_alike(run, learners.total - i, learners) for i, run in enumerate(runs) if len(run)]
     return torch.zeros_like(torch.cat(parts)).index_copy(0, order, torch.cat(parts))
-
-
-_RUNS = {"choice": _by_choice, "learner": _by_learner}
