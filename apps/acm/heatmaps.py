@@ -72,14 +72,14 @@ def demo_model(steps: int) -> nn.Module:
 def choices_of(
     model: nn.Module, images: Images, device: torch.device, batch: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Mean cost of each patch, [images rows columns], and the choices of all tokens by module."""
+    """Cost of each patch, [images modules rows columns], and the choices of all tokens."""
     grid, prefix = plots.grid_of(model)
     maps, choices = [], {name: [] for name in acms(model)}
     batches = list(images.batches(batch))
     for pixels, _ in track(batches, "running", console=Console(stderr=True)):
         with torch.no_grad(), record_gates(model) as readings:
             model(pixels.to(device))
-        maps.append(plots.compute_maps(readings, grid, prefix).mean(1).cpu())
+        maps.append(plots.compute_maps(readings, grid, prefix).cpu())
         for name, reading in readings.items():
             choices[name].append(reading.choices.flatten(1).cpu())
     return torch.cat(maps), {name: torch.cat(parts) for name, parts in choices.items()}
@@ -113,7 +113,7 @@ def write_maps(folder: Path, images: Images, maps: Tensor, side: int = 256) -> N
 def report_of(
     model: nn.Module,
     images: Images,
-    maps: Tensor,
+    by_module: Tensor,
     device: torch.device,
     batch: int,
     note: str,
@@ -129,12 +129,16 @@ def report_of(
     for name, value in found.row().items():
         if value == value:  # what needs labels or a dense model is NaN here
             report.add(name, value=value)
+    maps = by_module.mean(1)
     few = maps.flatten(1).mean(1).argsort()
     shown = torch.cat([few[:10], few[-10:]]) if len(few) > 20 else few
     figure = plots.heat_maps(images.pixels[shown], maps[shown])
     with atomic(out / "sheet.png") as temporary:
         figure.savefig(temporary, dpi=110)
     report.figure(figure, "Cheapest to dearest; share of the full cost by patch", "Heat maps")
+    some = few[torch.linspace(0, len(few) - 1, min(6, len(few))).long()]
+    figure = plots.module_maps(images.pixels[some], by_module[some], list(found.choices))
+    report.figure(figure, "By module, from a cheap image to a dear one")
     report.plot(
         lambda axes: plots.draw_gate_histogram(axes, found.choices),
         "What tokens choose, by module", size=(6.4, 1.2 + 0.32 * len(found.choices)),
@@ -177,7 +181,7 @@ def main() -> None:
         acm.backend = options.backend
     model = model.to(device).eval()
     maps, choices = choices_of(model, images, device, options.batch)
-    write_maps(options.out, images, maps)
+    write_maps(options.out, images, maps.mean(1))
     write_choices(options.out / "choices.csv", images.names, choices)
     report = report_of(model, images, maps, device, options.batch, note, options.out)
     report.show()

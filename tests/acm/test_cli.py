@@ -50,6 +50,7 @@ def test_from_a_dense_model_to_a_graph(data, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "gated" in shown
     assert "k = 4" in shown
+    assert "dense" in shown
     assert (page / "index.html").stat().st_size > 10_000
 
     assert run("export", tmp_path / "b", tmp_path / "m.pt2") == 0

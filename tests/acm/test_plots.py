@@ -43,8 +43,13 @@ def test_all_plots_draw(lively, vit, images, tmp_path):
     pixels = torch.randint(0, 255, (6, 3, 16, 16), dtype=torch.uint8)
     with torch.no_grad(), record_gates(lively) as readings:
         lively(images)
-    maps = plots.compute_maps(readings, (4, 4), 1).mean(1)
-    plots.heat_maps(pixels, maps, list("abcdef")).savefig(tmp_path / "maps.png")
+    maps = plots.compute_maps(readings, (4, 4), 1)
+    plots.heat_maps(pixels, maps.mean(1), list("abcdef")).savefig(tmp_path / "maps.png")
+    figure = plots.module_maps(pixels, maps, list(readings))
+    drawn = figure.axes[:-1]  # the last is the scale
+    assert len(drawn) == 6 * (1 + 3)
+    assert [axes.get_title() for axes in drawn[:4]] == ["", *readings]
+    figure.savefig(tmp_path / "modules.png")
     errors = plots.token_errors(lively, vit, images, "blocks.0.mlp")
     assert errors.shape == (5, 6 * 17)
     rows = [{"budget": b, "ratio": b, "linear": b, "ms": 1.0} for b in (0.5, 0.25, 1.0)]

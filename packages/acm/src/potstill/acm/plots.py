@@ -28,6 +28,7 @@ __all__ = [
     "draw_latency",
     "draw_token_errors",
     "heat_maps",
+    "module_maps",
     "overlay",
     "token_errors",
 ]
@@ -107,8 +108,7 @@ def heat_maps(pixels: Tensor, maps: Tensor, names: Sequence[str] = (), columns: 
     rows = math.ceil(len(order) / columns)
     figure = Figure(figsize=(2.9 * columns, 1.75 * rows + 0.7), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
-    low, high = float(maps.min()), float(maps.max())
-    scale = (low, high if high > low else low + 1e-6)
+    scale = _scale(maps)
     for axes in grid.flat:
         axes.set_axis_off()
     for axes, index in zip(grid.flat, order.tolist(), strict=False):
@@ -117,13 +117,47 @@ def heat_maps(pixels: Tensor, maps: Tensor, names: Sequence[str] = (), columns: 
         axes.imshow(np.concatenate([image, heat], axis=1))
         title = f"{100 * float(maps[index].mean()):.0f} %"
         axes.set_title(f"{names[index]}: {title}" if names else title, fontsize=8)
+    _bar(figure, grid, scale)
+    return figure
+
+
+def module_maps(pixels: Tensor, maps: Tensor, modules: Sequence[str]) -> Figure:
+    """Images, one a row, and beside each what its patches cost in every module.
+
+    Args:
+        pixels: [images 3 height width] bytes.
+        maps: From `compute_maps`, [images modules rows columns].
+        modules: Paths of the modules, as titles.
+    """
+    count, columns = len(maps), len(modules) + 1
+    figure = Figure(figsize=(1.35 * columns, 1.4 * count + 0.4), layout="constrained")
+    grid = figure.subplots(count, columns, squeeze=False)
+    scale = _scale(maps)
+    for row, image, costs in zip(grid, pixels, maps, strict=True):
+        shown = image.permute(1, 2, 0).cpu().numpy()
+        heats = [overlay(shown, heat, scale) for heat in costs.cpu().numpy()]
+        for axes, picture in zip(row, [shown, *heats], strict=True):
+            axes.imshow(picture)
+            axes.set_axis_off()
+    for axes, name in zip(grid[0, 1:], modules, strict=True):
+        axes.set_title(name, fontsize=8)
+    _bar(figure, grid, scale)
+    return figure
+
+
+def _scale(maps: Tensor) -> tuple[float, float]:
+    """Least and largest value, apart from each other."""
+    low, high = float(maps.min()), float(maps.max())
+    return low, high if high > low else low + 1e-6
+
+
+def _bar(figure: Figure, grid: np.ndarray[Any, Any], scale: tuple[float, float]) -> None:
     from matplotlib.cm import ScalarMappable
 
     bar = figure.colorbar(
         ScalarMappable(Normalize(*scale), MAP), ax=grid, shrink=0.6, aspect=30, pad=0.01
     )
     bar.set_label("share of the full cost")
-    return figure
 
 
 def draw_gate_histogram(axes: Axes, choices: Mapping[str, Tensor]) -> None:

@@ -23,7 +23,7 @@ from potstill.acm.export import export as write_graph
 from potstill.acm.images import CIFAR10, IMAGENET, Images, load_images
 from potstill.acm.layers import acms, record_gates, set_mode
 from potstill.acm.pretrained import from_pretrained, save_pretrained
-from potstill.acm.profile import Profile
+from potstill.acm.profile import Profile, predict
 from potstill.acm.profile import profile as measure
 from potstill.acm.surgery import acmize
 from potstill.acm.sweep import dense_of, sweep_layer, sweep_model
@@ -32,6 +32,7 @@ from potstill.core.config import record
 from potstill.core.data import fingerprint
 from potstill.core.errors import BackendError, ConfigError, DataError
 from potstill.core.files import atomic
+from potstill.core.metrics import accuracy
 from potstill.core.report import Column, Report
 
 __all__ = ["bench", "calibrate", "convert", "distill", "export", "profile"]
@@ -146,7 +147,11 @@ def profile(model: Path, images: Reading, device: str) -> Report:
         }  # NaN: not asked for
         report.add(name, published="", **shown)
     set_mode(student, "gated")
-    _draw(report, profiles)
+    gated = profiles["gated"]
+    beside = None if dense is None else _beside(dense, batches, gated)
+    if beside is not None:
+        report.add("dense", published="", **beside)
+    _draw(report, profiles, beside)
     if dense is not None:
         path = next(iter(acms(student)))
         errors = plots.token_errors(student, dense, batches[0][0], path)
@@ -233,22 +238,31 @@ def bench(timing: Timing) -> Report:
 # --- parts ---------------------------------------------------------------------------------------
 
 
-def _draw(report: Report, profiles: dict[str, Profile]) -> None:
+def _beside(dense: nn.Module, batches: list[Any], gated: Profile) -> dict[str, float]:
+    """The row of the dense model."""
+    row = {"MMACs": gated.dense_macs / 1e6, "MACs ratio": 1.0, "time ratio": 1.0,
+           f"ms (batch {gated.batch})": gated.dense_milliseconds}  # fmt: skip
+    logits, labels = predict(dense, batches)
+    return row if labels is None else {"top-1 %": 100 * accuracy(logits, labels), **row}
+
+
+def _draw(report: Report, profiles: dict[str, Profile], dense: dict[str, float] | None) -> None:
+    rows = {name: found.row() for name, found in profiles.items()}
     gated = profiles["gated"]
-    fixed = [p for name, p in profiles.items() if name != "gated"]
-
-    def curve(value: Any) -> dict[str, list[tuple[float, float]]]:
-        return {
-            "same k for all tokens": [(value(p), 100 * p.accuracy) for p in fixed],
-            "gated": [(value(gated), 100 * gated.accuracy)],
-        }
-
+    families = {
+        "same k for all tokens": [row for name, row in rows.items() if name != "gated"],
+        "gated": [rows["gated"]],
+        "dense": [] if dense is None else [dense],
+    }
     if gated.accuracy == gated.accuracy:
-        macs, time = curve(lambda p: p.macs / 1e6), curve(lambda p: p.milliseconds)
-        x, y = "multiply-adds of an image [M]", "top-1 accuracy [%]"
-        report.plot(lambda axes: plots.draw_curves(axes, macs, x, y), "Accuracy against MACs")
-        x_time = f"time of a batch of {gated.batch} [ms]"
-        report.plot(lambda axes: plots.draw_curves(axes, time, x_time, y), "Accuracy against time")
+        time = f"ms (batch {gated.batch})"
+        for x, axis, title in (
+            ("MMACs", "multiply-adds of an image [M]", "Accuracy against MACs"),
+            (time, f"time of a batch of {gated.batch} [ms]", "Accuracy against time"),
+        ):
+            curves = {n: [(r[x], r["top-1 %"]) for r in f] for n, f in families.items() if f}
+            draw = partial(plots.draw_curves, families=curves, x=axis, y="top-1 accuracy [%]")
+            report.plot(draw, title)
     report.plot(
         lambda axes: plots.draw_gate_histogram(axes, gated.choices),
         "What tokens choose, by module", size=(6.4, 1.2 + 0.32 * len(gated.choices)),
@@ -257,20 +271,24 @@ def _draw(report: Report, profiles: dict[str, Profile]) -> None:
 
 
 def _maps(report: Report, student: nn.Module, found: Images) -> None:
-    """The 25 cheapest and the 25 dearest images, with what their patches cost."""
+    """What patches cost: of the 25 cheapest and dearest images, and of six by module."""
     grid, prefix = plots.grid_of(student)
     device = next(student.parameters()).device
     maps = []
     for images, _ in found.batches(64):
         with torch.no_grad(), record_gates(student) as readings:
             student(images.to(device))
-        maps.append(plots.compute_maps(readings, grid, prefix).mean(1).cpu())
-    heat = torch.cat(maps)
+        maps.append(plots.compute_maps(readings, grid, prefix).cpu())
+    by_module = torch.cat(maps)
+    heat = by_module.mean(1)
     order = heat.flatten(1).mean(1).argsort()
     count = min(25, max(1, len(order) // 2))
     for title, rows in (("cheapest", order[:count]), ("dearest", order[-count:])):
         figure = plots.heat_maps(found.pixels[rows], heat[rows])
         report.figure(figure, f"The {count} {title} images; share of the full cost by patch")
+    some = order[torch.linspace(0, len(order) - 1, min(6, len(order))).long()]
+    figure = plots.module_maps(found.pixels[some], by_module[some], list(acms(student)))
+    report.figure(figure, "By module, from a cheap image to a dear one")
 
 
 def _create(name: str, pretrained: bool, options: dict[str, Any]) -> Any:
