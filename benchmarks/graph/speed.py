@@ -75,14 +75,13 @@ def criterion_cs_fused() -> Pair:
 
 
 def step(
-    model: nn.Module, losses: Callable[[Tensor], Tensor], *inputs: Tensor
+    model: nn.Module, losses: Callable[[Tensor], Tensor], *inputs: Tensor, fused: bool = False
 ) -> Callable[[], Tensor]:
-    """A step of Adam; the same dropout each time, so that both sides can be compared."""
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01, weight_decay=5e-4)
+    """A step of Adam, as `potstill.graph.distill` makes it when ``fused``."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01, weight_decay=5e-4, fused=fused)
     model.train()
 
     def one() -> Tensor:
-        torch.manual_seed(0)
         loss = losses(model(*inputs))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -90,6 +89,23 @@ def step(
         return loss.detach()
 
     return one
+
+
+def same_but_for_dropout(models: tuple[nn.Module, ...], *calls: Callable[[], Tensor]) -> None:
+    """Five steps without dropout give both sides the same losses; the race is run with it.
+
+    The two draw different random numbers, so with dropout only their distribution is the same.
+    """
+    state = [{k: v.clone() for k, v in model.state_dict().items()} for model in models]
+    rates = [model.dropout for model in models]
+    for model in models:
+        model.dropout = 0.0
+    for _ in range(5):
+        ours, theirs = (call() for call in calls)
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+    for model, rate, before in zip(models, rates, state, strict=True):
+        model.dropout = rate
+        model.load_state_dict(before)
 
 
 def student_step(name: str, hidden: int | None = None) -> Pair:
@@ -108,10 +124,12 @@ def student_step(name: str, hidden: int | None = None) -> Pair:
     def slow(z: Tensor) -> Tensor:
         return 0.4 * F.cross_entropy(z[seen], data.y[seen]) + 0.6 * official(z, z_t)
 
+    ours, baseline = step(student, fast, data.x, fused=True), step(other, slow, data.x.to_dense())
+    same_but_for_dropout((student, other), ours, baseline)
     return Pair(
-        ours=step(student, fast, data.x),
-        baseline=step(other, slow, data.x.to_dense()),
-        check=close(rtol=1e-3, atol=1e-4),
+        ours=ours,
+        baseline=baseline,
+        check=close(rtol=0.1),
         work=data.num_nodes,
         unit="nodes/s",
     )
@@ -147,7 +165,9 @@ def teacher_epoch() -> Pair:
     def losses(z: Tensor) -> Tensor:
         return F.cross_entropy(z[seen], y[seen])
 
-    ours, theirs = step(teacher, losses, data.x, edges), step(other, losses, dense, edges)
+    ours = step(teacher, losses, data.x, edges, fused=True)
+    theirs = step(other, losses, dense, edges)
+    same_but_for_dropout((teacher, other), ours, theirs)
 
     def fast() -> Tensor:
         loss = ours()
@@ -159,7 +179,7 @@ def teacher_epoch() -> Pair:
         naive.evaluate(other, (dense, edges), masks, y)
         return loss
 
-    return Pair(ours=fast, baseline=slow, check=close(rtol=1e-3, atol=1e-4))
+    return Pair(ours=fast, baseline=slow, check=close(rtol=0.1))
 
 
 def same_shape(ours: Tensor, baseline: Tensor) -> None:

@@ -1,5 +1,6 @@
 """Teachers against PyG's convolutions, and the student on every kind of input."""
 
+import copy
 import warnings
 
 import numpy as np
@@ -11,7 +12,9 @@ from torch_geometric.nn import GCNConv
 
 from potstill.core.errors import ConfigError, ShapeError
 from potstill.core.testing import with_package
+from potstill.graph.edges import available
 from potstill.graph.models import GATTeacher, GCNTeacher, MLPStudent, SAGETeacher, make_teacher
+from potstill.graph.native import csr_product
 from potstill.graph.propagate import FeatureLinear
 from potstill.graph.tensors import Memo, as_features, csr, density, rows, transposed
 
@@ -150,6 +153,55 @@ def test_the_student_exports_to_onnx_and_torch_export(graph, tmp_path):
         onnx = to_onnx(student, graph.x[:4], tmp_path / "s.onnx", dynamic={0: "nodes"})
         program = to_exported(student, graph.x[:4], tmp_path / "s.pt2", dynamic={0: "nodes"})
     assert max(onnx.error, onnx.error_elsewhere, program.error, program.error_elsewhere) < 1e-5
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 1), (40, 30, 64), (200, 17, 97), (50, 9000, 40)])
+def test_the_kernel_multiplies_sparse_and_dense_matrices(shape):
+    if available("native"):
+        pytest.skip(available("native"))
+    m, n, k = shape
+    rng = torch.Generator().manual_seed(0)
+    matrix = torch.randn(m, n, generator=rng).where(torch.rand(m, n, generator=rng) < 0.2, 0)
+    matrix[m // 2] = 0
+    x, before = torch.randn(n, k, generator=rng), torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(csr_product(sparse(matrix), x))
+    finally:
+        torch.set_num_threads(before)
+    exact = (matrix.double() @ x.double()).float()
+    torch.testing.assert_close(found[0], exact, rtol=1e-4, atol=1e-4)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+def test_weights_of_features_keep_their_layout(tmp_path):
+    """Rows of features read columns of the weight: a copy in every call would cost more."""
+    student, x = MLPStudent(50, 40, 2, 3), sparse(torch.randn(500, 50).relu())
+    student(x).sum().backward()
+    student.save_pretrained(tmp_path)
+    loaded = MLPStudent.from_pretrained(tmp_path)
+    for model in (student, loaded, copy.deepcopy(student), student.double().float()):
+        assert model.layers[0].weight.T.is_contiguous()
+    assert student.layers[0].weight.grad.T.is_contiguous()
+    torch.testing.assert_close(loaded.logits(x), student.logits(x))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_adam_steps_weights_of_either_layout_alike(fused):
+    student, x = MLPStudent(50, 40, 2, 3, dropout=0.0), torch.randn(60, 50).relu()
+    weights = [p.detach().clone().contiguous().requires_grad_() for p in student.parameters()]
+    ours = torch.optim.Adam(student.parameters(), 0.01, weight_decay=5e-4, fused=fused)
+    theirs = torch.optim.Adam(weights, 0.01, weight_decay=5e-4)
+    for _ in range(3):
+        ours.zero_grad()
+        student(sparse(x)).square().sum().backward()
+        for p, w in zip(student.parameters(), weights, strict=True):
+            w.grad = p.grad.clone().contiguous()
+        ours.step()
+        theirs.step()
+    torch.testing.assert_close(list(student.parameters()), weights)
 
 
 def test_rows_and_transpose_of_sparse_matrices(graph):

@@ -130,9 +130,10 @@ def available(backend: str) -> str:
     """Why a backend cannot run here, with what to install; empty where it can."""
     try:
         if backend == "native":
-            from potstill.graph.native import library
+            from potstill.graph.native import KERNELS, library
 
-            library()
+            for name in KERNELS:
+                library(name)
         elif backend == "triton":
             from potstill.graph.triton_edges import require
 

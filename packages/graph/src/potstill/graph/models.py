@@ -17,8 +17,9 @@ from torch_geometric.nn import GATConv
 
 from potstill.core.errors import ConfigError, ShapeError
 from potstill.core.pretrained import Pretrained
+from potstill.graph.activation import relu_dropout
 from potstill.graph.propagate import FeatureLinear, propagate, random_walk, symmetric
-from potstill.graph.tensors import Memo, as_features, is_sparse
+from potstill.graph.tensors import Memo, as_features, is_sparse, rows
 
 __all__ = ["GATTeacher", "GCNTeacher", "MLPStudent", "SAGETeacher", "make_teacher"]
 
@@ -79,7 +80,7 @@ class MLPStudent(
     def forward(self, x: Tensor) -> Float[Tensor, "nodes classes"]:
         """Logits [N C] of features [N F], dense or CSR."""
         for layer in self.layers[:-1]:
-            x = F.dropout(layer(x).relu(), self.dropout, self.training)
+            x = relu_dropout(layer(x), self.dropout, self.training)
         logits: Tensor = self.layers[-1](x)
         return logits
 
@@ -94,7 +95,7 @@ class MLPStudent(
 
         Args:
             x: [N F]: a tensor (dense, CSR), a numpy array, a memory map or a scipy matrix.
-            batch_size: Nodes at a time, dense features only; all by default.
+            batch_size: Nodes at a time; all by default.
 
         Raises:
             ShapeError: The width of ``x`` is not what the student was trained on.
@@ -105,20 +106,28 @@ class MLPStudent(
                 f"predict: x must be [N, {self.in_channels}], the features that the student was "
                 f"trained on, got {got}; a single node is x[None]"
             )
-        was, device = self.training, next(self.parameters()).device
-        self.eval()
-        try:
-            size = batch_size or max(1, x.shape[0])
-            if size >= x.shape[0]:
-                return self(as_features(x).to(device))
-            starts = range(0, x.shape[0], size)
-            return torch.cat([self(as_features(x[i : i + size]).to(device)) for i in starts])
-        finally:
-            self.train(was)
+        if self.training:
+            self.eval()
+            try:
+                return self.logits(x, batch_size)
+            finally:
+                self.train()
+        device = self.layers[0].weight.device
+        if batch_size is None or batch_size >= x.shape[0]:
+            return self(as_features(x).to(device))
+        parts = torch.arange(x.shape[0]).split(batch_size)
+        return torch.cat([self(as_features(_take(x, part)).to(device)) for part in parts])
 
     def predict(self, x: Any, batch_size: int | None = None) -> Integer[Tensor, " nodes"]:
         """The most likely class of each node, [N] int64; arguments and errors as of `logits`."""
         return self.logits(x, batch_size).argmax(1)
+
+
+def _take(x: Any, part: Tensor) -> Any:
+    """Consecutive rows of whatever `as_features` takes."""
+    if isinstance(x, Tensor) and is_sparse(x):
+        return rows(x, part)
+    return x[int(part[0]) : int(part[-1]) + 1]
 
 
 class _Propagating(nn.Module):
@@ -156,11 +165,11 @@ class _Propagating(nn.Module):
         last = len(self.maps) - 1
         for i, (linear, bias) in enumerate(zip(self.maps, self.biases, strict=True)):
             if is_sparse(x) or len(bias) <= x.shape[1]:
-                x = propagate(forth, back, linear(x)) + bias
+                x = propagate(forth, back, linear(x)).add_(bias)
             else:
-                x = linear(propagate(forth, back, x)) + bias
+                x = linear(propagate(forth, back, x)).add_(bias)
             if i < last:
-                x = F.dropout(x.relu(), self.dropout, self.training)
+                x = relu_dropout(x, self.dropout, self.training)
         return x
 
     @staticmethod

@@ -1,7 +1,7 @@
-"""The C++ kernel: built by the machine's compiler on first use, called through ctypes.
+"""The C++ kernels: built by the machine's compiler on first use, called through ctypes.
 
-It needs neither torch's headers nor ninja, so building takes a second or two. The library goes to
-the platform's cache, under a name that holds the digest of source, flags and processor.
+They need neither torch's headers nor ninja, so building takes a second or two. The libraries go to
+the platform's cache, under names that hold the digest of source, flags and processor.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +26,7 @@ from potstill.core.errors import BackendError
 from potstill.core.files import atomic
 from potstill.graph.edges import Contrast
 
-__all__ = ["edge_contrast", "library"]
+__all__ = ["KERNELS", "csr_product", "edge_contrast", "library"]
 
 _COMPILE = ("-O3", "-march=native", "-ffast-math", "-std=c++17", "-fPIC", "-pthread")
 # Not linked with -ffast-math: that would make loading the library flush subnormal numbers to zero
@@ -32,14 +34,38 @@ _COMPILE = ("-O3", "-march=native", "-ffast-math", "-std=c++17", "-fPIC", "-pthr
 _LINK = ("-shared", "-pthread")
 
 
+KERNELS: dict[str, tuple[str, list[Any], Any]] = {
+    "edges": (
+        "edge_contrast",
+        [
+            *[ctypes.c_void_p] * 7,  # z, z_t, q_t, i, j, factor, gradient
+            *[ctypes.c_int64] * 3,  # nodes, classes, edges
+            ctypes.c_float,  # 1 / tau
+            ctypes.c_int,  # threads
+        ],
+        ctypes.c_double,
+    ),
+    "product": (
+        "csr_product",
+        [
+            *[ctypes.c_void_p] * 5,  # pointers, columns, values, dense, out
+            *[ctypes.c_int64] * 3,  # rows, inner, width
+            ctypes.c_int,  # threads
+        ],
+        None,
+    ),
+}
+"""By source file: the function in it, its arguments and its result."""
+
+
 @functools.cache
-def library() -> ctypes.CDLL:
-    """The compiled kernel.
+def library(name: str) -> Callable[..., Any]:
+    """The kernel of a source file: ``edges`` or ``product``.
 
     Raises:
         BackendError: There is no C++ compiler, or it fails; what it said is quoted.
     """
-    source = resources.files("potstill.graph").joinpath("edges.cpp").read_text(encoding="utf-8")
+    source = resources.files("potstill.graph").joinpath(f"{name}.cpp").read_text(encoding="utf-8")
     compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, _COMPILERS)), None)
     if compiler is None:
         raise BackendError(
@@ -47,19 +73,13 @@ def library() -> ctypes.CDLL:
             "backend='torch'"
         )
     key = "\n".join((source, compiler, *_COMPILE, *_LINK, platform.machine(), _processor()))
-    name = f"edges-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
-    path = _cache() / name
+    path = _cache() / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
     if not path.exists():
         with atomic(path) as temporary:
             _compile(compiler, source, temporary)
-    loaded = ctypes.CDLL(str(path))
-    loaded.edge_contrast.argtypes = [
-        *[ctypes.c_void_p] * 7,  # z, z_t, q_t, i, j, factor, gradient
-        *[ctypes.c_int64] * 3,  # nodes, classes, edges
-        ctypes.c_float,  # 1 / tau
-        ctypes.c_int,  # threads
-    ]
-    loaded.edge_contrast.restype = ctypes.c_double
+    function, arguments, result = KERNELS[name]
+    loaded: Callable[..., Any] = getattr(ctypes.CDLL(str(path)), function)
+    loaded.argtypes, loaded.restype = arguments, result  # type: ignore[attr-defined]
     return loaded
 
 
@@ -69,7 +89,7 @@ def edge_contrast(z: Tensor, made: Contrast, differentiate: bool) -> tuple[Tenso
     gradient = torch.empty_like(z) if differentiate else None
     z_t, factor = made.z_t.float().contiguous(), made.factor.float().contiguous()
     q_t = None if made.q_t is None else made.q_t.float().contiguous()
-    value = library().edge_contrast(
+    value = library("edges")(
         z.data_ptr(),
         z_t.data_ptr(),
         None if q_t is None else q_t.data_ptr(),
@@ -84,6 +104,24 @@ def edge_contrast(z: Tensor, made: Contrast, differentiate: bool) -> tuple[Tenso
         torch.get_num_threads(),
     )
     return z.new_tensor(value), gradient
+
+
+def csr_product(matrix: Tensor, x: Tensor) -> Tensor:
+    """``matrix @ x`` for a CSR matrix [M N] and a dense one [N K], both float32 on the CPU."""
+    x = x.detach().contiguous()
+    out = x.new_empty(matrix.shape[0], x.shape[1])
+    values = matrix.values().contiguous()
+    library("product")(
+        matrix.crow_indices().data_ptr(),
+        matrix.col_indices().data_ptr(),
+        values.data_ptr(),
+        x.data_ptr(),
+        out.data_ptr(),
+        *matrix.shape,
+        x.shape[1],
+        torch.get_num_threads(),
+    )
+    return out
 
 
 _COMPILERS = ("c++", "g++", "clang++")

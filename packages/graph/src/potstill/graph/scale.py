@@ -220,7 +220,7 @@ def distill_in_batches(
     settings: dict[str, Any] = {
         "steps": max(1, round(epochs * len(store.y) / (nodes * world))),
         "lr": recipe.learning_rate,
-        "optimizer": partial(torch.optim.Adam, weight_decay=recipe.weight_decay),
+        "optimizer": partial(torch.optim.Adam, weight_decay=recipe.weight_decay, fused=True),
     }
     history = fit(
         BatchesToMLP(student, objective),

@@ -301,7 +301,7 @@ def _fit(
         [data],
         steps=recipe.epochs,
         lr=lr,
-        optimizer=partial(torch.optim.Adam, weight_decay=recipe.weight_decay),
+        optimizer=partial(torch.optim.Adam, weight_decay=recipe.weight_decay, fused=True),
         validation=Validation(score or validate, every=1, patience=recipe.patience, ties="latest"),
         engine=engine,
         seed=seed,
