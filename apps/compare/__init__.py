@@ -1,0 +1,1 @@
+"""Any two checkpoints of ours of a domain, side by side."""

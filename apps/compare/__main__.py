@@ -1,0 +1,71 @@
+"""Two checkpoints of a domain side by side: ``python -m apps.compare sr potstill-x2 runs/kd/x2``.
+
+Quality, parameters, multiply-adds, milliseconds (in turns, so that both see the same machine),
+memory, and pictures, on one page that needs nothing else. Without ``--data`` they are judged on
+what comes with the packages: a photograph, the analytic scene, scikit-learn's digits.
+"""
+
+from __future__ import annotations
+
+import importlib
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Literal
+
+from cyclopts import App
+from rich.console import Console
+
+from potstill.core.errors import PotstillError
+
+app = App(name="compare", help=__doc__)
+
+
+@app.default
+def main(
+    domain: Literal["graph", "nerf", "mae", "sr", "acm"],
+    first: str,
+    second: str,
+    /,
+    *,
+    data: str = "",
+    out: Path = Path("runs/compare"),
+) -> int:
+    """Compare two checkpoints.
+
+    Args:
+        domain: Whose checkpoints.
+        first: A folder, a file, or a name, as the domain saves and loads them.
+        second: The same; how many times faster it is, is told of this one.
+        data: What they are judged on: a graph by name, a folder of a scene, of photographs, or of
+            images in folders by class.
+        out: Where the page goes.
+    """
+    console = Console()
+    with console.status("loading"):
+        from apps.tour.chapter import measure
+        from apps.tour.page import page
+        from apps.tour.tour import Outcome
+        from potstill.core.cost import Load
+
+        adapter = importlib.import_module(f"apps.compare.{domain}")
+    start, load = time.perf_counter(), Load()
+    try:
+        with load, console.status("comparing"):
+            outcome = Outcome(domain, adapter.compare(first, second, data))
+            *costs, outcome.speedup = measure(outcome.chapter, quick=False)
+            outcome.costs = (costs[0], costs[1])
+    except PotstillError as error:
+        Console(stderr=True).print(f"compare: {error}", markup=False, soft_wrap=True)
+        return 1
+    command = shlex.join(["python", "-m", "apps.compare", *sys.argv[1:]])
+    report = page([outcome], command, load, time.perf_counter() - start)
+    report.title, report.summary = f"{domain}: {first} and {second}", ""
+    report.show(console)
+    console.print(f"page: {report.save(out)}", markup=False, soft_wrap=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(app())

@@ -1,0 +1,111 @@
+"""A hash grid becomes a field of quite another kind, without looking at an image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+
+from apps.tour.chapter import Chapter, Side, Tell
+from apps.tour.widgets import film, paragraph, plots
+from potstill.core.seed import seed_all
+from potstill.nerf import (
+    Field,
+    Scene,
+    load_scene,
+    make_field,
+    render_image,
+    save_field,
+    score,
+    train_field,
+)
+from potstill.nerf.distill.convert import convert
+from potstill.nerf.pictures import orbit_around
+
+KIND = "cp"
+VIEWS = 24
+BRIGHT = 0.1
+
+TEXT = """The teacher, a hash grid, has learned three soft balls from 24 images of 48 x 48
+pixels. The student, sums of products of three lines, never sees an image: along rays from
+invented cameras it learns the teacher's features, then its density and colour, and at last what
+it looks like."""
+
+
+def picture(field: Field, cameras: Any, view: int) -> np.ndarray:
+    """A rendered image, [H W 3]."""
+    rgb, _, _ = render_image(field, cameras, view, field.space, field.occupancy)
+    return rgb.numpy()
+
+
+def run(tell: Tell, out: Path, quick: bool) -> Chapter:
+    """Progressive volume distillation (Fang et al., AAAI 2023) from hash to cp."""
+    scene = load_scene("analytic")
+    seed_all("tour", "nerf")
+    teacher, _ = train_field(
+        make_field("hash", scene.space),
+        scene,
+        steps=30 if quick else 500,
+        progress=tell("teacher", 0.35),
+    )
+    student, told = convert(
+        teacher,
+        KIND,
+        scene.train.cameras,
+        steps=30 if quick else 700,
+        every=0 if quick else 50,
+        truth=scene.test,
+        progress=tell("student", 0.9),
+    )
+    for name, field in (("teacher", teacher), ("student", student)):
+        save_field(field, out / f"{name}.safetensors", scene.similarity, "apps/tour")
+
+    tell("orbit", 1.0)
+    view = (scene.test.cameras, 0)
+    return Chapter(
+        title="Radiance fields: one kind becomes another",
+        teacher=Side("hash grid", teacher, score(teacher, scene.test), picture, (teacher, *view)),
+        student=Side("cp", student, score(student, scene.test), picture, (student, *view)),
+        measure="PSNR",
+        unit="dB",
+        work="1 image of 48 x 48",
+        command=f"potstill nerf convert runs/teacher --kind {KIND} --out runs/student",
+        html=paragraph(TEXT)
+        + orbit({"teacher": teacher, "student": student}, scene, 4 if quick else VIEWS)
+        + _curves(told),
+    )
+
+
+def orbit(fields: dict[str, Field], scene: Scene, views: int) -> str:
+    """Two fields from the same places around the scene, and how far they are from each other."""
+    path = orbit_around(scene.train.cameras, scene.space.kind, views, 96)
+    frames = {
+        name: [picture(field, path, view) for view in range(views)]
+        for name, field in fields.items()
+    }
+    gaps = [np.abs(a - b).mean(-1) for a, b in zip(*frames.values(), strict=True)]
+    heat = [colormaps["magma"]((gap / BRIGHT).clip(0, 1))[..., :3] for gap in gaps]
+    return film(
+        {**frames, f"difference, 0 to {BRIGHT}": heat},
+        [f"view {i + 1}: mean difference {gap.mean():.4f}" for i, gap in enumerate(gaps)],
+        slider="view",
+        caption="Around the scene; both fields from the same places.",
+        plays=True,
+    )
+
+
+def _curves(told: Any) -> str:
+    curves = {"to the teacher": told.curve("teacher"), "to the images": told.curve("truth")}
+    if not all(curves.values()):
+        return ""
+
+    def draw(axes: Any) -> None:
+        for name, points in curves.items():
+            axes.plot(*zip(*points, strict=True), marker=".", label=name)
+        axes.set_xlabel("seconds of training the student")
+        axes.set_ylabel("PSNR [dB]")
+        axes.legend()
+
+    return plots({"The student while it learns; the images were only used to judge it.": draw})
