@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import grid_sample
+from torch.nn.functional import embedding_bag, grid_sample
 
 from potstill.core.errors import ConfigError
 from potstill.nerf.fields.base import WIDTH, Field, Head
@@ -146,14 +146,36 @@ class CPField(_Factored):
 
     def components(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Products of three lines."""
-        along = torch.stack([torch.zeros_like(x.T), x.T], dim=-1)[:, :, None]
-        product = _sample(self.lines, along).prod(dim=0).T  # [P n]
+        a, b, c = _along(self.lines[..., 0], x)
+        product = a * b * c  # [P n]; torch's prod has a backward that looks for zeros
         return product[:, : self.config.density], product[:, self.config.density :]
 
 
 def _sample(values: Tensor, places: Tensor) -> Tensor:
     """Interpolate [3 n H W] at [3 P 1 2]: [3 n P]."""
     return grid_sample(values, places, align_corners=True, padding_mode="zeros")[..., 0]
+
+
+def _along(lines: Tensor, x: Tensor) -> Tensor:
+    """Interpolate lines [3 n R] at their coordinate of x [P 3]: [3 P n]; 0 outside.
+
+    Two rows of a table a point and axis: a third of the time of ``grid_sample`` on images that
+    are one pixel wide.
+    """
+    axes, count, size = lines.shape
+    inside = (x.abs() <= 1).T  # [3 P]
+    place = (x.T.clamp(-1, 1) + 1) * (0.5 * (size - 1))
+    row = place.detach().floor().clamp(max=size - 2)
+    share = place - row
+    first = row.long() + torch.arange(axes, device=x.device)[:, None] * size
+    weights = torch.stack([1 - share, share], dim=-1) * inside[..., None]
+    values: Tensor = embedding_bag(
+        torch.stack([first, first + 1], dim=-1).flatten(0, 1),
+        lines.transpose(1, 2).reshape(axes * size, count),
+        per_sample_weights=weights.flatten(0, 1),
+        mode="sum",
+    )
+    return values.reshape(axes, len(x), count)
 
 
 def _check(name: str, resolution: int, density: int, color: int) -> None:
