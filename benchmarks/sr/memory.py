@@ -1,5 +1,7 @@
 """Memory: peak over the baseline of whole frames and of tiles, in a fresh process each."""
 
+import time
+
 import numpy as np
 import torch
 
@@ -53,12 +55,16 @@ def prepare_panorama(height: int, width: int, options: dict):
 
 
 @benchmark(
-    budget=600,
+    budget=900,
     targets={"peak": at_most(4.0, "issue 5: 30,000 x 2,000 within 4 GiB")},
 )
 def panorama(quick: bool) -> dict[str, Figure]:
-    """A 30,000 x 2,000 image with our own x2 weights, told to stay within 4 GiB."""
+    """A 30,000 x 2,000 image with our own x2 weights: peak of the whole process, and seconds."""
     h, w = (200, 400) if quick else (2000, 30_000)
     options = {"memory_limit": 3 * GIB, "tile_mode": "gates", "tile": 256}
+    started = time.perf_counter()
     found = peak_memory(enlarge, h, w, options, prepare=prepare_panorama)
-    return {"peak": Figure(found.peak / GIB, "GiB")}
+    return {
+        "peak": Figure(found.peak / GIB, "GiB"),
+        "seconds with start-up": Figure(time.perf_counter() - started, "s", timed=True),
+    }

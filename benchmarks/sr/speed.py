@@ -3,72 +3,93 @@
 All are IMDN x4 at 256x256, 93.0 GFLOP, two threads; weights are random, which costs the same.
 """
 
+from __future__ import annotations
+
 import functools
+from collections.abc import Callable
+from importlib import metadata
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from potstill.core.bench import Figure, Pair, Skip, at_least, at_most, benchmark
+from benchmarks.sr.naive import NaiveIMDN
+from potstill.core.bench import Figure, Pair, Skip, at_least, benchmark
 from potstill.core.cost import latency
 from potstill.core.errors import BackendError
 from potstill.sr import IMDN
-from potstill.sr.backends import make_runner
-from potstill.sr.weights import _renamed
-
-from .naive import NaiveIMDN
+from potstill.sr.backends import Backend, Precision, Runner, make_runner
+from potstill.sr.weights import renamed
 
 SIZE, SCALE, THREADS = 256, 4, 2
 MACS = 709_824 * SIZE**2
+MEGAPIXELS = (SIZE * SCALE) ** 2 / 1e6
 
 
 @functools.cache
 def networks() -> tuple[NaiveIMDN, IMDN, Tensor]:
+    """The naive network and ours with the same weights, and an image."""
     torch.manual_seed(0)
     naive = NaiveIMDN(SCALE).eval()
     model = IMDN(SCALE).eval()
-    model.load_state_dict(_renamed(naive.state_dict()))
+    model.load_state_dict(renamed(naive.state_dict()))
     return naive, model, torch.rand(1, 3, SIZE, SIZE)
 
 
-def agree(tolerance: float):
+def agree(tolerance: float) -> Callable[[Tensor, Tensor], None]:
     def check(ours: Tensor, baseline: Tensor) -> None:
         torch.testing.assert_close(ours.float(), baseline, rtol=0, atol=tolerance)
 
     return check
 
 
-def race(backend: str, precision: str, tolerance: float, compiled: bool = False) -> Pair:
-    naive, model, x = networks()
+def runner(backend: Backend, precision: Precision, compiled: bool = False) -> Runner:
+    """Our network on a backend, or a skip that says what to install."""
     try:
-        runner = make_runner(model, backend, precision, "cpu", compiled)
+        return make_runner(networks()[1], backend, precision, "cpu", compiled)
     except BackendError as error:
         raise Skip(str(error)) from error
 
-    def baseline() -> Tensor:
-        with torch.inference_mode():
-            return naive(x)
 
-    megapixels = (SIZE * SCALE) ** 2 / 1e6
-    seconds = latency(runner, x, blocks=5, block_seconds=1e-3).median
+def infer(network: nn.Module, x: Tensor) -> Tensor:
+    with torch.inference_mode():
+        out: Tensor = network(x)
+    return out
+
+
+def seconds(run: Runner) -> float:
+    return latency(run, networks()[2], blocks=5, block_seconds=1e-3).median
+
+
+def race(
+    backend: Backend,
+    precision: Precision,
+    compiled: bool = False,
+    baseline: nn.Module | None = None,
+) -> Pair:
+    """A backend against the naive network, or another one with the same weights."""
+    naive, _, x = networks()
+    run, network = runner(backend, precision, compiled), baseline or naive
+    tolerance = 1e-2 if precision == "bf16" else 1e-5 if backend == "torch" else 2e-5
+    taken = seconds(run)
     return Pair(
-        ours=lambda: runner(x),
-        baseline=baseline,
+        ours=lambda: run(x),
+        baseline=lambda: infer(network, x),
         check=agree(tolerance),
-        work=megapixels,
+        work=MEGAPIXELS,
         unit="output MPx/s",
         flops=2 * MACS,
         figures={
-            "seconds per output megapixel": Figure(seconds / megapixels, "s", timed=True),
+            "seconds per output megapixel": Figure(taken / MEGAPIXELS, "s", timed=True),
             "share of convolution peak": Figure(
-                100 * convolution_seconds(precision) / seconds, "%", timed=True
+                100 * convolution_seconds(precision) / taken, "%", timed=True
             ),
         },
     )
 
 
 @functools.cache
-def convolution_seconds(precision: str) -> float:
+def convolution_seconds(precision: Precision) -> float:
     """The convolution floor: as many operations in 3x3 convolutions of 64 to 64 channels."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     x = torch.rand(1, 64, SIZE, SIZE).to(dtype).contiguous(memory_format=torch.channels_last)
@@ -81,25 +102,31 @@ def convolution_seconds(precision: str) -> float:
 @benchmark(threads=THREADS, targets={"ratio": at_least(1.4, "issue 5: torch fp32")})
 def torch_fp32() -> Pair:
     """IMDN x4 in stages, float32, not compiled, against the naive network."""
-    return race("torch", "fp32", 1e-5)
+    return race("torch", "fp32")
+
+
+@benchmark(threads=THREADS, budget=180)
+def torch_fp32_compiled() -> Pair:
+    """Float32 compiled by torch, against the naive network."""
+    return race("torch", "fp32", compiled=True)
 
 
 @benchmark(threads=THREADS, targets={"ratio": at_least(1.35, "issue 5: ONNX")})
 def onnx_fp32() -> Pair:
     """ONNX Runtime, float32, against the naive network."""
-    return race("onnx", "fp32", 2e-5)
+    return race("onnx", "fp32")
 
 
 @benchmark(threads=THREADS)
 def openvino_fp32() -> Pair:
     """OpenVINO, float32, against the naive network."""
-    return race("openvino", "fp32", 2e-5)
+    return race("openvino", "fp32")
 
 
 @benchmark(threads=THREADS)
 def torch_bf16() -> Pair:
     """Mixed bf16 in stages, not compiled, against the naive network in float32."""
-    return race("torch", "bf16", 0.1)
+    return race("torch", "bf16")
 
 
 @benchmark(
@@ -107,27 +134,26 @@ def torch_bf16() -> Pair:
 )
 def torch_bf16_compiled() -> Pair:
     """Mixed bf16 compiled by torch, against the naive network in float32."""
-    return race("torch", "bf16", 0.1, compiled=True)
+    return race("torch", "bf16", compiled=True)
 
 
 @benchmark(threads=THREADS, targets={"ratio": at_least(5.0, "issue 5: best bf16")})
 def openvino_bf16() -> Pair:
     """OpenVINO in bf16, against the naive network in float32."""
-    return race("openvino", "bf16", 0.1)
+    return race("openvino", "bf16")
 
 
-@benchmark(
-    threads=THREADS,
-    targets={"times the floor": at_most(1.3, "issue 5: fp32 near the convolution floor")},
-)
-def floor_fp32() -> dict[str, Figure]:
-    """Float32 in stages against the time of its convolutions alone."""
-    _, model, x = networks()
-    runner = make_runner(model, "torch", "fp32", "cpu")
-    seconds = latency(runner, x, blocks=10, block_seconds=1e-3).median
-    floor = convolution_seconds("fp32")
-    return {
-        "times the floor": Figure(seconds / floor, "x", timed=True),
-        "seconds": Figure(seconds, "s", timed=True),
-        "floor": Figure(floor, "s", timed=True),
-    }
+@benchmark(threads=THREADS)
+def spandrel_fp32() -> Pair:
+    """The stages against spandrel, the loader of most upscaling programs, where it knows IMDN."""
+    try:
+        import spandrel
+    except ImportError as error:
+        raise Skip("needs spandrel: pip install spandrel") from error
+    weights = networks()[0].state_dict()
+    try:
+        theirs = spandrel.ModelLoader("cpu").load_from_state_dict(weights).model.eval()
+    except spandrel.UnsupportedModelError as error:
+        version = metadata.version("spandrel")
+        raise Skip(f"spandrel {version} does not know IMDN's weights") from error
+    return race("torch", "fp32", baseline=theirs)

@@ -33,10 +33,10 @@ def test_macs_are_the_closed_form(scale, macs):
 def test_equals_the_naive_network(naive, scale):
     torch.manual_seed(scale)
     reference = naive.NaiveIMDN(scale, n=16, blocks=3).eval()
-    from potstill.sr.weights import _renamed
+    from potstill.sr.weights import renamed
 
     model = IMDN(scale, 16, 3).eval()
-    model.load_state_dict(_renamed(reference.state_dict()))
+    model.load_state_dict(renamed(reference.state_dict()))
     x = torch.rand(2, 3, 11, 14)
     with torch.no_grad():
         torch.testing.assert_close(model(x), reference(x), rtol=0, atol=1e-5)

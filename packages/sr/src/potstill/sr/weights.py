@@ -20,7 +20,15 @@ from potstill.core.errors import ConfigError, DataError, nearest
 from potstill.core.files import atomic
 from potstill.sr.models import IMDN, IMDN_AS, IMDN_RTC, IMDN_RTE, Upscaler
 
-__all__ = ["PRETRAINED", "Description", "detect", "load_model", "load_tensors", "save_model"]
+__all__ = [
+    "PRETRAINED",
+    "Description",
+    "detect",
+    "load_model",
+    "load_tensors",
+    "renamed",
+    "save_model",
+]
 
 PRETRAINED = {f"potstill-x{scale}": f"potstill-x{scale}.safetensors" for scale in (2, 3, 4)}
 """Our own weights, which come with the package: small students, trained on free photographs."""
@@ -92,7 +100,7 @@ def load_model(
             f"load_model: scale must be {model.scale} for {source}, got {scale}; choose other "
             "weights or leave scale out"
         )
-    state = {key: value.float() for key, value in _renamed(tensors).items()}
+    state = {key: value.float() for key, value in renamed(tensors).items()}
     wanted = model.state_dict()
     missing, surplus = sorted(set(wanted) - set(state)), sorted(set(state) - set(wanted))
     if strict and (missing or surplus):
@@ -163,7 +171,7 @@ def detect(
     Raises:
         ConfigError: They belong to another architecture.
     """
-    state = _renamed(tensors)
+    state = renamed(tensors)
     shapes = {key: tuple(value.shape) for key, value in state.items()}
     indices = {int(m[1]) for key in shapes if (m := re.match(r"blocks\.(\d+)\.", key))}
     head = shapes.get("head.weight") or shapes.get("head.0.weight")
@@ -255,8 +263,8 @@ def _unwrap(loaded: Any, path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors under our names."""
+def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors under our names, whether they have the official ones or these."""
     bare = {key.removeprefix("module."): value for key, value in tensors.items()}
     large = any(re.match(r"block\d+\.c7\.", key) for key in bare)
     return {_rename(key, large): value for key, value in bare.items()}
