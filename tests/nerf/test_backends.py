@@ -64,6 +64,17 @@ def test_threads_do_not_change_the_result():
     torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)
 
 
+def test_no_points_have_no_gradient():
+    levels = Levels.geometric(4, 2, 10, 8, 64)
+    for _ in range(3):  # an uninitialised buffer would be zero by luck
+        table = torch.rand(levels.total, 2).requires_grad_()
+        y = native.encode(torch.zeros(0, 3), table, levels)
+        assert y.shape == (0, 8)
+        y.sum().backward()
+        assert not table.grad.any()
+        table.grad.fill_(7)
+
+
 def test_input_gradient_is_the_slope():
     levels = Levels.geometric(1, 1, 12, 8, 8)
     table = torch.rand(levels.total, 1, dtype=torch.float64)
@@ -245,7 +256,8 @@ def test_row_adam_leaves_untouched_rows_alone_and_reuses_its_buffer():
 def test_a_changed_gradient_is_read_in_full():
     """Flags are only trusted for a gradient that nobody else has written to."""
     table = torch.nn.Parameter(torch.zeros(64, 2))
-    gradient, flags = POOL.take(table)
+    gradient, flags, fresh = POOL.take(table)
+    assert fresh
     gradient[3] = 1.0
     assert POOL.flags(gradient).all()
     assert not flags.any()

@@ -22,18 +22,19 @@ class Pool:
         self._clean: tuple[Tensor, Tensor] | None = None
         self._lent: tuple[object, int, int, Tensor] | None = None
 
-    def take(self, table: Tensor) -> tuple[Tensor, Tensor]:
-        """A zero gradient like ``table``, and its flags."""
+    def take(self, table: Tensor) -> tuple[Tensor, Tensor, bool]:
+        """A gradient like ``table``, its flags, and whether it is fresh: not zeroed yet."""
         clean, self._clean = self._clean, None
-        if clean is not None and clean[0].shape == table.shape:
-            gradient, flags = clean
-        else:
-            gradient = torch.zeros(table.shape)
+        fresh = clean is None or clean[0].shape != table.shape
+        if clean is None or fresh:
+            gradient = torch.empty(table.shape)
             flags = torch.zeros(_blocks(gradient), dtype=torch.uint8)
+        else:
+            gradient, flags = clean
         # Holding the tensor would make autograd copy it; its storage keeps the address ours.
         address, version = gradient.data_ptr(), gradient._version
         self._lent = (gradient.untyped_storage(), address, version, flags)
-        return gradient, flags
+        return gradient, flags, fresh
 
     def flags(self, gradient: Tensor) -> Tensor:
         """Which blocks of ``gradient`` may be non-zero: those written to, or all if unknown.

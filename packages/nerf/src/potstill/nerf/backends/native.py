@@ -35,26 +35,27 @@ def encode(x: Tensor, table: Tensor, levels: Levels) -> Tensor:
 class _Encode(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, table: Tensor, levels: Levels) -> Tensor:
-        x, table = _checked("x", x), _checked("table", table)
-        y = torch.empty(len(x), levels.width)
-        _call("encode", x, table, *_shape(x, levels), y, torch.get_num_threads())
-        ctx.save_for_backward(x, table)
+        axes, table = _checked("x", x.T), _checked("table", table)
+        y = _huge(torch.empty(len(x), levels.width))
+        _call("encode", *_common(axes, levels), table, y)
+        ctx.save_for_backward(axes, table)
         ctx.levels = levels
         return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        x, table = ctx.saved_tensors
-        dy = dy.float().contiguous()
-        shape, threads = _shape(x, ctx.levels), torch.get_num_threads()
+        axes, table = ctx.saved_tensors
+        dy, common = dy.float().contiguous(), _common(axes, ctx.levels)
         dx = dtable = None
         if ctx.needs_input_grad[1]:
-            dtable, touched = POOL.take(table)
-            _call("encode_backward_table", x, dy, *shape, dtable, touched, threads)
+            dtable, touched, fresh = POOL.take(table)
+            if fresh:
+                _huge(dtable)
+            _call("encode_backward_table", *common, dy, dtable, touched, int(fresh))
         if ctx.needs_input_grad[0]:
-            dx = torch.zeros_like(x)
-            _call("encode_backward_input", x, table, dy, *shape, dx, threads)
+            dx = torch.zeros(len(dy), 3)
+            _call("encode_backward_input", *common, dy, table, dx)
         return dx, dtable, None
 
 
@@ -70,12 +71,10 @@ def row_adam(
     correction: float,
 ) -> None:
     """Adam on rows whose gradient is not zero; clears ``gradient`` and ``touched``."""
-    library().potstill_row_adam(
-        *map(_pointer, (table, mean, square, gradient, touched)),
-        *map(ctypes.c_int64, (table.numel(), table.shape[1])),
-        *map(ctypes.c_float, (rate, *betas, eps, correction)),
-        ctypes.c_int64(torch.get_num_threads()),
-    )
+    tensors = (table, mean, square, gradient, touched)
+    numbers = map(ctypes.c_float, (rate, *betas, eps, correction))
+    size = (table.numel(), table.shape[1])
+    _call("row_adam", *tensors, *size, *numbers, torch.get_num_threads())
 
 
 class _March(ctypes.Structure):
@@ -128,8 +127,17 @@ def _checked(name: str, tensor: Tensor) -> Tensor:
     return tensor.detach().to(torch.float32).contiguous()
 
 
-def _shape(x: Tensor, levels: Levels) -> tuple[Any, int, int, int]:
-    return levels.records, len(x), len(levels.scale), levels.features
+def _common(axes: Tensor, levels: Levels) -> tuple[Any, ...]:
+    """What all kernels of the grid begin with; points come axis by axis."""
+    size = (len(levels.scale), levels.features)
+    return (axes, axes.shape[1], levels.records, *size, torch.get_num_threads())
+
+
+def _huge(fresh: Tensor) -> Tensor:
+    """The same memory, on huge pages where the system has them."""
+    if fresh.nbytes >= 2**22:
+        library().potstill_huge_pages(_pointer(fresh), ctypes.c_int64(fresh.nbytes))
+    return fresh
 
 
 def _call(name: str, *arguments: Any) -> None:
@@ -142,7 +150,7 @@ def _pointer(value: Any) -> Any:
         return ctypes.c_void_p(value.data_ptr())
     if isinstance(value, np.ndarray):
         return ctypes.c_void_p(value.ctypes.data)
-    return ctypes.c_int64(value)
+    return ctypes.c_int64(value) if isinstance(value, int) else value
 
 
 assert TOUCHED_BYTES == 64, "BLOCK in native.cpp"
