@@ -94,7 +94,7 @@ class ACM(nn.Module):
         >>> acm(z).shape
         torch.Size([2, 5, 8])
         >>> with forced(acm, {"": torch.zeros(2, 5, dtype=torch.long)}):
-        ...     float(acm(z).abs().max())
+        ...     float(acm(z).detach().abs().max())
         0.0
     """
 

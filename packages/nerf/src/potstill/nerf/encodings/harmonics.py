@@ -29,8 +29,8 @@ def harmonics(
         ConfigError: ``degree`` is not 1 to 4.
 
     Example:
-        >>> harmonics(torch.tensor([[0.0, 0.0, 2.0]]), degree=2)
-        tensor([[ 0.2821, -0.0000,  0.4886, -0.0000]])
+        >>> harmonics(torch.tensor([[0.0, 0.0, 2.0]]), degree=2).abs()
+        tensor([[0.2821, 0.0000, 0.4886, 0.0000]])
     """
     if degree not in (1, 2, 3, 4):
         raise ConfigError(f"harmonics: degree must be 1, 2, 3 or 4, got {degree}")
