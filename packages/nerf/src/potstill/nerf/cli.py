@@ -1,4 +1,4 @@
-"""``potstill nerf``: train, evaluate, render, inspect, view, export."""
+"""``potstill nerf``: train, convert, evaluate, render, inspect, view, export."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from cyclopts import App, Parameter
 
 from potstill.core import config as configs
 from potstill.core.errors import ConfigError
-from potstill.nerf.config import TrainConfig
+from potstill.nerf.config import ConvertConfig, TrainConfig
 
 if TYPE_CHECKING:
     from potstill.nerf.fields.base import Field
     from potstill.nerf.scenes.scene import Scene
 
-app = App(name="nerf", help="Radiance fields: train, evaluate, render, inspect, view, export.")
+app = App(
+    name="nerf", help="Radiance fields: train, convert, evaluate, render, inspect, view, export."
+)
 
 
 @app.command
@@ -32,6 +34,7 @@ def train(config: Annotated[TrainConfig, Parameter(name="*")] | None = None) -> 
     from potstill.core import Engine, Run
     from potstill.core.seed import seed_all
     from potstill.nerf.backends.registry import resolve
+    from potstill.nerf.distill.priors import prior_of
     from potstill.nerf.fields.make import make_field, save_field
     from potstill.nerf.pictures import compare
     from potstill.nerf.training import score, train_field
@@ -68,6 +71,7 @@ def train(config: Annotated[TrainConfig, Parameter(name="*")] | None = None) -> 
             return
         note = f"{scene.name}, {len(history)} steps, backend {backend.name}"
         path = save_field(field, config.out / "field.safetensors", scene.similarity, note)
+        prior_of(scene.train.cameras, scene.space).save(config.out / "prior.json")
     last = min(2, len(scene.test.cameras))
     picture = compare(field, scene.test, config.out / "comparison.png", tuple(range(last)))
     _table(
@@ -79,6 +83,102 @@ def train(config: Annotated[TrainConfig, Parameter(name="*")] | None = None) -> 
             "picture": str(picture),
         },
     )
+
+
+@app.command
+def convert(
+    teacher: Path, /, config: Annotated[ConvertConfig, Parameter(name="*")] | None = None
+) -> None:
+    """Turn a trained field into one of another kind; no image is needed.
+
+    The folder gets field.safetensors, prior.json, conversion.json, index.html and what a run
+    leaves behind. A conversion that was interrupted is continued by the same command.
+
+    Args:
+        teacher: Folder of a run, or a field's file.
+        config: Its options.
+    """
+    config = config or ConvertConfig()
+    import dataclasses
+
+    import torch
+
+    from potstill.core import Engine, Run
+    from potstill.nerf.distill.convert import convert as run_conversion
+    from potstill.nerf.distill.convert import hand_over
+    from potstill.nerf.distill.objective import Schedule
+    from potstill.nerf.distill.page import conversion_page
+    from potstill.nerf.distill.priors import load_prior
+    from potstill.nerf.fields.make import load_field, save_field
+    from potstill.nerf.training import score
+
+    folder = teacher if teacher.is_dir() else teacher.parent
+    prior = load_prior(config.prior or folder / "prior.json")
+    train = dataclasses.replace(TrainConfig(), data=config.data, downsample=config.downsample)
+    scene = _scene(train) if config.data else None
+    share = 1 - config.hand_over
+    budget: dict[str, Any] = {
+        "steps": round(config.steps * share) or None,
+        "seconds": config.seconds * share or None,
+    }
+    schedule = Schedule(
+        feature_until=config.feature_until,
+        points_until=config.points_until,
+        norm=config.norm,
+        pools=config.pools,
+    )
+    several = Engine(device=config.device, find_unused=config.feature_until > 0)
+    with several as engine:
+        field, header = load_field(teacher, config.backend)
+        source = _edited(field, config)
+        configs.record(config, config.out, ignore=("device", "backend"))
+        student, report = run_conversion(
+            source, config.kind, prior, schedule, config=_size(config), **budget,
+            clock=config.clock, lr=config.lr or None, samples=config.samples,
+            inherit=config.inherit, every=config.every, truth=None if scene is None else scene.test,
+            run=Run(config.out), engine=engine, seed=config.seed,
+            progress=f"nerf {source.kind} to {config.kind}",
+        )  # fmt: skip
+        rows = {"PSNR to the teacher": f"{report.scores['teacher']:.2f} dB"}
+        if scene is not None and config.hand_over:
+            budget = {
+                "steps": config.steps - (budget["steps"] or 0) or None,
+                "seconds": config.seconds * config.hand_over or None,
+            }
+            student, _ = hand_over(
+                student, scene, **budget, run=Run(config.out / "hand-over"), engine=engine,
+                seed=config.seed, progress=f"nerf {config.kind} on images",
+            )  # fmt: skip
+        student = student.cpu()
+        if not engine.main:
+            return
+        similarity = torch.tensor(header["similarity"])
+        path = save_field(
+            student, config.out / "field.safetensors", similarity, f"{source.kind} teacher"
+        )
+        prior.save(config.out / "prior.json")
+        report.save(config.out / "conversion.json")
+    if scene is not None:
+        rows["PSNR on the test views"] = f"{score(student, scene.test):.2f} dB"
+    page = conversion_page([report], config.out, title=f"{source.kind} to {config.kind}")
+    rows |= {"occupied cells": f"{report.occupied:.1%}", "field": str(path), "page": str(page)}
+    _table("converted", rows)
+
+
+@app.command
+def report(conversions: list[Path], /, *, out: Path = Path("runs/report")) -> None:
+    """Draw one page of several conversions from their files, without rendering anything.
+
+    Args:
+        conversions: Folders of conversions, or their conversion.json.
+        out: Folder of the page.
+    """
+    from potstill.nerf.distill.page import conversion_page
+    from potstill.nerf.distill.results import load_conversion
+
+    files = [path / "conversion.json" if path.is_dir() else path for path in conversions]
+    page = conversion_page([load_conversion(file) for file in files], out)
+    _table("report", {"conversions": str(len(files)), "page": str(page)})
 
 
 @app.command(name="eval")
@@ -292,7 +392,18 @@ def _scene(config: TrainConfig) -> Scene:
     )
 
 
-def _size(config: TrainConfig) -> Any:
+def _edited(field: Field, config: ConvertConfig) -> Field:
+    """The field, or the field without the box that is to go."""
+    from potstill.nerf.distill.edit import EditedField
+
+    box = config.erase or config.keep
+    if not box:
+        return field
+    low, high = (box[0], box[1], box[2]), (box[3], box[4], box[5])
+    return EditedField(field, low, high, "erase" if config.erase else "keep")
+
+
+def _size(config: TrainConfig | ConvertConfig) -> Any:
     """The configuration of the kind, with what the user has set."""
     import dataclasses
 
