@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import io
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from potstill.core.errors import ConfigError, DataError
+from potstill.core.files import Files
 from potstill.core.seed import generator
 
 __all__ = ["CIFAR10", "IMAGENET", "Images", "Statistics", "load_images"]
@@ -117,47 +116,29 @@ def load_images(
         DataError: Nothing there, no image, or one that cannot be read.
         ConfigError: Images of several sizes, and no ``size``.
     """
-    found = sorted(_files(Path(source)))
-    if not found:
+    files = Files(source, _SUFFIXES)
+    if not files:
         raise DataError(
             f"load_images: {source} must hold images ({', '.join(_SUFFIXES)}), got none"
         )
-    names, arrays = [], []
-    for name, read in found:
+    arrays = []
+    for name in files:
         try:
-            image = Image.open(io.BytesIO(read())).convert("RGB")
-        except (UnidentifiedImageError, OSError) as error:
+            image = Image.open(io.BytesIO(files.read(name))).convert("RGB")
+        except (OSError, SyntaxError) as error:
             raise DataError(
                 f"load_images: {name} in {source} must be a readable image, got: {error}; remove it"
             ) from error
-        names.append(name)
         arrays.append(np.asarray(image if size is None else _square(image, size)))
     if len({array.shape for array in arrays}) > 1:
         raise ConfigError(
             f"load_images: the images of {source} must have one size, got several; pass size="
         )
     pixels = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
-    folders = [PurePosixPath(name).parent.name for name in names]
+    folders = [PurePosixPath(name).parent.name for name in files]
     classes = tuple(sorted(set(folders))) if len(set(folders)) > 1 else ()
     labels = torch.tensor([classes.index(f) if classes else -1 for f in folders])
-    return Images(pixels, labels, tuple(names), classes, statistics)
-
-
-def _files(source: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
-    for path in (source, *source.parents):
-        if path.suffix == ".zip" and path.is_file():
-            archive = zipfile.ZipFile(path)
-            inside = source.relative_to(path).as_posix()
-            prefix = "" if inside == "." else f"{inside}/"
-            for name in archive.namelist():
-                if name.startswith(prefix) and name.lower().endswith(_SUFFIXES):
-                    yield name.removeprefix(prefix), partial(archive.read, name)
-            return
-    if not source.is_dir():
-        raise DataError(f"load_images: {source} must be a folder or a .zip file, got nothing there")
-    for path in source.rglob("*"):
-        if path.suffix.lower() in _SUFFIXES:
-            yield path.relative_to(source).as_posix(), path.read_bytes
+    return Images(pixels, labels, tuple(files), classes, statistics)
 
 
 def _square(image: Image.Image, size: int) -> Image.Image:

@@ -6,7 +6,6 @@ import io
 import logging
 import os
 import random
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,13 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
 from potstill.core.data import root
 from potstill.core.errors import DataError
+from potstill.core.files import Files
 from potstill.core.seed import generator
 from potstill.mae.distiller import Normalization
 
@@ -71,9 +71,9 @@ class ImageSet:
         labels: bool = False,
         transform: Callable[[Any], Any] | None = None,
     ) -> None:
-        self.archive, self.folder = _split(Path(source))
         self.transform, self.labels = transform, labels
-        self.names = sorted(n for n in self._list() if n.lower().endswith(_SUFFIXES))
+        self.files = Files(source, _SUFFIXES)
+        self.names = list(self.files)
         if not self.names:
             raise DataError(
                 f"ImageSet: {source} must hold images ({', '.join(_SUFFIXES)}), got none; "
@@ -89,7 +89,6 @@ class ImageSet:
         number = {name: index for index, name in enumerate(self.classes)}
         self.targets = [number[folder] for folder in folders]
         self._bad: set[int] = set()
-        self._zips: dict[int, zipfile.ZipFile] = {}
 
     @property
     def corrupt(self) -> int:
@@ -113,33 +112,11 @@ class ImageSet:
             return None
         name = self.names[index]
         try:
-            if self.archive is None:
-                content = (self.folder / name).read_bytes()
-            else:
-                content = self._zip().read((self.folder / name).as_posix())
-            return Image.open(io.BytesIO(content)).convert("RGB")
-        except (UnidentifiedImageError, OSError, SyntaxError, zipfile.BadZipFile) as error:
+            return Image.open(io.BytesIO(self.files.read(name))).convert("RGB")
+        except (OSError, SyntaxError) as error:
             self._bad.add(index)
             _log.warning("ImageSet: %s cannot be read and is skipped: %s", name, error)
             return None
-
-    def _zip(self) -> zipfile.ZipFile:
-        """One handle per process: forked workers must not share a file position."""
-        assert self.archive is not None
-        if os.getpid() not in self._zips:
-            self._zips = {os.getpid(): zipfile.ZipFile(self.archive)}
-        return self._zips[os.getpid()]
-
-    def _list(self) -> Iterator[str]:
-        if self.archive is None:
-            yield from (p.relative_to(self.folder).as_posix() for p in self.folder.rglob("*.*"))
-            return
-        prefix = "" if self.folder == Path() else f"{self.folder.as_posix()}/"
-        with zipfile.ZipFile(self.archive) as archive:
-            yield from (n.removeprefix(prefix) for n in archive.namelist() if n.startswith(prefix))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_zips": {}}
 
 
 def image_path(source: str) -> Path:
@@ -147,16 +124,6 @@ def image_path(source: str) -> Path:
     path = Path(source)
     known = any(part.exists() for part in (path, *path.parents) if part.name)
     return path if known else root() / source
-
-
-def _split(source: Path) -> tuple[Path | None, Path]:
-    """Archive and folder in it, or None and the folder."""
-    for path in (source, *source.parents):
-        if path.suffix == ".zip" and path.is_file():
-            return path, source.relative_to(path)
-    if not source.is_dir():
-        raise DataError(f"ImageSet: {source} must be a folder or a .zip file, got nothing there")
-    return None, source
 
 
 def train_transform(
