@@ -9,7 +9,7 @@ evening may be cut into short ones.
 import argparse
 import csv
 import time
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 from statistics import median
 
@@ -130,7 +130,7 @@ def run_arm(
     return values
 
 
-def cells(names: list[str]) -> list[tuple[str, str, str, int, float]]:
+def cells(names: list[str], kinds: Container[str]) -> list[tuple[str, str, str, int, float]]:
     """Scene, student, arm, seed and seconds of what ``names`` stand for, arms side by side."""
     chosen = []
     for name in names:
@@ -145,7 +145,7 @@ def cells(names: list[str]) -> list[tuple[str, str, str, int, float]]:
                 chosen += [(what, k, a, one, ARM_SECONDS) for k in ("vm", "mlp") for a in ARMS]
             else:
                 raise SystemExit(f"unknown cells {name!r}: lego, long, fern or fox_270, and :seed")
-    return chosen
+    return [cell for cell in chosen if cell[1] in kinds]
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -158,9 +158,11 @@ def append(path: Path, row: dict[str, object]) -> None:
         temporary.write_text(csv_text(list(row), rows))
 
 
-def measure_cells(names: list[str], out: Path, teachers: Path, device: str) -> None:
+def measure_cells(
+    names: list[str], kinds: Container[str], out: Path, teachers: Path, device: str
+) -> None:
     path = out / "nerf-conversion.csv"
-    for name, kind, arm, seed, seconds in cells(names):
+    for name, kind, arm, seed, seconds in cells(names, kinds):
         key = {"scene": name, "student": kind, "arm": arm, "seed": str(seed)}
         key |= {"seconds": f"{seconds:g}"}
         if any(key.items() <= row.items() for row in rows_of(path)):
@@ -295,7 +297,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("cells", nargs="*", help="lego, long, fern, fox_270, each with :seed")
     parser.add_argument("--matrix", type=float, help="seconds of each of the 25 conversions")
-    parser.add_argument("--sweep", nargs="*", help="kinds for the sweep of schedules")
+    parser.add_argument("--sweep", action="store_true", help="schedules against each other")
+    parser.add_argument("--kinds", nargs="*", help="students; all by default")
     parser.add_argument("--seconds", type=float, default=12.5, help="of the sweep")
     parser.add_argument("--seed", type=int, default=0, help="of matrix and sweep")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
@@ -303,11 +306,11 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    measure_cells(options.cells, options.out, options.teachers, options.device)
+    kinds = options.kinds or KINDS
+    measure_cells(options.cells, kinds, options.out, options.teachers, options.device)
     if options.matrix:
         measure_matrix(options.matrix, options.seed, options.out, options.teachers)
-    if options.sweep is not None:
-        kinds = options.sweep or KINDS[:4]
+    if options.sweep:
         measure_sweep(kinds, options.seconds, options.seed, options.out, options.teachers)
 
 
