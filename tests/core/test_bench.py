@@ -299,7 +299,7 @@ def test_the_record_only_grows_and_the_page_shows_the_newest(tmp_path, idle):
     assert "1.500" not in page
     assert "&gt;= 2" in page
     assert "issue 9" in page
-    assert "hatch run bench d b" in page
+    assert "hatch run bench d &lt;benchmark&gt;" in page
     assert page.count("<svg") == 1
 
 

@@ -23,9 +23,7 @@ Row = dict[str, str]
 def draw(path: Path) -> Path:
     """Write ``<domain>.html`` beside ``<domain>.csv``: one page that needs nothing else."""
     target = path.with_suffix(".html")
-    text = page(
-        f"Benchmarks: {path.stem}", sections(path.stem, read(path)), summary=_summary(path.stem)
-    )
+    text = page(f"Benchmarks: {path.stem}", sections(read(path)), summary=_summary(path.stem))
     with atomic(target) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return target
@@ -34,19 +32,18 @@ def draw(path: Path) -> Path:
 def _summary(domain: str) -> str:
     return (
         f"Drawn from benchmarks/results/{domain}.csv: the newest figure of each kind on each "
-        f"machine, as `hatch run bench {domain}` printed it."
+        f"machine, printed by: hatch run bench {domain} <benchmark>."
     )
 
 
-def sections(domain: str, rows: list[Row]) -> list[Section]:
-    """Targets, races and figures of a domain as parts of a page."""
+def sections(rows: list[Row]) -> list[Section]:
+    """Targets, then races and figures on each machine, as parts of a page."""
     rows = newest(rows)
     parts = [Section("Promised", _targets([row for row in rows if row["target"]]))]
     for machine in dict.fromkeys(map(_machine, rows)):
-        races = [row for row in rows if row["figure"] == "ratio" and _machine(row) == machine]
-        if races:
-            parts.append(Section(f"Races on {machine}", _races(races)))
-    parts.append(Section("Every figure", _figures(domain, rows)))
+        here = [row for row in rows if _machine(row) == machine]
+        races = [row for row in here if row["figure"] == "ratio"]
+        parts.append(Section(f"On {machine}", (_races(races) if races else "") + _figures(here)))
     return [part for part in parts if part.html]
 
 
@@ -94,32 +91,33 @@ def _races(rows: list[Row]) -> str:
     return f"<figure>{svg}<figcaption>{note}</figcaption></figure>"
 
 
-def _figures(domain: str, rows: list[Row]) -> str:
-    header = ["benchmark", "figure", "value", "interval", "machine", "seed", "when", "command"]
+def _figures(rows: list[Row]) -> str:
     cells = []
     for row in rows:
-        busy = row["timed"] == "1" and float(row["others"]) > BUSY
         interval = ""
         if row["interval"]:
             low, high = (number(float(row[key])) for key in ("low", "high"))
             interval = f"{low} to {high} ({row['interval']}, n={row['samples']})"
+        busy = row["timed"] == "1" and float(row["others"]) > BUSY
+        note = f"{row['date'][:10]} {row['commit']}" + ", busy machine" * busy
         cells.append(
             [
                 row["benchmark"],
-                row["figure"] + " (busy machine)" * busy,
+                row["figure"],
                 _value(row),
                 interval,
-                f"{_machine(row)}, {row['threads']} threads, torch {row['torch']}",
+                row["threads"],
                 row["seed"],
-                f"{row['date'][:10]} {row['commit']}",
-                f"hatch run bench {domain} {row['benchmark']}",
+                note,
             ]
         )
+    header = ["benchmark", "figure", "value", "interval", "threads", "seed", "when, commit"]
     return table_html(header, cells, numeric=[name == "value" for name in header])
 
 
 def _machine(row: Row) -> str:
-    return row["device"] if row["device"] != "cpu" else row["cpu"]
+    device = row["device"] if row["device"] != "cpu" else row["cpu"]
+    return f"{device}, torch {row['torch']}"
 
 
 def _value(row: Row) -> str:
