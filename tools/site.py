@@ -1,0 +1,213 @@
+"""Build the documentation: ``docs/``, a page for each criterion, and the results.
+
+python tools/site.py [--strict]    writes build/docs, build/mkdocs.yml, build/site
+
+What is made here is made from what the code says: the docstrings of the criteria, and the records
+in benchmarks/results. None of it is committed. Nothing is imported but the core's bench.
+"""
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from potstill.core.bench.drawing import sections
+from potstill.core.bench.results import read
+
+ROOT = Path(__file__).parents[1]
+BUILD = ROOT / "build"
+FORMULA = re.compile(r" = |\bmean|\bsum_|KL\(| / \(")
+SECTION = re.compile(r"^(Args|Call|Attributes|Returns|Raises|Example):$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A public criterion, as its source says it."""
+
+    name: str
+    module: str  # where it is defined: potstill.core.criteria.logit
+    public: str  # where it is imported from: potstill.core.criteria
+    docstring: str
+    about: str  # docstring of the module, which may hold the source of all
+
+    @property
+    def summary(self) -> str:
+        return " ".join(self.docstring.partition("\n\n")[0].split())
+
+    @property
+    def head(self) -> str:
+        """What is said before arguments and example."""
+        return SECTION.split(self.docstring)[0]
+
+    @property
+    def source(self) -> str:
+        """Authors, venue and equation, up to the formula; those of the module where none."""
+        for text in (self.head, self.about):
+            found = re.search(r"Source(?: of all)?: (.+?)(?=``|\n\n|\Z)", text, re.DOTALL)
+            if found:
+                return _sentences(found[1])
+        return ""
+
+    @property
+    def formulas(self) -> list[str]:
+        spans = (" ".join(span.split()) for span in re.findall(r"``(.+?)``", self.head, re.DOTALL))
+        return [span for span in spans if FORMULA.search(span)]
+
+
+def _sentences(text: str) -> str:
+    """Without the half sentence that leads to a formula."""
+    text = " ".join(text.split())
+    whole = re.match(r".*[.);](?= [A-Z]|$)", text)
+    return (whole[0] if whole else text).rstrip(" .;:") + "."
+
+
+def criteria() -> Iterator[Criterion]:
+    """Of the core, then of each domain."""
+    folder = ROOT / "packages/core/src/potstill/core/criteria"
+    package = "potstill.core.criteria"
+    for node in ast.parse((folder / "__init__.pyi").read_text(encoding="utf-8")).body:
+        assert isinstance(node, ast.ImportFrom)
+        for alias in node.names:
+            yield from _defined(
+                folder / f"{node.module}.py", f"{package}.{node.module}", package, [alias.name]
+            )
+    for path in sorted(ROOT.glob("packages/*/src/potstill/*/criteria.py")):
+        package = f"potstill.{path.parent.name}"
+        stub = (path.parent / "__init__.pyi").read_text(encoding="utf-8")
+        names = re.findall(r"^from \.criteria import (\w+)", stub, re.MULTILINE)
+        yield from _defined(path, f"{package}.criteria", package, names)
+
+
+def _defined(path: Path, module: str, public: str, names: list[str]) -> Iterator[Criterion]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name in names:
+            text = ast.get_docstring(node) or ""
+            yield Criterion(node.name, module, public, text, ast.get_docstring(tree) or "")
+
+
+def criterion_page(criterion: Criterion) -> str:
+    """Formula and source first, then the whole docstring with its signature."""
+    formula = "\n    ".join(criterion.formulas)
+    return f"""---
+title: {criterion.name}
+---
+
+# {criterion.name}
+
+{criterion.summary}
+
+!!! abstract "Formula and source"
+
+    ```text
+    {formula}
+    ```
+
+    {criterion.source}
+
+```python
+from {criterion.public} import {criterion.name}
+```
+
+::: {criterion.module}.{criterion.name}
+    options:
+      heading_level: 2
+      show_root_heading: true
+      show_root_toc_entry: false
+"""
+
+
+def criteria_index(found: list[Criterion]) -> str:
+    lines = [
+        "# Criteria",
+        "",
+        "Pure functions `(student, teacher, *context) -> scalar`; options are",
+    ]
+    lines += ["keywords, so `functools.partial(kd, T=2.0)` is a criterion too.", ""]
+    for package in dict.fromkeys(criterion.public for criterion in found):
+        lines += [f"## {package}", "", "| criterion | what it matches | source |", "|---|---|---|"]
+        for criterion in found:
+            if criterion.public == package:
+                cells = (f"[{criterion.name}]({_file(criterion)})", criterion.summary)
+                cells = (*cells, criterion.source)
+                lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _file(criterion: Criterion) -> str:
+    return f"{criterion.public.split('.')[1]}-{criterion.name}.md"
+
+
+def results_page(record: Path) -> str:
+    """The same parts as the page beside the record."""
+    rows = read(record)
+    days = sorted({row["date"][:10] for row in rows})
+    parts = [
+        f"# Results: {record.stem}",
+        f"Printed by `hatch run bench {record.stem} <benchmark>` between {days[0]} and "
+        f"{days[-1]}, and drawn from `benchmarks/results/{record.stem}.csv`, which holds device, "
+        "versions, commit and seed of each row. What a benchmark does is in its docstring: "
+        f"`hatch run bench {record.stem} --list`.",
+    ]
+    for section in sections(rows):
+        # Markdown must not look into it: empty lines would end the block.
+        parts += [f"## {section.title}", re.sub(r"\n\s*\n", "\n", section.html)]
+    return "\n\n".join(parts) + "\n"
+
+
+def write(docs: Path) -> list[dict[str, Any]]:
+    """Write the pages and give their part of the navigation."""
+    found = [c for c in criteria() if c.source and c.formulas]
+    shutil.rmtree(docs, ignore_errors=True)
+    shutil.copytree(ROOT / "docs", docs)
+    pages: dict[str, str] = {"criteria/index.md": criteria_index(found)}
+    pages |= {f"criteria/{_file(c)}": criterion_page(c) for c in found}
+    records = sorted((ROOT / "benchmarks" / "results").glob("*.csv"))
+    pages |= {f"results/{record.stem}.md": results_page(record) for record in records}
+    for name, text in pages.items():
+        (docs / name).parent.mkdir(parents=True, exist_ok=True)
+        (docs / name).write_text(text, encoding="utf-8")
+    listed: list[Any] = ["criteria/index.md"]
+    for package in dict.fromkeys(c.public for c in found):
+        members = [{c.name: f"criteria/{_file(c)}"} for c in found if c.public == package]
+        listed.append({package.removeprefix("potstill.").removesuffix(".criteria"): members})
+    navigation: list[dict[str, Any]] = [{"Criteria": listed}]
+    if records:
+        measured = [{record.stem: f"results/{record.stem}.md"} for record in records]
+        navigation.append({"Results": measured})
+    return navigation
+
+
+def configure(navigation: list[dict[str, Any]]) -> Path:
+    """The configuration of the repository, with the pages made here before the decisions."""
+    configuration = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    configuration |= {"docs_dir": "docs", "site_dir": "site"}
+    nav = configuration["nav"]
+    where = next(i for i, entry in enumerate(nav) if "Decisions" in entry)
+    configuration["nav"] = nav[:where] + navigation + nav[where:]
+    handler = configuration["plugins"][1]["mkdocstrings"]["handlers"]["python"]
+    handler["paths"] = [str(ROOT / path) for path in handler["paths"]]
+    options = handler["options"]
+    options["extensions"] = [str(ROOT / path) for path in options["extensions"]]
+    path = BUILD / "mkdocs.yml"
+    path.write_text(yaml.safe_dump(configuration, sort_keys=False), encoding="utf-8")
+    return path
+
+
+def main() -> int:
+    configuration = configure(write(BUILD / "docs"))
+    program = Path(sys.executable).with_name("zensical")
+    command = [str(program), "build", "-f", str(configuration), *sys.argv[1:]]
+    return subprocess.run(command, cwd=ROOT, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
