@@ -12,12 +12,15 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from cyclopts import App
 from rich.console import Console
 
 from potstill.core.errors import PotstillError
+
+if TYPE_CHECKING:
+    from apps.tour.tour import Outcome
 
 app = App(name="compare", help=__doc__)
 
@@ -44,18 +47,12 @@ def main(
     """
     console = Console()
     with console.status("loading"):
-        from apps.tour.chapter import measure
         from apps.tour.page import page
-        from apps.tour.tour import Outcome
         from potstill.core.cost import Load
-
-        adapter = importlib.import_module(f"apps.compare.{domain}")
     start, load = time.perf_counter(), Load()
     try:
         with load, console.status("comparing"):
-            outcome = Outcome(domain, adapter.compare(first, second, data))
-            *costs, outcome.speedup = measure(outcome.chapter, quick=False)
-            outcome.costs = (costs[0], costs[1])
+            outcome = outcome_of(domain, first, second, data=data, quick=False)
     except PotstillError as error:
         Console(stderr=True).print(f"compare: {error}", markup=False, soft_wrap=True)
         return 1
@@ -65,6 +62,18 @@ def main(
     report.show(console)
     console.print(f"page: {report.save(out)}", markup=False, soft_wrap=True)
     return 0
+
+
+def outcome_of(domain: str, first: str, second: str, *, data: str, quick: bool) -> Outcome:
+    """What the adapter of a domain says about two checkpoints, and what both cost."""
+    from apps.tour.chapter import measure
+    from apps.tour.tour import Outcome
+
+    adapter = importlib.import_module(f"apps.compare.{domain}")
+    outcome = Outcome(domain, adapter.compare(first, second, data))
+    *costs, outcome.speedup = measure(outcome.chapter, quick)
+    outcome.costs = (costs[0], costs[1])
+    return outcome
 
 
 if __name__ == "__main__":

@@ -49,15 +49,15 @@ def compare(first: str, second: str, data: str) -> Chapter:
         unit="%",
         work="1 image",
         command=f"potstill mae probe --init {first} --data.train TRAIN --data.test TEST",
-        html=painted + _similarity(sides, test),
+        html=painted + _similarity(students, test),
         roles=("first", "second"),
     )
 
 
-def _similarity(sides: list[Side], test: Digits) -> str:
+def _similarity(students: list[Student], test: Digits) -> str:
     """How alike the blocks of both are."""
     try:
-        values = block_similarity(sides[0].model, sides[1].model, [test.images[:128]])
+        values = block_similarity(*(s.encoder for s in students), [test.images[:128]])
     except ConfigError as error:  # other patch grids
         return paragraph(f"Their blocks cannot be compared: {error}")
     header = ["linear CKA", *(f"second's block {j}" for j in range(values.shape[1]))]

@@ -55,7 +55,7 @@ class Chapter:
         measure: What quality is; more is better.
         unit: Its unit.
         work: What one call of a side does, such as "1 node".
-        command: The same from the command line.
+        command: What does the same with a reader's own data.
         html: What is to be seen, from `apps.tour.widgets`.
         roles: What the two sides are to each other.
     """

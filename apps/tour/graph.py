@@ -67,7 +67,7 @@ def run(tell: Tell, out: Path, quick: bool) -> Chapter:
         measure="accuracy",
         unit="%",
         work="1 node",
-        command="potstill graph diagnose --dataset digits --methods mlp glnn ff-g2m",
+        command="potstill graph diagnose --dataset cora",
         html=paragraph(TEXT)
         + plots(
             {

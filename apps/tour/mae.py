@@ -71,7 +71,8 @@ def run(tell: Tell, out: Path, quick: bool) -> Chapter:
         measure="top-1",
         unit="%",
         work="1 image",
-        command="potstill mae pretrain --config $(potstill mae recipe cifar10_pretrain)",
+        command="potstill mae pretrain --config $(potstill mae recipe light_vit_small) "
+        "--data.train photos/",
         html=paragraph(TEXT)
         + reconstructions(student, test)
         + paragraph(f"From scratch, with the same ten labels a class: {alone:.1f} %."),

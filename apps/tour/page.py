@@ -82,7 +82,7 @@ def _section(outcome: Outcome) -> tuple[str, str]:
         "of the parameters": _share(student.parameters, teacher.parameters),
         "of the multiply-adds": _share(student.macs, teacher.macs),
     }
-    by_hand = f'<p class="command">In the shell: <code>{escape(told.command)}</code></p>'
+    by_hand = f'<p class="command">On your own data: <code>{escape(told.command)}</code></p>'
     return widgets.strip(facts) + told.html + by_hand, told.title
 
 

@@ -77,7 +77,7 @@ def run(tell: Tell, out: Path, quick: bool) -> Chapter:
         measure="PSNR",
         unit="dB",
         work=f"1 photograph of {pair.lr.shape[1]} x {pair.lr.shape[0]}",
-        command="potstill sr distill photographs/ --out runs/kd --teacher potstill-x2 --output 0.5",
+        command="potstill sr distill photos/ --out runs/kd --teacher potstill-x2 --output 0.5",
         html=paragraph(TEXT) + looks(pair, made, ("bicubic", "student")),
     )
 

@@ -77,9 +77,10 @@ def film(
         for name, pictures in panes.items()
     )
     button = '<button type="button" aria-label="play">&#9654;</button>' if plays else ""
-    return f"""<figure class="film" style="--count: {len(captions)}; --at: {start}"
+    style = f"--count: {len(captions)}; --at: {start}; --panes: {len(panes)}"
+    return f"""<figure class="film" style="{style}"
  data-captions="{escape(json.dumps(list(captions)))}">
-<div class="panes">{shown}</div>
+<div class="panes{" many" * (len(panes) > 3)}">{shown}</div>
 <div class="bar">{button}<input type="range" min="0" max="{len(captions) - 1}" value="{start}"
  aria-label="{escape(slider)}"><output>{escape(captions[start])}</output></div>
 <figcaption>{escape(caption)}</figcaption></figure>"""
