@@ -238,6 +238,7 @@ def convert(
         )
     watch = Watch(clock)
     judge = Judge(teacher, prior, truth, seed)
+    trained = [(p, p.requires_grad) for p in teacher.parameters()]
     try:
         history = fit(
             distiller,
@@ -256,7 +257,9 @@ def convert(
         )
     except NonFiniteError as error:
         raise NonFiniteError(f"{error}{_save_batch(source, run)}") from error
-    student.requires_grad_(True)
+    finally:
+        for parameter, flag in trained:  # a student may be a teacher, and then learn on
+            parameter.requires_grad_(flag)
     return student, Conversion(
         teacher=teacher.kind,
         student=student.kind,

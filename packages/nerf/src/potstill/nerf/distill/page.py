@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -63,7 +63,7 @@ def conversion_page(
     }
     report = Report(title, summary=CAVEAT, label="conversion", columns=columns)
     for item in conversions:
-        row: dict[str, float | str] = {"to the teacher": item.scores["teacher"]}
+        row: dict[str, Any] = {"to the teacher": item.scores["teacher"]}
         if "truth" in item.scores:
             row["to the images"] = item.scores["truth"]
         row |= {
