@@ -41,10 +41,12 @@ def main(
         from apps.tour.tour import ORDER, exit_status, tour
         from potstill.core.cost import Load
 
-    start, load = time.perf_counter(), Load()
-    with load:
-        outcomes = tour(domains or ORDER, out, quick, console)
+    start, load, outcomes = time.perf_counter(), Load(), []
     command = shlex.join(["python", "-m", "apps.tour", *sys.argv[1:]])
+    with load:
+        for outcome in tour(domains or ORDER, out, quick, console):
+            outcomes.append(outcome)  # the page is there from the first domain on
+            page(outcomes, command, load, time.perf_counter() - start).save(out)
     report = page(outcomes, command, load, time.perf_counter() - start)
     report.show(console)
     console.print(f"page: {report.save(out)}", markup=False, soft_wrap=True)

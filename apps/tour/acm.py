@@ -26,8 +26,8 @@ from potstill.acm.plots import compute_maps, draw_curves, overlay
 from potstill.core.metrics import accuracy
 from potstill.core.seed import seed_all
 
-WIDTH = 96
-BUDGETS = (0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 1.0)
+WIDTH = 64
+BUDGETS = (0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0)
 BUDGET = 0.4
 BATCH = 128
 SHOWN = 12
@@ -40,11 +40,11 @@ and see which patches keep the computation when it becomes scarce."""
 def run(tell: Tell, out: Path, quick: bool) -> Chapter:
     """Adaptive Computation Modules (Wojcik et al., AAAI 2025) in their three phases."""
     train, test = digits()
-    steps = 2 if quick else 60
+    steps = 2 if quick else 50
     seed_all("tour", "acm")
     teacher = vit(WIDTH).eval()
     train_classifier(teacher, train, 5 * steps // 2, tell("teacher", 0.35))
-    student, batches = acmize(teacher), draws(train, 64)
+    student, batches = acmize(teacher), draws(train, 48)
     distill(student, teacher, batches, steps=steps, progress=tell("learners", 0.5))
     pretrain_gates(student, teacher, batches, steps=max(steps // 2, 2), progress=tell("gates", 0.6))
     finetune(student, batches, budget=BUDGET, steps=3 * steps // 2, lr=5e-4,
@@ -52,7 +52,7 @@ def run(tell: Tell, out: Path, quick: bool) -> Chapter:
     dense = top1(teacher, test)
     html = paragraph(TEXT) + budgets(student, dense, train, test, tell, quick)
 
-    calibrate(student, [train.images[:128]], BUDGET, tolerance=0.01)
+    calibrate(student, [train.images[:96]], BUDGET, tolerance=0.01)
     architecture = {**MODEL, "embed_dim": WIDTH, "num_heads": WIDTH // 16}
     save_pretrained(
         student, out / "student", architecture="vit_tiny_patch16_224", options=architecture
@@ -60,7 +60,7 @@ def run(tell: Tell, out: Path, quick: bool) -> Chapter:
     many = test.images[:BATCH]
     return Chapter(
         title="Adaptive computation: where a transformer thinks",
-        teacher=Side("ViT, 96 wide", teacher, dense, forward, (teacher, many)),
+        teacher=Side(f"ViT, {WIDTH} wide", teacher, dense, forward, (teacher, many)),
         student=Side(
             f"adaptive, budget {BUDGET:.0%}", student, top1(student, test), forward, (student, many)
         ),
@@ -87,7 +87,7 @@ def budgets(
     frames, captions, points = [], [], []
     for done, budget in enumerate(chosen, start=1):
         tell(f"budget {budget:.0%}", 0.85 + 0.15 * done / len(chosen))
-        calibrate(student, [train.images[:128]], budget, tolerance=0.01, tries=8)
+        calibrate(student, [train.images[:96]], budget, tolerance=0.01, tries=7)
         with torch.no_grad(), record_gates(student) as readings:
             logits = student(test.images)
         used, top = float(share(readings).mean()), 100 * accuracy(logits, test.labels)

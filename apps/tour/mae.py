@@ -24,7 +24,7 @@ from potstill.mae import (
 from potstill.mae.models import Student, create_encoder
 
 HALF = (0.5,) * 3
-STUDENT = Encoder("vit_tiny_patch16_224", 16, 2, width=48, depth=4, heads=3, mean=HALF, std=HALF)
+STUDENT = Encoder("vit_tiny_patch16_224", 16, 2, width=32, depth=3, heads=2, mean=HALF, std=HALF)
 A_CLASS = 10  # labelled digits of a class that the student gets
 SHARES = (0.25, 0.5, 0.625, 0.75, 0.875, 0.9375)
 
@@ -37,14 +37,14 @@ trained with 75 % hidden."""
 def run(tell: Tell, out: Path, quick: bool) -> Chapter:
     """DMAE (Bai et al., CVPR 2023), then fine-tuning on few labels; beside it, from scratch."""
     train, test = digits()
-    long, short = (4, 2) if quick else (300, 60)
+    long, short = (4, 2) if quick else (220, 50)
     seed_all("tour", "mae")
-    teacher = vit(96)
+    teacher = vit(64)
     train_classifier(teacher, train, short * 5 // 2, tell("teacher", 0.25))
 
     seed_all("tour", "student")
-    student = Student(STUDENT, Decoder(depth=1, width=48))
-    body = vit(96, num_classes=0, global_pool="token")  # the teacher without its head
+    student = Student(STUDENT, Decoder(depth=1, width=32))
+    body = vit(64, num_classes=0, global_pool="token")  # the teacher without its head
     body.load_state_dict(teacher.state_dict(), strict=False)
     distiller = MaskedToMasked(student, body, masking=RandomMasking(0.75))
     fit(
@@ -66,8 +66,8 @@ def run(tell: Tell, out: Path, quick: bool) -> Chapter:
     one = test.images[:1]
     return Chapter(
         title="Masked images: a student that saw a quarter of everything",
-        teacher=Side("ViT, 96 wide", teacher, top1(teacher, *test), forward, (teacher, one)),
-        student=Side("ViT, 48 wide, DMAE", tuned, top1(tuned, *test), forward, (tuned, one)),
+        teacher=Side("ViT, 64 wide", teacher, top1(teacher, *test), forward, (teacher, one)),
+        student=Side("ViT, 32 wide, DMAE", tuned, top1(tuned, *test), forward, (tuned, one)),
         measure="top-1",
         unit="%",
         work="1 image",

@@ -26,7 +26,7 @@ from potstill.nerf.distill.convert import convert
 from potstill.nerf.pictures import orbit_around
 
 STUDENT = HashConfig(levels=8, log2_rows=12, finest=128, hidden=32)
-VIEWS = 24
+VIEWS = 18
 BRIGHT = 0.1
 
 TEXT = """The teacher, planes times lines as in TensoRF, has learned three striped balls from 24
@@ -48,7 +48,8 @@ def run(tell: Tell, out: Path, quick: bool) -> Chapter:
     teacher, _ = train_field(
         make_field("vm", scene.space),
         scene,
-        steps=60 if quick else 300,
+        steps=60 if quick else 220,
+        samples=4096,
         progress=tell("teacher", 0.6),
     )
     student, told = convert(
@@ -56,8 +57,8 @@ def run(tell: Tell, out: Path, quick: bool) -> Chapter:
         "hash",
         scene.train.cameras,
         config=STUDENT,
-        steps=40 if quick else 250,
-        every=0 if quick else 25,
+        steps=40 if quick else 140,
+        every=0 if quick else 20,
         truth=scene.test,
         progress=tell("student", 0.9),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -23,7 +23,7 @@ from potstill.core.report import number
 
 __all__ = ["ORDER", "Outcome", "exit_status", "tour"]
 
-ORDER = ("sr", "nerf", "mae", "acm", "graph")
+ORDER = ("sr", "nerf", "graph", "mae", "acm")
 
 
 @dataclass
@@ -51,9 +51,8 @@ class Outcome:
     seconds: float = 0.0
 
 
-def tour(names: Sequence[str], out: Path, quick: bool, console: Console) -> list[Outcome]:
-    """Run the chapters of ``names``; a failure ends a chapter, never the tour."""
-    outcomes = []
+def tour(names: Sequence[str], out: Path, quick: bool, console: Console) -> Iterator[Outcome]:
+    """Run the chapters of ``names``, one by one; a failure ends a chapter, never the tour."""
     with _display(names, console) as show:
         for name in names:
             outcome = Outcome(name)
@@ -68,8 +67,7 @@ def tour(names: Sequence[str], out: Path, quick: bool, console: Console) -> list
                     outcome.trace = traceback.format_exc()
             outcome.seconds = time.perf_counter() - start
             show(name, _words(outcome), 1.0)
-            outcomes.append(outcome)
-    return outcomes
+            yield outcome
 
 
 def _tell_all(outcome: Outcome, out: Path, quick: bool, show: Callable[..., None]) -> None:

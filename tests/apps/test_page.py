@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-ORDER = ("sr", "nerf", "mae", "acm", "graph")
+ORDER = ("sr", "nerf", "graph", "mae", "acm")
 
 
 @pytest.fixture(scope="module")

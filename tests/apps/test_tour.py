@@ -46,7 +46,7 @@ def run(names, tmp_path, terminal=False):
 
     text = io.StringIO()
     console = Console(file=text, width=120, force_terminal=terminal)
-    return tour(names, tmp_path, True, console), text
+    return list(tour(names, tmp_path, True, console)), text
 
 
 def test_every_domain_has_a_chapter():
