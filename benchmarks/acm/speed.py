@@ -4,6 +4,11 @@
 
 Choices are random with the mean budget named; they are fixed before timing. Layers are timed
 without the gate and, as the figure ``with_gate``, with it; whole models always include their gates.
+The figure ``products`` is the floor: the matrix products alone, at the same numbers of tokens.
+
+How long the dense side takes depends on malloc too: hidden units of some MB are often given back to
+the system after each call, and their pages zeroed in the next. With the environment
+``MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8000000000`` they never are, for either side.
 """
 
 from __future__ import annotations
@@ -16,7 +21,7 @@ import timm
 import torch
 from torch import Tensor
 
-from potstill.acm import acmize, acms, backends, costs, forced
+from potstill.acm import Learners, acmize, acms, backends, costs, forced
 from potstill.acm.sweep import random_choices, run_gate
 from potstill.core.bench import Figure, Pair, at_least, at_most, benchmark
 from potstill.core.cost import count_macs, latency
@@ -39,6 +44,21 @@ def block(name: str) -> tuple[Any, Any]:
     return dense.blocks[0].mlp, adaptive.blocks[0].mlp
 
 
+def products(x: Tensor, k: Tensor, learners: Learners) -> Callable[[], None]:
+    """Multiply only: learner n with as many tokens as want it, into memory that is there."""
+    parts = [learners.only(n) for n in range(1, learners.total + 1)]
+    wanted = [int((k >= n).sum()) for n in range(1, learners.total + 1)]
+    hidden = [x.new_empty(rows, len(part.up)) for rows, part in zip(wanted, parts, strict=True)]
+    y = torch.zeros_like(x)
+
+    def call() -> None:
+        for rows, part, buffer in zip(wanted, parts, hidden, strict=True):
+            torch.mm(x[:rows], part.up.t(), out=buffer)
+            y[:rows].addmm_(buffer, part.down)
+
+    return call
+
+
 def layer(batch: int, budget: float) -> Pair:
     """One MLP of ViT-S; the sides compute different things unless the budget is 1."""
     dense, acm = block("vit_small_patch16_224")
@@ -49,6 +69,7 @@ def layer(batch: int, budget: float) -> Pair:
         reference = backends.dense_masked(x, k, learners)
         gate = latency(acm.gate.pick, x, blocks=9).median
         ours = latency(backends.run, x, k, learners, blocks=9).median
+        floor = latency(products(x, k, learners), blocks=9).median
         whole = latency(dense, x, blocks=9).median
 
     def check(mine: Tensor, theirs: Tensor) -> None:
@@ -69,6 +90,7 @@ def layer(batch: int, budget: float) -> Pair:
             "MMACs": Figure(float(torch.tensor(cost)[k].sum()) / 1e6),
             "dense_MMACs": Figure(cost[-1] * len(x) / 1e6),
             "with_gate": Figure((ours + gate) / whole, "x dense", timed=True),
+            "products": Figure(floor / whole, "x dense", timed=True),
         },
     )
 
