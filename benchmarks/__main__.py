@@ -1,4 +1,4 @@
-"""``python -m benchmarks <domain|all> [name...] [--check] [--quick] [--list]``, from the root."""
+"""``potstill bench [domain] [name...] [--check] [--quick] [--list] [--official PATH]``."""
 
 import sys
 from pathlib import Path

@@ -1,9 +1,9 @@
-"""Build the documentation: ``docs/``, a page for each criterion, and the results.
+"""Build the documentation: ``docs/``, the reference, a page for each criterion, and the results.
 
 python tools/site.py [--strict]    writes build/docs, build/mkdocs.yml, build/site
 
-What is made here is made from what the code says: the docstrings of the criteria, and the records
-in benchmarks/results. None of it is committed. Nothing is imported but the core's bench.
+What is made here is made from what the code says: the exported modules, the docstrings of the
+criteria, and the records in benchmarks/results. None of it is committed.
 """
 
 import ast
@@ -143,7 +143,17 @@ def criteria_index(found: list[Criterion]) -> str:
 
 
 def _file(criterion: Criterion) -> str:
-    return f"{criterion.public.split('.')[1]}-{criterion.name}.md"
+    # A class says so: `Taid` and `taid` are one file where case does not count.
+    kind = "-class" if criterion.name[0].isupper() else ""
+    return f"{criterion.public.split('.')[1]}-{criterion.name}{kind}.md"
+
+
+def reference(domain: str) -> str:
+    """All modules that a domain exports names from; its criteria have pages of their own."""
+    stub = ROOT / "packages" / domain / "src" / "potstill" / domain / "__init__.pyi"
+    lines = re.findall(r"^from \.([\w.]*) import (\w+)", stub.read_text("utf-8"), re.MULTILINE)
+    modules = dict.fromkeys(module or name for module, name in lines)  # `from . import plots`
+    return "\n\n".join(f"::: potstill.{domain}.{m}" for m in modules if m != "criteria")
 
 
 def results_page(record: Path) -> str:
@@ -168,6 +178,9 @@ def write(docs: Path) -> list[dict[str, Any]]:
     found = [c for c in criteria() if c.source and c.formulas]
     shutil.rmtree(docs, ignore_errors=True)
     shutil.copytree(ROOT / "docs", docs)
+    for page in (docs / "api").glob("*.md"):
+        if (ROOT / "packages" / page.stem).is_dir() and page.stem != "core":
+            page.write_text(f"{page.read_text('utf-8')}\n{reference(page.stem)}\n", "utf-8")
     pages: dict[str, str] = {"criteria/index.md": criteria_index(found)}
     pages |= {f"criteria/{_file(c)}": criterion_page(c) for c in found}
     records = sorted((ROOT / "benchmarks" / "results").glob("*.csv"))
