@@ -70,10 +70,11 @@ class Snapshots:
     """Weights of a field when shares of a budget are used up; judged when the clock is off."""
 
     def __init__(self, field: Field, shares: Iterable[float]) -> None:
-        self.field, self.left = field, list(shares)
+        self.field, self.left, self.steps = field, list(shares), 0
         self.states: list[dict[str, torch.Tensor]] = []
 
     def __call__(self, row: dict[str, float], share: float) -> None:
+        self.steps = int(row["step"]) + 1
         while self.left and share >= self.left[0] - 1e-9:
             self.left.pop(0)
             state = self.field.state_dict()
@@ -95,8 +96,8 @@ def run_arm(
     seed: int,
     seconds: float,
     device: str = "cpu",
-) -> list[float]:
-    """PSNR on unseen views at 1/10, 1/4, 1/2 and all of the budget.
+) -> tuple[list[float], int]:
+    """PSNR on unseen views at 1/10, 1/4, 1/2 and all of the budget, and how many steps it took.
 
     The budget is in CPU-seconds on a CPU, on a GPU in those of the wall.
     """
@@ -109,6 +110,7 @@ def run_arm(
         transfer(teacher, field, head=False)
     shared = HANDED.get(kind, 0.3) if arm == "hand-over" else float(arm == "distilled")
     values: list[float] = []
+    steps = 0
     with Engine(device=device) as engine:
         if shared:
             shots = Snapshots(field, [share / shared for share in SHARES if share <= shared])
@@ -116,7 +118,7 @@ def run_arm(
             budget = {"seconds": shared * seconds, "clock": clock}
             convert(teacher, field, prior, **budget, seed=seed, engine=engine, progress=shots)
             end = {name: value.clone() for name, value in field.state_dict().items()}
-            values += shots.scores(split)
+            values, steps = shots.scores(split), shots.steps
             field.load_state_dict(end)
         if shared < 1:
             rest = [(share - shared) / (1 - shared) for share in SHARES if share > shared]
@@ -126,8 +128,8 @@ def run_arm(
             train_field(
                 field, scene, **budget, refresh=refresh, seed=seed, engine=engine, progress=shots
             )
-            values += shots.scores(split)
-    return values
+            values, steps = values + shots.scores(split), steps + shots.steps
+    return values, steps
 
 
 def cells(names: list[str], kinds: Container[str]) -> list[tuple[str, str, str, int, float]]:
@@ -169,13 +171,14 @@ def measure_cells(
             continue
         scene = scene_of(name)
         teacher = kept_teacher(teachers, scene, name, "hash", seed)
-        values = run_arm(arm, scene, teacher, kind, seed, seconds, device)
-        row: dict[str, object] = dict(key)
+        values, steps = run_arm(arm, scene, teacher, kind, seed, seconds, device)
+        row: dict[str, object] = {**key, "steps": steps}
         row |= {f"PSNR at {share:g}": f"{v:.3f}" for share, v in zip(SHARES, values, strict=True)}
         row["teacher"] = f"{score(teacher, judged(scene)):.3f}"
         row |= provenance(seed=seed, device=device)
         append(path, row)
-        print(name, kind, arm, seed, [f"{v:.2f}" for v in values], row["teacher"], flush=True)
+        shown = " ".join(f"{value:.2f}" for value in values)
+        print(name, kind, arm, seed, steps, shown, row["teacher"], flush=True)
 
 
 def measure_matrix(seconds: float, seed: int, out: Path, teachers: Path) -> None:
@@ -234,7 +237,7 @@ def gains(kind: str, seeds: int, seconds: float) -> dict[str, list[float]]:
     scene, found = scene_of("lego_200"), {}
     for seed in range(seeds):
         teacher = teach(scene, "hash", seed, min(TEACHER_SECONDS, seconds))
-        arms = {arm: run_arm(arm, scene, teacher, kind, seed, seconds) for arm in ARMS}
+        arms = {arm: run_arm(arm, scene, teacher, kind, seed, seconds)[0] for arm in ARMS}
         late, early = ({arm: arms[arm][i] for arm in ARMS} for i in (3, 1))
         others = max(late[arm] for arm in ARMS[:3])
         values = {
@@ -292,7 +295,8 @@ def arms_long(quick: bool) -> dict[str, Figure]:
         teacher = teach(scene, "hash", seed, min(TEACHER_SECONDS, seconds))
         best = score(teacher, judged(scene))
         for kind, values in lost.items():
-            values.append(best - run_arm("distilled", scene, teacher, kind, seed, seconds)[-1])
+            reached, _ = run_arm("distilled", scene, teacher, kind, seed, seconds)
+            values.append(best - reached[-1])
     return {kind: Figure(median(values), "dB") for kind, values in lost.items()}
 
 

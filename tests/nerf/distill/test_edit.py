@@ -10,6 +10,7 @@ from potstill.nerf.distill.edit import EditedField
 LEFT = ((-1.0, -1.0, -1.0), (0.0, 1.0, 1.0))
 
 
+@torch.no_grad()
 def test_nothing_is_left_in_the_box_and_all_around_it(teacher):
     points = teacher.space.points(torch.rand(500, 3, generator=torch.Generator().manual_seed(0)))
     erased, kept = EditedField(teacher, *LEFT), EditedField(teacher, *LEFT, mode="keep")
@@ -17,7 +18,7 @@ def test_nothing_is_left_in_the_box_and_all_around_it(teacher):
     before = teacher.density(points)
     for field, gone in ((erased, inside), (kept, ~inside)):
         density = field.density(points)
-        assert float(density[gone].max()) == 0
+        assert float(density[gone].max()) < 1e-40  # exp(-100)
         torch.testing.assert_close(density[~gone], before[~gone])
     share = teacher.occupancy.share()
     assert 0 < erased.occupancy.share() < share

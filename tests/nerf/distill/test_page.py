@@ -62,7 +62,7 @@ def test_the_page_is_drawn_from_files_and_says_what_a_student_cannot(report, tmp
     text = page.read_text()
     assert "does not pass its teacher" in text
     assert "Any into any" in text
-    assert text.count("data:image/png") == 2 * 3 * 3 + 2 * 3 * 2  # views with and without truth
+    assert text.count("data:image/png") == 2 * (3 * 3 + 3 * 5) + 1  # and the matrix
     assert (tmp_path / "page" / "plot-1.png").stat().st_size > 0
     with pytest.raises(DataError, match="must hold at least one"):
         conversion_page([], tmp_path)

@@ -253,14 +253,22 @@ def render(
         data: Another place of the scene.
         backend: Of the encodings.
     """
+    import torch
     from rich.console import Console
     from rich.progress import track
 
+    from potstill.nerf.distill.priors import load_prior
+    from potstill.nerf.fields.make import load_field
     from potstill.nerf.pictures import depth_colors, orbit_around, save_frames
     from potstill.nerf.render.image import render_image
 
-    field, _, scene = _trained(run, data, None, backend)
-    path = orbit_around(scene.train.cameras, field.space.kind, frames, width)
+    if (run / "conversion.json").exists() and data is None:  # no image was needed, none is now
+        field, _ = load_field(run, backend)
+        cameras = load_prior(run / "prior.json").cameras(64, torch.Generator().manual_seed(0))
+    else:
+        field, _, scene = _trained(run, data, None, backend)
+        cameras = scene.train.cameras
+    path = orbit_around(cameras, field.space.kind, frames, width)
     images = []
     for view in track(range(frames), "render", console=Console(stderr=True)):
         rgb, opacity, depth = render_image(field, path, view, field.space, field.occupancy)
@@ -420,7 +428,17 @@ def _trained(
 
     from potstill.nerf.fields.make import load_field
 
-    config = configs.load(TrainConfig, run / "config.yaml")
+    if (run / "conversion.json").exists():
+        stored = configs.load(ConvertConfig, run / "config.yaml")
+        if not (data or stored.data):
+            raise ConfigError(
+                f"nerf: {run} holds a conversion without images; name some with --data"
+            )
+        config = dataclasses.replace(
+            TrainConfig(), data=stored.data or str(data), downsample=stored.downsample
+        )
+    else:
+        config = configs.load(TrainConfig, run / "config.yaml")
     if data is not None:
         config = dataclasses.replace(config, data=data)
     if downsample is not None:
