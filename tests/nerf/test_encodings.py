@@ -8,9 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from potstill.core.errors import CheckpointError, ConfigError, ShapeError
+from potstill.core.errors import CheckpointError, ConfigError, DataError, ShapeError
 from potstill.nerf import HashGrid, Levels, frequencies, harmonics
 from potstill.nerf.backends.reference import corner_rows
+from potstill.nerf.backends.registry import BACKENDS
 
 
 def oracle(x, table, levels):
@@ -110,10 +111,27 @@ def test_bad_points_are_errors_and_odd_tensors_work(backend):
             grid(bad)
     with pytest.raises(ShapeError, match="must be on cpu like the table, got meta"):
         grid(torch.zeros(2, 3, device="meta"))
+    with pytest.raises(DataError, match="x must be finite, got 2 of 4 points that are not"):
+        grid(torch.tensor([[0.1] * 3, [0.2, torch.nan, 0.0], [torch.inf, 0.0, 0.0], [0.3] * 3]))
     assert grid(torch.zeros(0, 3)).shape == (0, 6)
     x = torch.rand(7, 3)
     assert torch.equal(grid(x.double()), grid(x))
     assert torch.equal(grid(x.T.contiguous().T), grid(x))
+
+
+def test_points_outside_the_cube_wrap_alike():
+    """The contract is to mask them; if not, backends agree and none reads beyond the table."""
+    levels = Levels.geometric(6, 2, 10, 4, 64)
+    draw = torch.Generator().manual_seed(0)
+    faces = torch.tensor([0.0, 1.0, 1 - 2**-24, -(2**-24)])
+    x = torch.cat([torch.cartesian_prod(faces, faces, faces), torch.randn(200, 3, generator=draw)])
+    table = torch.rand(levels.total, 2, generator=draw)
+    torch.testing.assert_close(
+        BACKENDS["cpu"].encode(x, table, levels),
+        BACKENDS["torch"].encode(x, table, levels),
+        rtol=0,
+        atol=1e-6,
+    )
 
 
 def test_harmonics_are_scipys():

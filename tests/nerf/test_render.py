@@ -109,6 +109,48 @@ def test_quadrature_of_a_constant_medium_is_exact(sigma):
     torch.testing.assert_close(seen.rgb[0], expected, rtol=0, atol=2e-3 if sigma > 5 else 1e-5)
 
 
+class Layers:
+    """Density and colour that change along x; counts the points that it is asked about."""
+
+    asked = 0
+
+    def query(self, points):
+        self.asked += len(points)
+        density = 40 * (points[:, 0] > 0.1).float() + points[:, 1] ** 2
+        return density, lambda chosen, views: points[chosen].sigmoid() * views.abs()
+
+
+def test_front_to_back_is_the_same_picture_with_fewer_questions():
+    space, occupancy = some_space("box"), Occupancy(8)
+    occupancy.binaries.copy_(
+        torch.rand(1, 8, 8, 8, generator=torch.Generator().manual_seed(1)) < 0.8
+    )
+    rays, layers = some_rays(space, 200), Layers()
+    samples = march(rays, space, occupancy)
+    whole = render_rays(layers, rays, samples, background=0.5)
+    assert whole.weight is not None
+    assert layers.asked == len(samples.t)
+    layers.asked = 0
+    with torch.no_grad():
+        parts = render_rays(layers, rays, samples, background=0.5)
+    assert layers.asked < 0.9 * len(samples.t)
+    for name in ("rgb", "opacity", "depth"):
+        torch.testing.assert_close(getattr(parts, name), getattr(whole, name), rtol=0, atol=2e-3)
+
+
+def test_samples_are_cut_at_rays():
+    space, occupancy = some_space("box"), Occupancy(4)
+    samples = march(some_rays(space), space, occupancy)
+    budget = int(samples.counts[:7].sum()) + 1
+    cut = samples.within(budget)
+    assert cut.counts.tolist() == samples.counts[:7].tolist()
+    assert len(cut.t) == len(cut.ray) == len(cut.points) == budget - 1
+    assert len(samples.within(0).counts) == 1
+    kept = samples.where(samples.ray % 2 == 0)
+    assert kept.counts[::2].tolist() == samples.counts[::2].tolist()
+    assert not bool(kept.counts[1::2].any())
+
+
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.integers(0, 7), min_size=1, max_size=12), st.integers(0, 1000))
 def test_packed_rendering_is_batched_rendering(counts, seed):

@@ -243,8 +243,9 @@ def test_damaged_files(tmp_path):
     refused(tmp_path, "003.png must be an image")
     (tmp_path / "transforms.json").write_text("{")
     refused(tmp_path, "must be JSON")
-    (tmp_path / "transforms.json").write_text('{"frames": []}')
-    refused(tmp_path, "must list frames, got none")
+    for text in ('{"frames": []}', '{"frames": 3}', "[1]", '{"frames": [1]}'):
+        (tmp_path / "transforms.json").write_text(text)
+        refused(tmp_path, "must list frames, got .*; is it a scene")
 
 
 def broken(document, row, column, value):
@@ -256,7 +257,8 @@ def broken(document, row, column, value):
     [
         (lambda d: broken(d, 0, 3, float("nan")), "images/003.png must have a finite pose"),
         (lambda d: broken(d, 0, 0, 3.0), "images/003.png must have a rigid pose"),
-        (lambda d: d.update(fl_x=-3.0), "must have positive focal lengths, got"),
+        (lambda d: d.update(fl_x=-3.0), "must have finite intrinsics and positive focal len"),
+        (lambda d: d.update(fl_x=math.inf), "must have finite intrinsics and positive focal len"),
         (lambda d: d.pop("fl_x"), "must give transform_matrix and a focal length"),
         (lambda d: d["frames"][0].pop("transform_matrix"), "must give transform_matrix"),
         (lambda d: d.update(frames=d["frames"][:2]), "must have at least 2 training views, got 1"),

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import sys
 
 import numpy as np
 import pytest
@@ -9,8 +10,14 @@ import torch
 
 from potstill.core import Run
 from potstill.core.cli import main
-from potstill.core.errors import ConfigError, DataError, Interrupted, NonFiniteError
-from potstill.nerf import ImagesToField, RaySource, Space, load_scene, make_field, score
+from potstill.core.errors import (
+    BackendError,
+    ConfigError,
+    DataError,
+    Interrupted,
+    NonFiniteError,
+)
+from potstill.nerf import ImagesToField, RaySource, Space, load_scene, make_field, orbit, score
 from potstill.nerf.export import export_mesh, export_points, export_tcnn, write_ply
 from potstill.nerf.fields.factored import CPConfig, VMConfig
 from potstill.nerf.fields.grid import GridConfig
@@ -202,6 +209,48 @@ def test_frames_and_depth(tmp_path, scene):
     torch.testing.assert_close(
         path.poses[:, :3, 3].norm(dim=1), torch.full((5,), 3.0), rtol=1e-4, atol=0
     )
+
+
+def test_a_path_stays_on_the_side_that_was_photographed():
+    cameras = orbit(60, 2.0, 8, 6, 0.7)
+    turns = torch.arange(60) * (2 * torch.pi / 60)
+    front = cameras[(turns < 1.2) | (turns > 2 * torch.pi - 0.6)]  # from -0.6 to 1.2
+    path = orbit_around(front, "contracted", 12)
+    places = path.poses[:, :3, 3]
+    angles = torch.atan2(places[:, 1], places[:, 0])
+    assert -0.6 < float(angles.min()) < -0.3
+    assert 0.9 < float(angles.max()) < 1.2
+    torch.testing.assert_close(places.norm(dim=1), torch.full((12,), 2.0))
+    whole = orbit_around(cameras, "box", 8).poses[:, :3, 3]
+    assert float(torch.atan2(whole[:, 1], whole[:, 0]).sort()[0].diff().max()) < 0.8
+    assert float((whole.mean(0)[:2]).norm()) < 1e-5
+
+
+def test_a_video_shows_the_frames(tmp_path):
+    imageio = pytest.importorskip("imageio.v3")
+    pytest.importorskip("imageio_ffmpeg")
+    shades = [0.1, 0.5, 0.9, 0.5]
+    frames = [torch.full((33, 48, 3), shade) for shade in shades]
+    path = save_frames(frames, tmp_path / "orbit.mp4", fps=12)
+    shown = imageio.imread(path, plugin="FFMPEG")
+    assert shown.shape == (4, 32, 48, 3)  # codecs want even sizes: the last row is cut
+    means = shown.astype(float).mean((1, 2, 3)) / 255
+    assert means == pytest.approx(shades, abs=0.03)
+    assert imageio.immeta(path, plugin="FFMPEG")["fps"] == 12
+    assert [p.name for p in tmp_path.iterdir()] == ["orbit.mp4"]
+
+
+def test_a_video_without_its_package_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    with pytest.raises(BackendError, match=r"pip install 'potstill-nerf\[video\]', or"):
+        save_frames([torch.zeros(4, 4, 3)] * 2, tmp_path / "orbit.mp4")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_mesh_without_its_package_is_refused(trained, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "skimage.measure", None)
+    with pytest.raises(BackendError, match=r"pip install 'potstill-nerf\[mesh\]'"):
+        export_mesh(trained[0], tmp_path / "m.ply")
 
 
 def test_the_command(tmp_path, capsys):

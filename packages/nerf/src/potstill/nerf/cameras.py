@@ -63,7 +63,8 @@ class Cameras:
         error = (rotation.mT @ rotation - torch.eye(3, dtype=torch.float64)).abs().amax((1, 2))
         rigid = (error <= 1e-3) & (torch.linalg.det(rotation) > 0)
         refuse(~rigid, "a rigid pose (|R^T R - I| <= 1e-3, det > 0); is it a scaled one?", rotation)
-        refuse(~(self.intrinsics[:, :2] > 0).all(1), "positive focal lengths", self.intrinsics)
+        usable = self.intrinsics.isfinite().all(1) & (self.intrinsics[:, :2] > 0).all(1)
+        refuse(~usable, "finite intrinsics and positive focal lengths", self.intrinsics)
 
     def __len__(self) -> int:
         return len(self.poses)

@@ -60,6 +60,8 @@ def train(config: Annotated[TrainConfig, Parameter(name="*")] | None = None) -> 
             lr=config.lr or None,
             samples=config.samples,
             background=config.background,
+            distortion=config.distortion,
+            variation=config.variation,
             every=config.every,
             run=Run(config.out),
             engine=engine,

@@ -50,6 +50,8 @@ class TrainConfig:
         lr: Learning rate; 0 is the kind's.
         samples: Samples a step.
         background: Behind transparent pixels; noise behind images without alpha by default.
+        distortion: Weight of the distortion loss, against fog.
+        variation: Weight of the total variation of vm, cp and grid.
         every: Steps between validations.
         occupancy: Cells an axis of the occupancy grid.
         backend: Of the encodings.
@@ -70,6 +72,8 @@ class TrainConfig:
     lr: float = 0.0
     samples: int = 6144
     background: Literal["auto", "white", "black", "random"] = "auto"
+    distortion: float = 0.0
+    variation: float = 0.0
     every: int = 250
     occupancy: int = 64
     backend: str = "auto"
@@ -86,6 +90,11 @@ class TrainConfig:
             raise ConfigError(
                 "TrainConfig: samples and occupancy must be at least 1, every and lr at least 0, "
                 f"got {self.samples}, {self.occupancy}, {self.every} and {self.lr}"
+            )
+        if self.distortion < 0 or self.variation < 0:
+            raise ConfigError(
+                "TrainConfig: distortion and variation must be at least 0, got "
+                f"{self.distortion} and {self.variation}"
             )
 
 

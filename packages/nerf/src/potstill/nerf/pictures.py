@@ -13,7 +13,7 @@ from torch import Tensor
 from potstill.core.errors import BackendError, ConfigError
 from potstill.core.files import atomic
 from potstill.core.metrics import psnr
-from potstill.nerf.cameras import Cameras, look_at, orbit
+from potstill.nerf.cameras import Cameras, look_at
 from potstill.nerf.fields.base import Field
 from potstill.nerf.render.image import render_image
 from potstill.nerf.scenes.scene import Split
@@ -77,8 +77,9 @@ def depth_colors(depth: Tensor, opacity: Tensor) -> Tensor:
 def orbit_around(cameras: Cameras, kind: str, frames: int, width: int = 0) -> Cameras:
     """A closed path of views near the given cameras, with their lens.
 
-    Around the z axis at their mean height and distance; for ``ndc`` a small circle in the plane of
-    the cameras, looking at a point ahead of them.
+    Around the z axis at their median height and distance; to and fro where they leave out a quarter
+    of the circle or more, since nothing is known of the other side. For ``ndc`` a small circle in
+    the plane of the cameras, looking at a point ahead of them.
     """
     if frames < 1:
         raise ConfigError(f"orbit_around: frames must be at least 1, got {frames}")
@@ -91,17 +92,35 @@ def orbit_around(cameras: Cameras, kind: str, frames: int, width: int = 0) -> Ca
         turns = torch.arange(frames) * (2 * torch.pi / frames)
         up, target = torch.tensor([0.0, 1.0, 0.0]), torch.tensor([0.0, 0.0, -4.0])
         offsets = torch.stack([turns.cos(), turns.sin(), torch.zeros_like(turns)], dim=1)
-        poses = torch.stack([look_at(p, target, up) for p in places.mean(0) + offsets * spread])
-        intrinsics = torch.tensor([fx, fx, width / 2, height / 2]).repeat(frames, 1)
-        return Cameras(poses, intrinsics, width, height)
-    distance = float(places.norm(dim=1).median())
-    lift = float((places[:, 2] / places.norm(dim=1).clamp(min=1e-6)).clamp(-0.9, 0.9).median())
-    angle = 2 * float(np.arctan(width / 2 / fx))
-    path = orbit(frames, distance, width, height, angle, float(np.arcsin(lift)))
-    # start where the cameras are: scenes are often photographed from one side
-    mean = torch.atan2(places[:, 1].mean(), places[:, 0].mean())
-    order = (torch.arange(frames) + round(float(mean) / (2 * np.pi) * frames)) % frames
-    return path[order]
+        positions = places.mean(0) + offsets * spread
+        return _looking(positions, target, up, fx, width, height)
+    distance = places.norm(dim=1).median()
+    lift = (places[:, 2] / places.norm(dim=1).clamp(min=1e-6)).clamp(-0.9, 0.9).median().asin()
+    angles = _angles_among(torch.atan2(places[:, 1], places[:, 0]), frames)
+    around = torch.stack([angles.cos() * lift.cos(), angles.sin() * lift.cos()], dim=1)
+    positions = distance * torch.cat([around, lift.sin().expand(frames, 1)], dim=1)
+    up, target = torch.tensor([0.0, 0.0, 1.0]), torch.zeros(3)
+    return _looking(positions, target, up, fx, width, height)
+
+
+def _angles_among(angles: Tensor, frames: int) -> Tensor:
+    """Angles of a closed path over those given: all around, or to and fro between the outermost."""
+    ordered = angles.sort()[0]
+    gaps = torch.cat([ordered, ordered[:1] + 2 * torch.pi]).diff()
+    widest = int(gaps.argmax())
+    share = torch.arange(frames) / frames
+    if float(gaps[widest]) < torch.pi / 2:
+        return ordered[0] + 2 * torch.pi * share
+    first, span = ordered[(widest + 1) % len(ordered)], 2 * torch.pi - gaps[widest]
+    return first + span * (0.5 + 0.45 * (2 * torch.pi * share).sin())
+
+
+def _looking(
+    positions: Tensor, target: Tensor, up: Tensor, focal: float, width: int, height: int
+) -> Cameras:
+    poses = torch.stack([look_at(position, target, up) for position in positions])
+    intrinsics = torch.tensor([focal, focal, width / 2, height / 2]).repeat(len(poses), 1)
+    return Cameras(poses, intrinsics, width, height)
 
 
 def save_frames(frames: list[Tensor], path: str | os.PathLike[str], fps: int = 24) -> Path:

@@ -134,6 +134,12 @@ class Space:
             return self.near * (self.far / self.near) ** share
         return share * math.dist(self.low, self.high)
 
+    def share(self, t: Float[Tensor, " samples"]) -> Float[Tensor, " samples"]:
+        """Position along a ray in units that `edges` divides evenly: from 0 to 1 all the way."""
+        if self.kind == "contracted":
+            return (t.clamp(min=self.near) / self.near).log() / math.log(self.far / self.near)
+        return t / math.dist(self.low, self.high)
+
     def trace(self, origins: Float[Tensor, "rays 3"], directions: Float[Tensor, "rays 3"]) -> Rays:
         """Rays of the world as rays in marching coordinates, with where they start and end."""
         views = directions

@@ -17,13 +17,15 @@ from potstill.core.errors import ConfigError, DataError
 from potstill.core.metrics import psnr
 from potstill.core.schedule import Schedule
 from potstill.core.seed import generator
+from potstill.nerf import regularizers
 from potstill.nerf.cameras import Cameras
 from potstill.nerf.fields.base import Field
 from potstill.nerf.fields.grid import GridField
 from potstill.nerf.optim import RowAdam
 from potstill.nerf.render.image import render_image, render_rays
-from potstill.nerf.render.march import march
+from potstill.nerf.render.march import Samples, march
 from potstill.nerf.scenes.scene import Scene, Split
+from potstill.nerf.space import Rays
 
 __all__ = ["ImagesToField", "RayBatch", "RaySource", "score", "train_field"]
 
@@ -119,7 +121,8 @@ class ImagesToField(Distiller):
     Args:
         field: The student of this distiller, the teacher of later ones.
         samples: Budget of samples a step.
-        objective: Its terms; the mean squared error of colours by default.
+        objective: Its terms: pixel, distortion, variation; the mean squared error of colours by
+            default.
         refresh: Whether the occupancy grid follows the field; else it stays as it is, for one that
             came from a teacher.
     """
@@ -143,17 +146,28 @@ class ImagesToField(Distiller):
         if self.refresh and step % 16 == 0 and torch.is_grad_enabled():
             field.refresh(generator("occupancy", step), everywhere=step < 128)
         rays = field.space.trace(batch.origins, batch.directions)
-        count = min(512, len(rays))
-        while True:  # march as few rays as fill the budget
-            samples = march(rays[:count], field.space, field.occupancy, batch.jitter[:count])
+        samples = self._samples(rays, batch.jitter)
+        count = len(samples.counts)
+        rendered = render_rays(field, rays[:count], samples, batch.background[:count])
+        tensors: dict[str, tuple[Any, ...]] = {"pixel": (rendered.rgb, batch.rgb[:count])}
+        wanted = self.objective.at(step)
+        if "distortion" in wanted:
+            tensors["distortion"] = (rendered.weight, samples, field.space)
+        if "variation" in wanted:
+            tensors["variation"] = tuple(field.differences(generator("variation", step)))
+        return self.objective(step, tensors)
+
+    def _samples(self, rays: Rays, jitter: Tensor) -> Samples:
+        """Samples of as many rays as fill the budget."""
+        field, count = self.student, min(512, len(rays))
+        while True:
+            samples = march(rays[:count], field.space, field.occupancy, jitter[:count])
             if len(samples.t) >= self.samples or count == len(rays):
                 break
             count = min(2 * count, len(rays))
-        count = max(int((samples.counts.cumsum(0) <= self.samples).sum()), 1)
-        samples, rays = samples.first(count), rays[:count]
+        samples = samples.within(self.samples)
         self._check(len(samples.t))
-        rendered = render_rays(field, rays, samples, batch.background[:count])
-        return self.objective(step, pixel=(rendered.rgb, batch.rgb[:count]))
+        return samples
 
     def _check(self, count: int) -> None:
         self.idle = 0 if count else self.idle + 1
@@ -175,6 +189,8 @@ def train_field(
     samples: int = 6144,
     rays: int = 2048,
     background: Background = "auto",
+    distortion: float = 0.0,
+    variation: float = 0.0,
     refresh: bool = True,
     every: int = 0,
     run: Run | Path | str | None = None,
@@ -197,6 +213,9 @@ def train_field(
         samples: Samples a step.
         rays: Rays drawn a step, of which as many are used as ``samples`` allow.
         background: Behind transparent pixels.
+        distortion: Weight of `regularizers.distortion`, against fog
+            (nerfstudio's nerfacto takes 2e-3, published).
+        variation: Weight of `regularizers.variation`, for vm, cp and grid.
         refresh: Whether the occupancy grid follows the field; else it stays as it is.
         every: Steps between validations on the test views; 0 for none.
         run: Folder of checkpoints, history and curves.
@@ -209,17 +228,22 @@ def train_field(
 
     Raises:
         DataError: No images, rays that never meet the space.
-        ConfigError: No budget.
+        ConfigError: No budget; or variation of a kind without neighbours.
     """
+    objective = Objective(
+        pixel=(1.0, F.mse_loss),
+        distortion=(distortion, regularizers.distortion),
+        variation=(variation, regularizers.variation),
+    )
     if isinstance(field, GridField) and field.is_dense and field.config.resolution >= 16:
         return _train_grid(
             field, scene, steps, seconds, clock=clock, lr=lr, samples=samples, rays=rays,
-            background=background, every=every, run=run, engine=engine, seed=seed,
-            progress=progress,
+            background=background, objective=objective, every=every, run=run, engine=engine,
+            seed=seed, progress=progress,
         )  # fmt: skip
     source = RaySource(scene.train, rays, background, seed)
     history = fit(
-        ImagesToField(field, samples, refresh=refresh),
+        ImagesToField(field, samples, objective, refresh),
         source,
         steps=steps,
         seconds=seconds,
@@ -256,7 +280,7 @@ def _train_grid(
         part = None if run is None else _subfolder(run, "coarse" if resolution is None else "fine")
         source = RaySource(scene.train, options["rays"], options["background"], options["seed"])
         history += fit(
-            ImagesToField(field, options["samples"]),
+            ImagesToField(field, options["samples"], options["objective"]),
             source,
             steps=None if steps is None else max(round(steps * share), 1),
             seconds=None if seconds is None else seconds * share,

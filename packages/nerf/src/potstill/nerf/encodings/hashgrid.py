@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from potstill.core.errors import ShapeError
+from potstill.core.errors import DataError, ShapeError
 from potstill.nerf.backends.registry import resolve
 from potstill.nerf.encodings.levels import Levels
 
@@ -49,6 +49,7 @@ class HashGrid(nn.Module):
 
         Raises:
             ShapeError: ``x`` is not [points, 3], not floating, or on another device than the table.
+            DataError: A point is not finite (looked for on a CPU only).
         """
         if x.ndim != 2 or x.shape[1] != 3 or not x.is_floating_point():
             raise ShapeError(
@@ -58,6 +59,11 @@ class HashGrid(nn.Module):
             raise ShapeError(
                 f"HashGrid: x must be on {self.table.device} like the table, got {x.device}; move "
                 "the field with .to(device)"
+            )
+        if x.device.type == "cpu" and not bool(x.isfinite().all()):  # elsewhere it would wait
+            raise DataError(
+                f"HashGrid: x must be finite, got {int((~x.isfinite()).any(1).sum())} of {len(x)} "
+                "points that are not; are the poses finite?"
             )
         encode = resolve(self.backend, x.device.type).encode
         return encode(x.float().contiguous(), self.table, self.levels)

@@ -135,6 +135,20 @@ class Field(nn.Module):
         """Factor of the learning rate for a parameter, by name."""
         return 1.0
 
+    def differences(self, generator: torch.Generator) -> list[Tensor]:
+        """Differences of neighbouring values, for a field whose values lie on a grid.
+
+        Args:
+            generator: On the CPU; draws which, where there are too many.
+
+        Raises:
+            ConfigError: Values of this kind have no neighbours.
+        """
+        raise ConfigError(
+            f"{type(self).__name__}.differences: the kind must be vm, cp or grid to have "
+            f"neighbours, got {self.kind}; train it without variation"
+        )
+
 
 class Head(nn.Module):
     """Block 2 of every kind with features: harmonics of the direction and 15 features to colour.

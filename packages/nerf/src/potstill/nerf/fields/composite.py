@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from potstill.core.errors import ConfigError
@@ -86,3 +87,8 @@ class CompositeField(Field):
             part: Any = self.parts[int(number)]
             return float(part.rate(rest))
         return 1.0
+
+    def differences(self, generator: torch.Generator) -> list[Tensor]:
+        """Those of all parts."""
+        parts: Any = self.parts
+        return [each for part in parts for each in part.differences(generator)]

@@ -119,6 +119,11 @@ class VMField(_Factored):
         a = self.config.density
         return product[:, :a].flatten(0, 1).T, product[:, a:].flatten(0, 1).T
 
+    def differences(self, generator: torch.Generator) -> list[Tensor]:
+        """Along both axes of the planes and along the lines."""
+        planes = [self.planes.diff(dim=2), self.planes.diff(dim=3)]
+        return [*planes, self.lines.diff(dim=2)]
+
 
 class CPField(_Factored):
     """Canonical polyadic decomposition: ``sum over r of x_r(x) y_r(y) z_r(z)``.
@@ -149,6 +154,10 @@ class CPField(_Factored):
         a, b, c = _along(self.lines[..., 0], x)
         product = a * b * c  # [P n]; torch's prod has a backward that looks for zeros
         return product[:, : self.config.density], product[:, self.config.density :]
+
+    def differences(self, generator: torch.Generator) -> list[Tensor]:
+        """Along the lines."""
+        return [self.lines.diff(dim=2)]
 
 
 def _sample(values: Tensor, places: Tensor) -> Tensor:

@@ -5,13 +5,23 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 from potstill.core.errors import ShapeError
 from potstill.nerf.render.march import Samples
 
-__all__ = ["Rendered", "composite", "transmittance", "weights"]
+__all__ = [
+    "OPAQUE",
+    "Rendered",
+    "composite",
+    "sum_before",
+    "transmittance",
+    "weights",
+]
+
+OPAQUE = 1e-4
+"""Transmittance below which nothing is seen any more."""
 
 
 class Rendered(NamedTuple):
@@ -21,32 +31,44 @@ class Rendered(NamedTuple):
         rgb: Colour over the background, [R 3].
         opacity: Sum of the weights, [R].
         depth: Expected distance ``sum w t``, not divided by the opacity, [R]; 0 for empty rays.
+        weight: Of each sample, [M]; where rays were followed with gradients.
     """
 
     rgb: Tensor
     opacity: Tensor
     depth: Tensor
+    weight: Tensor | None = None
+
+
+def sum_before(
+    values: Float[Tensor, " samples"], counts: Integer[Tensor, " rays"]
+) -> Float[Tensor, " samples"]:
+    """Sum of the values that come before each one in its ray.
+
+    One running sum over the packed samples in double precision, cut at the rays, so that a long
+    batch costs no digits.
+    """
+    if int(counts.sum()) != len(values):
+        raise ShapeError(
+            f"sum_before: counts must sum to the {len(values)} samples, got {int(counts.sum())}"
+        )
+    wide = torch.float32 if values.device.type == "mps" else torch.float64
+    before = values.to(wide).cumsum(0) - values  # [M]
+    if len(values) == 0:
+        return before
+    starts = (counts.cumsum(0) - counts).clamp(max=len(values) - 1)
+    return before - before[starts].repeat_interleave(counts)
 
 
 def transmittance(
-    tau: Float[Tensor, " samples"], counts: Float[Tensor, " rays"]
+    tau: Float[Tensor, " samples"], counts: Integer[Tensor, " rays"]
 ) -> Float[Tensor, " samples"]:
     """Light that reaches each sample: ``exp(-sum of tau before it in its ray)``.
 
-    Source: Max, "Optical Models for Direct Volume Rendering", IEEE TVCG 1995. The sums run over the
-    packed samples in double precision and are cut at the rays, so that a long batch costs no
-    digits; a product of ``1 - alpha`` would have no gradient through an opaque sample.
+    Source: Max, "Optical Models for Direct Volume Rendering", IEEE TVCG 1995. A product of
+    ``1 - alpha`` would have no gradient through an opaque sample.
     """
-    if int(counts.sum()) != len(tau):
-        raise ShapeError(
-            f"transmittance: counts must sum to the {len(tau)} samples, got {int(counts.sum())}"
-        )
-    wide = torch.float32 if tau.device.type == "mps" else torch.float64
-    before = tau.to(wide).cumsum(0) - tau  # [M]
-    if len(tau) == 0:
-        return tau
-    starts = (counts.cumsum(0) - counts).clamp(max=len(tau) - 1)
-    return torch.exp(before[starts].repeat_interleave(counts) - before).to(tau)
+    return torch.exp(-sum_before(tau, counts)).to(tau)
 
 
 def weights(sigma: Tensor, samples: Samples) -> Tensor:

@@ -37,6 +37,16 @@ class Samples(NamedTuple):
         points, t, dt, ray, counts = self
         return Samples(points[:end], t[:end], dt[:end], ray[:end], counts[:rays])
 
+    def within(self, budget: int) -> Samples:
+        """The samples of the first rays, at least one, that together have at most ``budget``."""
+        return self.first(max(int((self.counts.cumsum(0) <= budget).sum()), 1))
+
+    def where(self, keep: Tensor) -> Samples:
+        """The samples that a mask [M] chooses, of the same rays."""
+        chosen = keep.nonzero()[:, 0]
+        points, t, dt, ray = (column[chosen] for column in self[:4])
+        return Samples(points, t, dt, ray, torch.bincount(ray, minlength=len(self.counts)))
+
 
 @torch.no_grad()
 def march(

@@ -83,8 +83,9 @@ def _read(path: Path) -> dict[str, Any]:
         raise DataError(f"load: {path} must exist, got nothing there") from error
     except ValueError as error:
         raise DataError(f"load: {path} must be JSON, got: {error}") from error
-    if not document.get("frames"):
-        raise DataError(f"load: {path} must list frames, got none")
+    frames = document.get("frames") if isinstance(document, dict) else None
+    if not (isinstance(frames, list) and frames and all(isinstance(f, dict) for f in frames)):
+        raise DataError(f"load: {path} must list frames, got {str(frames)[:60]}; is it a scene?")
     return dict(document)
 
 
