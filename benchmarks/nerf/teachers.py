@@ -7,7 +7,7 @@ import torch
 from potstill.core.bench import Figure, at_least, at_most, benchmark
 from potstill.core.data import root
 from potstill.core.seed import seed_all
-from potstill.nerf import Scene, load_scene, make_field, score
+from potstill.nerf import KINDS, Scene, load_scene, make_field, score
 from potstill.nerf.training import train_field
 
 
@@ -36,6 +36,24 @@ def lego_teacher(quick: bool) -> dict[str, Figure]:
     runs = [teach(scene, 3 if quick else 1300, seed) for seed in range(1 if quick else 3)]
     quality, seconds = (sorted(column)[len(runs) // 2] for column in zip(*runs, strict=True))
     return {"PSNR": Figure(quality, "dB"), "CPU time": Figure(seconds, "s")}
+
+
+@benchmark(threads=1, data="nerf/lego_200", budget=600)
+def lego_kinds(quick: bool) -> dict[str, Figure]:
+    """Every kind on lego at 100x100 after 30 CPU-seconds, 40 test views, one seed."""
+    scene = load_scene(root() / "nerf" / "lego_200", downsample=2)
+    figures = {}
+    for kind in KINDS:
+        seed_all("field", 0)
+        field = make_field(kind, scene.space)
+        budget = 0.5 if quick else 30.0
+        field, history = train_field(
+            field, scene, seconds=budget, clock=time.process_time, progress=False
+        )
+        views = 1 if quick else None
+        figures[kind] = Figure(score(field, scene.test, views), "dB")
+        figures[f"{kind}, steps"] = Figure(len(history))
+    return figures
 
 
 def with_and_without_poses(name: str, downsample: int, steps: int) -> dict[str, Figure]:
