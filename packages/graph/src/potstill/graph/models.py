@@ -19,7 +19,7 @@ from potstill.core.errors import ConfigError, ShapeError
 from potstill.core.pretrained import Pretrained
 from potstill.graph.activation import relu_dropout
 from potstill.graph.propagate import FeatureLinear, propagate, random_walk, symmetric
-from potstill.graph.tensors import Memo, as_features, is_sparse, rows
+from potstill.graph.tensors import Memo, as_features, csr, is_sparse, rows
 
 __all__ = ["GATTeacher", "GCNTeacher", "MLPStudent", "SAGETeacher", "make_teacher"]
 
@@ -256,23 +256,32 @@ class GATTeacher(nn.Module):
         for i, (a, b) in enumerate(pairwise(widths)):
             k = heads if i < num_layers - 1 else 1
             self.convolutions.append(GATConv(a, b // k, heads=k, dropout=attention_dropout))
-        self._dense = Memo()
+        self.convolutions[0].lin = FeatureLinear(in_channels, widths[1], bias=False)
+        self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw new weights."""
+        """Draw new weights, as PyG does."""
         for layer in self.convolutions:
             layer.reset_parameters()  # type: ignore[operator]
+            nn.init.xavier_uniform_(layer.lin.weight)  # type: ignore[union-attr, arg-type]
 
     def forward(
         self, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None
     ) -> Float[Tensor, "nodes classes"]:
         """Logits [N C] of all nodes of a graph; attention makes its own weights."""
-        if is_sparse(x):
-            x = self._dense(torch.Tensor.to_dense, x)
         for i, layer in enumerate(self.convolutions):
-            x = x.relu() if i else x
-            x = layer(F.dropout(x, self.dropout, self.training), edge_index)
+            x = relu_dropout(x, self.dropout, self.training) if i else self._drop(x)
+            x = layer(x, edge_index)
         return x
+
+    def _drop(self, x: Tensor) -> Tensor:
+        """Dropout on features; zeros that are not stored need none."""
+        if not is_sparse(x):
+            return F.dropout(x, self.dropout, self.training)
+        if not self.training or self.dropout == 0:
+            return x
+        shape = (x.shape[0], x.shape[1])
+        return csr(x.crow_indices(), x.col_indices(), F.dropout(x.values(), self.dropout), shape)
 
 
 _TEACHERS = {"GCN": GCNTeacher, "SAGE": SAGETeacher, "GAT": GATTeacher}
