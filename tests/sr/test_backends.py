@@ -1,13 +1,19 @@
 """Backends against the network, at sizes that exporters like to fix."""
 
+import shutil
+
 import pytest
 import torch
 
 from potstill.core.errors import BackendError, ConfigError
 from potstill.core.testing import requires_cuda, with_package
-from potstill.sr import IMDN_RTC, export_onnx, load_model, upscale
+from potstill.sr import IMDN, IMDN_AS, IMDN_RTC, export_onnx, load_model, upscale
 from potstill.sr.backends import make_runner
+from potstill.sr.onegraph import OneGraph
 
+needs_compiler = pytest.mark.skipif(
+    not any(map(shutil.which, ("g++", "clang++", "cl"))), reason="needs a C++ compiler"
+)
 SIZES = [(1, 1), (2, 2), (16, 16), (37, 53), (64, 9)]
 
 
@@ -109,3 +115,60 @@ def test_bad_choices(tiny, monkeypatch):
 def test_export_gates_of_a_network_without_them(tmp_path):
     with pytest.raises(ConfigError, match="IMDN_RTC has no gates"):
         export_onnx(IMDN_RTC(8, 1), tmp_path / "net.onnx", gates=True)
+
+
+@needs_compiler
+@pytest.mark.slow  # compiles five graphs
+def test_compiled_equals_the_network(tiny, photograph):
+    runner = make_runner(tiny, compiled=True)
+    images = [torch.from_numpy(photograph).permute(2, 0, 1)[None] / 255]
+    images += [torch.rand(1, 3, 21, 34), torch.full((1, 3, 16, 20), 0.7)]
+    with torch.no_grad():
+        for x in images:
+            assert (runner(x) - tiny(x)).abs().max() <= 1e-5
+        gates = torch.rand(2, 8)
+        torch.testing.assert_close(
+            runner(images[0], gates), tiny(images[0], gates), rtol=0, atol=1e-5
+        )
+        whole = tiny(images[0])
+        mixed = make_runner(tiny, "torch", "bf16", compiled=True)(images[0])
+    assert 0 < (mixed - whole).abs().max() < 0.02 * whole.abs().max()
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("kind", [IMDN, IMDN_AS])
+def test_the_graph_before_compiling(kind, bf16):
+    torch.manual_seed(0)
+    skip = {} if kind is IMDN_AS else {"global_skip": "bicubic"}
+    model = kind(**({} if kind is IMDN_AS else {"scale": 3}), channels=16, blocks=2, **skip).eval()
+    x = torch.rand(1, 3, 24, 20)
+    with torch.no_grad():
+        whole, made = model(x), OneGraph(model, bf16=bf16)(x)
+        assert (made - whole).abs().max() <= (0.02 * whole.abs().max() if bf16 else 1e-5)
+        flat = torch.full_like(x, 0.3)  # no deviation: squares and mean must cancel
+        if not bf16:
+            assert (OneGraph(model)(flat) - model(flat)).abs().max() <= 1e-5
+    assert model.blocks[0].conv2.weight.shape[1] == 12, "the network itself is left alone"
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+
+
+@with_package("onnx", "onnxscript", "onnxruntime")
+def test_a_network_is_exported_once_until_its_weights_change(tiny, monkeypatch):
+    import potstill.sr.backends as backends
+
+    real, exports = backends.export_onnx, []
+
+    def counted(*args, **kwargs):
+        exports.append(1)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(backends, "export_onnx", counted)
+    x = torch.rand(1, 3, 9, 11)
+    first = upscale(x, tiny, backend="onnx").image
+    assert torch.equal(upscale(x, tiny, backend="onnx").image, first)
+    assert len(exports) == 1
+    with torch.no_grad():
+        tiny.upsampler.bias.add_(0.25)
+    moved = upscale(x, tiny, backend="onnx").image
+    torch.testing.assert_close(moved, first + 0.25, rtol=0, atol=2e-5)
+    assert len(exports) == 2

@@ -1,5 +1,6 @@
 """The commands as users type them."""
 
+import importlib
 import json
 
 import numpy as np
@@ -45,9 +46,35 @@ def test_table_overwrite_and_modes(folder, weights, tmp_path, capsys):
     assert main(words) == 0
     assert "exact 16" in capsys.readouterr().out
     assert main(words) == 1
-    assert "exists already" in " ".join(capsys.readouterr().out.split())
+    assert "must not exist yet" in " ".join(capsys.readouterr().out.split())
     assert main([*words, "--overwrite", "--tile-mode", "recompute"]) == 0
     assert "recompute" in capsys.readouterr().out
+
+
+def test_the_mode_is_said_before_anything_is_computed(
+    folder, weights, tmp_path, capsys, monkeypatch
+):
+    module = importlib.import_module("potstill.sr.upscale")  # the package has a function so named
+
+    def stopped(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "exact", stopped)
+    words = ["sr", "upscale", str(folder / "a.png"), "-o", str(tmp_path / "x.png"), "--tile", "16"]
+    assert main([*words, "--model", weights]) == 130
+    assert "a.png: mode 'exact' in tiles of 16, about 0.00 GiB" in capsys.readouterr().err
+
+
+def test_a_result_that_cannot_be_written_is_refused_before_it_is_computed(
+    folder, weights, tmp_path, capsys, monkeypatch
+):
+    import potstill.sr.batch as batch
+
+    monkeypatch.setattr(batch, "upscale", None)
+    monkeypatch.setattr("potstill.sr.images._LARGEST", 20_000)
+    words = ["sr", "upscale", str(folder / "a.png"), "-o", str(tmp_path / "x.png"), "--json"]
+    assert main([*words, "--model", weights]) == 1
+    assert "must stay below 4 GB uncompressed" in capsys.readouterr().out
 
 
 def test_input_is_never_replaced(folder, weights, capsys):
@@ -121,6 +148,19 @@ def test_eval_writes_a_page(folder, weights, tmp_path, capsys):
     assert "mean" in said
     assert "bicubic" in said
     assert (tmp_path / "page" / "index.html").exists()
+
+
+def test_eval_of_several_networks_compares_cost_and_quality(folder, weights, tmp_path, capsys):
+    (folder / "b.tiff").unlink()
+    words = ["sr", "eval", str(folder), "--model", "potstill-x2", weights]
+    assert main([*words, "--out", str(tmp_path / "page")]) in (0, None)
+    said = capsys.readouterr().out
+    assert "potstill-x2" in said
+    assert "tiny" in said
+    assert "parameters" in said
+    page = (tmp_path / "page" / "index.html").read_text(encoding="utf-8")
+    assert "potstill-x2 is best" in page
+    assert "the area of a point is the number of parameters" in page
 
 
 def test_compare_and_seams(folder, weights, tmp_path):

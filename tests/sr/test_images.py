@@ -166,6 +166,15 @@ def test_damaged_files_are_named(tmp_path):
         read_image(tmp_path / "absent.png")
 
 
+def test_the_guard_against_large_images_is_lifted_and_put_back(tmp_path, monkeypatch):
+    path = saved(tmp_path, Image.fromarray(RGB))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)  # 120 pixels are more than twice as many
+    with pytest.raises(Image.DecompressionBombError):
+        Image.open(path)
+    np.testing.assert_array_equal(read_image(path).color, RGB)
+    assert Image.MAX_IMAGE_PIXELS == 50
+
+
 def test_names_beyond_ascii(tmp_path):
     for picture in (Picture(RGB), Picture(WIDE)):
         path = write_image(picture, tmp_path / "größe 写真.png", overwrite=True)

@@ -5,18 +5,28 @@ from __future__ import annotations
 import importlib.util
 import tempfile
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from potstill.core.errors import BackendError, ConfigError
 from potstill.sr.models import IMDN, Upscaler
+from potstill.sr.onegraph import CompiledGraph
 from potstill.sr.staged import Staged
 
-__all__ = ["BACKENDS", "Backend", "Precision", "Runner", "export_onnx", "make_runner"]
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "Precision",
+    "Runner",
+    "export_onnx",
+    "make_runner",
+    "ready_runner",
+]
 
 Backend = Literal["torch", "onnx", "openvino"]
 Precision = Literal["fp32", "bf16"]
@@ -57,13 +67,15 @@ class TorchRunner(Runner):
         self, model: Upscaler, precision: Precision, device: torch.device, compiled: bool
     ) -> None:
         super().__init__(model, precision, device)
-        self._compiled = _compile(model, precision) if compiled and self.stages else None
+        self._graph: CompiledGraph | None = None
+        if compiled and isinstance(model, IMDN):
+            self._graph = CompiledGraph(model, bf16=precision == "bf16")
 
     @torch.inference_mode()
     def __call__(self, image: Tensor, gates: Tensor | None = None) -> Tensor:
         """Enlarge ``[1 3 h w]`` in [0, 1]."""
-        if self._compiled is not None:
-            return self._compiled(image.contiguous(memory_format=torch.channels_last), gates)
+        if self._graph is not None:
+            return self._graph(image, gates)
         if self.stages is not None:
             return self.stages(image, gates)
         return self.model(image)
@@ -145,10 +157,10 @@ def make_runner(
     Args:
         model: A network of the family.
         backend: One of ``BACKENDS``.
-        precision: "bf16" keeps the last layers in float32 with torch (all of the reconstruction, or
-            the upsampler when compiled), and none with openvino.
+        precision: "bf16" keeps the gates and the last layers in float32 with torch (all of the
+            reconstruction, or the upsampler when compiled), and none with openvino.
         device: "auto" (CUDA, else CPU), "cpu", "cuda" or "mps".
-        compiled: Let torch compile the network: seconds to minutes once, then faster in bf16.
+        compiled: Let torch compile the network: seconds to minutes once, then faster.
 
     Raises:
         ConfigError: An unknown name, or a combination that does not exist.
@@ -172,6 +184,23 @@ def make_runner(
     return TorchRunner(model, precision, where, compiled)
 
 
+def ready_runner(
+    model: Upscaler, backend: Backend, precision: Precision, device: str, compiled: bool
+) -> Runner:
+    """`make_runner`, keeping what took long to make for the next image of the same network."""
+    if backend == "torch" and not compiled:
+        return make_runner(model, backend, precision, device)
+    # Training or moving the network makes what was kept worthless.
+    state = tuple((0 if p.is_inference() else p._version, p.device) for p in model.parameters())
+    return _kept_runner(model, state, torch.get_num_threads(), backend, precision, device, compiled)
+
+
+@lru_cache(maxsize=2)
+def _kept_runner(model: Upscaler, state: object, threads: int, *how: Any) -> Runner:
+    del state, threads
+    return make_runner(model, *how)
+
+
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -185,26 +214,6 @@ def _device(name: str) -> torch.device:
     if name == "mps" and not torch.backends.mps.is_available():
         raise BackendError("upscale: device 'mps' is not available here; pass device='cpu'")
     return torch.device(name)
-
-
-class _Mixed(nn.Module):
-    """The network with its blocks in bf16, in a form that compiles to one graph."""
-
-    def __init__(self, model: IMDN) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor, gates: Tensor | None) -> Tensor:
-        with torch.autocast(x.device.type, torch.bfloat16):
-            return self.model(x, gates)
-
-
-def _compile(model: Upscaler, precision: Precision) -> Callable[..., Tensor]:
-    module: nn.Module = model.to(memory_format=torch.channels_last)
-    if precision == "bf16":
-        assert isinstance(model, IMDN)
-        module = _Mixed(model)
-    return torch.compile(module, dynamic=None, options={"freezing": True})
 
 
 def _on_disk(model: Upscaler, known: bool, open_file: Callable[[Path], Any]) -> Any:

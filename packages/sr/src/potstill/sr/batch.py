@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import math
 import re
 import time
 import warnings
@@ -19,9 +20,9 @@ from rich.console import Console
 from rich.table import Table
 
 from potstill.core.errors import ConfigError, PotstillError
-from potstill.sr.images import FORMATS, SUFFIXES, Picture, read_image, write_image
+from potstill.sr.images import FORMATS, SUFFIXES, Picture, check_output, read_image, write_image
 from potstill.sr.models import Upscaler
-from potstill.sr.upscale import Progress, Result, upscale
+from potstill.sr.upscale import Plan, Result, upscale
 from potstill.sr.weights import load_model
 
 __all__ = ["Batch", "find_inputs", "resized", "run_batch"]
@@ -141,7 +142,7 @@ def run_batch(batch: Batch, *, as_json: bool = False) -> int:
             bar.start(path.name, number)
             try:
                 target = batch.out if single else _destination(batch, path)
-                row = _one(batch, model, path, target, size, bar.advance)
+                row = _one(batch, model, path, target, size, bar)
             except PotstillError as error:
                 row = {"input": str(path), "error": str(error)}
             except MemoryError:
@@ -165,21 +166,28 @@ def _one(
     path: Path,
     target: Path,
     size: tuple[int, int] | None,
-    progress: Progress,
+    bar: _Bar,
 ) -> dict[str, Any]:
     """Enlarge one file."""
     if target.exists() and target.samefile(path):
         raise ConfigError(f"upscale: out must differ from the input, got {path} for both")
-    if target.exists() and not batch.overwrite:
-        raise ConfigError(f"upscale: {target} exists already; pass --overwrite to replace it")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         picture = read_image(path)
         h, w = picture.color.shape[:2]
         goal = _goal(size, w, h)
+        final = goal or (w * model.scale, h * model.scale)
+        check_output(
+            target,
+            3 * math.prod(final) * picture.color.itemsize,
+            transparent=picture.alpha is not None,
+            overwrite=batch.overwrite,
+        )
         if model.scale == 1 and goal is not None:
             picture = resized(picture, *goal)
-        result: Result = upscale(picture, model, progress=progress, **batch.options())
+        result: Result = upscale(
+            picture, model, progress=bar.advance, planned=bar.planned, **batch.options()
+        )
         made = result.image if goal is None else resized(result.image, *goal)
         write_image(made, target, overwrite=batch.overwrite)
     return {
@@ -222,16 +230,29 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 class _Bar:
-    """One line of progress over all files, or nothing where there is no terminal."""
+    """What is going on, on standard error: a line of progress where there is a terminal."""
 
-    def __init__(self, progress: Any, task: Any, count: int) -> None:
-        self._progress, self._task, self._count, self._number = progress, task, count, 0
+    def __init__(self, console: Console, count: int, progress: Any = None) -> None:
+        self._console, self._count, self._progress = console, count, progress
+        self._task = progress and progress.add_task("", total=count)
+        self._name, self._number, self._said = "", 0, False
 
     def start(self, name: str, number: int) -> None:
-        self._number = number
+        self._name, self._number, self._said = name, number, False
         if self._progress is not None:
             label = f"{name} ({number + 1}/{self._count})"
             self._progress.update(self._task, description=label, completed=number)
+
+    def planned(self, plan: Plan) -> None:
+        """Say how a large image will be done, before it is."""
+        if plan.mode != "none" and not self._said:
+            self._said = True
+            self._console.print(
+                f"{self._name}: mode {plan.mode!r} in tiles of {plan.tile}, about "
+                f"{plan.bytes / 2**30:.2f} GiB",
+                markup=False,
+                highlight=False,
+            )
 
     def advance(self, done: int, total: int) -> None:
         if self._progress is not None:
@@ -241,9 +262,9 @@ class _Bar:
 @contextmanager
 def _bar(console: Console, count: int) -> Iterator[_Bar]:
     if not console.is_terminal:
-        yield _Bar(None, None, count)
+        yield _Bar(console, count)
         return
-    from rich.progress import Progress as Live
+    from rich.progress import Progress
 
-    with Live(console=console) as progress:
-        yield _Bar(progress, progress.add_task("", total=count), count)
+    with Progress(console=console) as progress:
+        yield _Bar(console, count, progress)

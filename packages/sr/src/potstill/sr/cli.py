@@ -82,7 +82,7 @@ def evaluate_set(
     /,
     *,
     scale: Literal[2, 3, 4] = 2,
-    model: str | None = None,
+    model: Words = (),
     protocol: Literal["paper", "imdn-repo"] = "paper",
     tile: Tile = "auto",
     tile_mode: Mode = "auto",
@@ -93,10 +93,12 @@ def evaluate_set(
 ) -> None:
     """Measure PSNR and SSIM beside bicubic and beside the published figure of IMDN.
 
+    One network gives a table of its images; several give one of networks, with time and size.
+
     Args:
         images: A folder of originals, or a set below ``sr/`` of the data root, such as Set5.
         scale: Factor.
-        model: Weight file or name; our own weights by default.
+        model: Weight files or names; our own weights by default.
         protocol: "paper" reproduces published tables, "imdn-repo" the authors' script.
         tile: "auto", "none", or the side of tiles in pixels.
         tile_mode: How tiles share statistics.
@@ -105,7 +107,7 @@ def evaluate_set(
         self_ensemble: Average over eight orientations; said in the table.
         out: Folder for a page with table and plot.
     """
-    from potstill.sr.workflow import evaluation
+    from potstill.sr.workflow import evaluation, ranking
 
     options = {
         "tile": _tile(tile),
@@ -114,7 +116,10 @@ def evaluate_set(
         "precision": precision,
         "self_ensemble": self_ensemble,
     }
-    report = evaluation(images, scale, model, protocol, options)
+    if len(model) > 1:
+        report = ranking(images, scale, model, protocol, options)
+    else:
+        report = evaluation(images, scale, model[0] if model else None, protocol, options)
     report.show()
     if out is not None:
         _say(f"page: {report.save(out)}")

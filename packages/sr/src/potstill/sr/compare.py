@@ -127,13 +127,26 @@ def quality_against_time(points: Sequence[Mapping[str, Any]], *, title: str = ""
     figure = _figure(6.4, 4.2)
     axes = figure.subplots()
     most = max(float(p["parameters"]) for p in points) or 1.0
-    for point in points:
+    ordered = sorted(points, key=lambda point: float(point["seconds"]))
+    for index, point in enumerate(ordered):
         area = 40 + 600 * float(point["parameters"]) / most
-        axes.scatter(point["seconds"], point["psnr"], s=area, alpha=0.6)
-        label = f"{point['name']}\n{point['parameters'] / 1e3:,.0f} K"
         place = (point["seconds"], point["psnr"])
-        axes.annotate(label, place, (10, 10), textcoords="offset points", fontsize=8)
+        axes.scatter(*place, s=area, alpha=0.6)
+        label = f"{point['name']}\n{point['parameters'] / 1e3:,.0f} K"
+        # Above and below in turns, so that labels of neighbours do not meet.
+        gap, side = (area / np.pi) ** 0.5 + 4, ("bottom", "top")[index % 2]
+        axes.annotate(
+            label,
+            place,
+            (0, gap if side == "bottom" else -gap),
+            textcoords="offset points",
+            ha="center",
+            va=side,
+            fontsize=8,
+        )
     axes.set_xscale("log")
+    for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        axis("{x:g}")
     axes.margins(0.25)
     axes.set_xlabel("seconds an image")
     axes.set_ylabel("PSNR of Y [dB]")

@@ -20,7 +20,7 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from potstill.core.errors import ConfigError, DataError
 from potstill.core.files import atomic
 
-__all__ = ["FORMATS", "SUFFIXES", "Picture", "read_image", "write_image"]
+__all__ = ["FORMATS", "SUFFIXES", "Picture", "check_output", "read_image", "write_image"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".ppm", ".pgm", ".gif")
 """Suffixes that folders are searched for."""
@@ -154,6 +154,40 @@ def _from_pil(image: Image.Image, name: str) -> Picture:
     return Picture(np.asarray(image.convert("RGB")), None, "RGB", icc, exif_bytes)
 
 
+def check_output(path: Path, size: int, *, transparent: bool, overwrite: bool) -> str:
+    """Refuse what `write_image` could not write, before an hour is spent on making it.
+
+    Args:
+        path: The file to be.
+        size: Bytes of its colour, not compressed.
+        transparent: Whether it has alpha.
+        overwrite: Whether a file that is there may be replaced.
+
+    Returns:
+        The format.
+
+    Raises:
+        ConfigError: Another suffix; a file is there already; alpha in a JPEG.
+        DataError: The file would pass 4 GB.
+    """
+    form = FORMATS.get(path.suffix.lower().lstrip("."))
+    if form is None:
+        raise ConfigError(
+            f"write_image: {path} must end in {', '.join('.' + f for f in FORMATS)}, got "
+            f"{path.suffix or 'no suffix'!r}"
+        )
+    if path.exists() and not overwrite:
+        raise ConfigError(f"write_image: {path} must not exist yet; pass overwrite to replace it")
+    if form == "JPEG" and transparent:
+        raise ConfigError(f"write_image: {path} cannot hold transparency; write .png or .webp")
+    if size > _LARGEST and form in ("PNG", "TIFF"):
+        raise DataError(
+            f"write_image: {path} must stay below 4 GB uncompressed, got "
+            f"{size / 1e9:.1f} GB; enlarge the image in pieces"
+        )
+    return form
+
+
 def write_image(
     picture: Picture, path: str | os.PathLike[str], *, overwrite: bool = False, quality: int = 95
 ) -> Path:
@@ -170,21 +204,8 @@ def write_image(
         DataError: The folder cannot be written, the disk is full, or the file would pass 4 GB.
     """
     path = Path(path)
-    form = FORMATS.get(path.suffix.lower().lstrip("."))
-    if form is None:
-        raise ConfigError(
-            f"write_image: {path} must end in {', '.join('.' + f for f in FORMATS)}, got "
-            f"{path.suffix or 'no suffix'!r}"
-        )
-    if path.exists() and not overwrite:
-        raise ConfigError(f"write_image: {path} must not exist yet; pass overwrite to replace it")
-    if form == "JPEG" and picture.alpha is not None:
-        raise ConfigError(f"write_image: {path} cannot hold transparency; write .png or .webp")
-    if picture.color.nbytes > _LARGEST and form in ("PNG", "TIFF"):
-        raise DataError(
-            f"write_image: {path} must stay below 4 GB uncompressed, got "
-            f"{picture.color.nbytes / 1e9:.1f} GB; enlarge the image in pieces"
-        )
+    transparent = picture.alpha is not None
+    form = check_output(path, picture.color.nbytes, transparent=transparent, overwrite=overwrite)
     try:
         with atomic(path) as temporary:
             if picture.color.dtype == np.uint16 and form in ("PNG", "TIFF"):

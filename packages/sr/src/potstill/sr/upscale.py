@@ -20,7 +20,7 @@ from torch import Tensor
 
 from potstill.core.errors import ConfigError
 from potstill.sr.acs import adaptive_cropping
-from potstill.sr.backends import Backend, Precision, Runner, make_runner
+from potstill.sr.backends import Backend, Precision, Runner, ready_runner
 from potstill.sr.checks import check_array, check_tensor
 from potstill.sr.images import Picture, picture_of, read_image
 from potstill.sr.models import IMDN, Upscaler
@@ -110,6 +110,7 @@ def upscale(
     alpha: Literal["lanczos", "network"] = "lanczos",
     self_ensemble: bool = False,
     progress: Progress | None = None,
+    planned: Callable[[Plan], None] | None = None,
 ) -> Result:
     """Enlarge an image.
 
@@ -128,12 +129,13 @@ def upscale(
         precision: "fp32" or "bf16".
         backend: "torch", "onnx" or "openvino".
         device: "auto", "cpu", "cuda" or "mps".
-        compile: Compile the network with torch first.
+        compile: Compile the network with torch first: pays from a few images on.
         align: For networks that need sides that are multiples of 4 (IMDN_AS): "pad" mirrors
             the border, "acs" is the paper's adaptive cropping.
         alpha: How transparency is enlarged; colour is premultiplied meanwhile.
         self_ensemble: Average over the eight orientations of the image: eight times the work.
         progress: Called with (done, total).
+        planned: Called with mode, tile and memory before anything is computed.
 
     Raises:
         ConfigError: An option that is unknown or contradicts another one.
@@ -147,9 +149,17 @@ def upscale(
         (18, 24, 3)
     """
     network = _network(model, scale)
-    runner = make_runner(network, backend, precision, device, compile)
+    runner = ready_runner(network, backend, precision, device, compile)
     options = _Options(
-        tile, tile_mode, gates, memory_limit, align, alpha, self_ensemble, progress or _silent
+        tile,
+        tile_mode,
+        gates,
+        memory_limit,
+        align,
+        alpha,
+        self_ensemble,
+        progress or _silent,
+        planned or (lambda chosen: None),
     )
     options.check(runner, backend)
     process = psutil.Process()
@@ -243,6 +253,7 @@ class _Options:
     alpha: str
     self_ensemble: bool
     progress: Progress
+    planned: Callable[[Plan], None]
 
     def check(self, runner: Runner, backend: Backend) -> None:
         """Refuse what cannot be, before anything starts."""
@@ -407,6 +418,7 @@ class _Job:
             precision="bf16" if runner.stages and runner.stages.dtype == torch.bfloat16 else "fp32",
             stages=torch_backend,
         )
+        options.planned(self.plan)
         mode, stages = self.plan.mode, runner.stages
         tile = max(1, self.plan.tile // frame.stride)
         radius = runner.model.radius

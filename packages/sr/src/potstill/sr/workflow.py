@@ -22,7 +22,7 @@ from potstill.core.files import atomic
 from potstill.core.report import Column, Report
 from potstill.core.seed import seed_all
 from potstill.sr.backends import export_onnx, make_runner
-from potstill.sr.compare import seam_figure, strip
+from potstill.sr.compare import quality_against_time, seam_figure, strip
 from potstill.sr.config import StudentConfig, TrainConfig
 from potstill.sr.data import prepare
 from potstill.sr.evaluate import PUBLISHED, Row, bicubic, evaluate, find_set, mean
@@ -35,7 +35,7 @@ from potstill.sr.train import train, warm_start
 from potstill.sr.upscale import upscale
 from potstill.sr.weights import load_model, save_model
 
-__all__ = ["benchmarking", "comparison", "evaluation", "exporting", "training"]
+__all__ = ["benchmarking", "comparison", "evaluation", "exporting", "ranking", "training"]
 
 
 def evaluation(
@@ -49,7 +49,6 @@ def evaluation(
             network, find_set(images), scale=scale, protocol=protocol, progress=progress, **options
         )
     average = mean(rows)
-    known = PUBLISHED.get((name, scale))
     ensemble = ", self-ensemble of 8" if options.get("self_ensemble") else ""
     summary = (
         f"{model or f'potstill-x{scale}'}{ensemble} on {name} x{scale}, protocol {protocol!r}: "
@@ -65,9 +64,57 @@ def evaluation(
     report = Report(f"{name} x{scale}", summary=summary, columns=columns, label="image", data=name)
     for row in [*rows, average]:
         report.add(row.name, **_cells(row))
+    _add_published(report, name, scale)
+    return report
+
+
+def ranking(
+    images: str, scale: int, models: Sequence[str], protocol: Protocol, options: dict[str, Any]
+) -> Report:
+    """Several networks on a test set: what each costs and gives, as a table and a picture."""
+    name, originals = Path(images).name, find_set(images)
+    columns = {
+        "psnr": Column("dB", best="max", digits=5),
+        "ssim": Column(best="max", digits=4),
+        "seconds": Column("s an image", best="min", digits=3),
+        "parameters": Column(digits=9),
+    }
+    report = Report(f"{name} x{scale}", columns=columns, label="network", data=name)
+    points = []
+    for model in models:
+        network = load_model(model)
+        evaluate(network, originals[:1], scale=scale, **options)  # the first call is a slow one
+        with _progress(f"{name} x{scale}: {model}") as progress:
+            average = mean(
+                evaluate(
+                    network, originals, scale=scale, protocol=protocol, progress=progress, **options
+                )
+            )
+        point = {
+            "psnr": average.ours.psnr,
+            "ssim": average.ours.ssim,
+            "seconds": average.seconds,
+            "parameters": count_parameters(network),
+        }
+        report.add(Path(model).stem, **point)
+        points.append({"name": Path(model).stem, **point})
+    report.add("bicubic", psnr=average.bicubic.psnr, ssim=average.bicubic.ssim)
+    _add_published(report, name, scale)
+    threads = f"{torch.get_num_threads()} threads"
+    best = max(points, key=lambda point: point["psnr"])
+    report.summary = (
+        f"{name} x{scale}, protocol {protocol!r}, {threads}: {best['name']} is best with "
+        f"{best['psnr']:.2f} dB in {best['seconds']:.2g} s an image."
+    )
+    figure = quality_against_time(points, title=f"{name} x{scale}, {threads}")
+    report.figure(figure, "PSNR against time; the area of a point is the number of parameters")
+    return report
+
+
+def _add_published(report: Report, name: str, scale: int) -> None:
+    known = PUBLISHED.get((name, scale))
     if known is not None:
         report.add("IMDN", published="Hui et al. 2019", psnr=known[0], ssim=known[1])
-    return report
 
 
 def _cells(row: Row) -> dict[str, Any]:
