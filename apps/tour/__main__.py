@@ -7,6 +7,7 @@ when a domain failed (its error is on the page; the others go on).
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 import time
@@ -15,6 +16,9 @@ from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 from rich.console import Console
+
+# Torch's profiler, which tells memory, complains of everything that was there before it.
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 app = App(name="tour", help=__doc__)
 

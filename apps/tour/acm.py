@@ -40,11 +40,11 @@ and see which patches keep the computation when it becomes scarce."""
 def run(tell: Tell, out: Path, quick: bool) -> Chapter:
     """Adaptive Computation Modules (Wojcik et al., AAAI 2025) in their three phases."""
     train, test = digits()
-    steps = 2 if quick else 50
+    steps = 2 if quick else 60
     seed_all("tour", "acm")
     teacher = vit(WIDTH).eval()
-    train_classifier(teacher, train, 5 * steps // 2, tell("teacher", 0.35))
-    student, batches = acmize(teacher), draws(train, 48)
+    train_classifier(teacher, train, 7 * steps, tell("teacher", 0.35))
+    student, batches = acmize(teacher), draws(train, 64)
     distill(student, teacher, batches, steps=steps, progress=tell("learners", 0.5))
     pretrain_gates(student, teacher, batches, steps=max(steps // 2, 2), progress=tell("gates", 0.6))
     finetune(student, batches, budget=BUDGET, steps=3 * steps // 2, lr=5e-4,
@@ -92,7 +92,7 @@ def budgets(
             logits = student(test.images)
         used, top = float(share(readings).mean()), 100 * accuracy(logits, test.labels)
         macs = count.at(used) / 1e6
-        maps = compute_maps(readings, (8, 8), student.num_prefix_tokens)[:SHOWN].mean(1)
+        maps = compute_maps(readings, (4, 4), student.num_prefix_tokens)[:SHOWN].mean(1)
         frames.append(overlaid(to_bytes(test.images[:SHOWN]), maps))
         points.append((macs, top))
         captions.append(f"budget {used:.0%}: {top:.1f} %, {macs:.1f} MMACs an image")

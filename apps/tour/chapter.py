@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from potstill.core.bench import Benchmark, Measured, Pair, run
-from potstill.core.cost import count_macs, count_parameters, peak_memory
+from potstill.core.cost import count_macs, count_parameters
 
 __all__ = ["Chapter", "Figures", "Program", "Side", "Tell", "forward", "measure"]
 
@@ -30,7 +29,7 @@ class Side:
         name: How it is called in the table.
         model: For its parameters.
         quality: In the chapter's measure.
-        call: Does the work; importable by name, so that memory can be measured in a fresh process.
+        call: Does the work.
         inputs: Its arguments.
     """
 
@@ -88,8 +87,8 @@ class Figures:
         parameters: Their number.
         macs: Multiply-adds of the work.
         milliseconds: Median time of the work.
-        mebibytes: Peak memory of the work on top of the process; NaN in a quick run, which spares
-            the fresh process that this takes.
+        mebibytes: What the work holds at its highest, on top of what was held before; NaN where it
+            could not be seen.
     """
 
     parameters: int
@@ -120,31 +119,16 @@ def measure(chapter: Chapter, quick: bool) -> tuple[Figures, Figures, Measured]:
     )
     if race.status != "measured":
         raise RuntimeError(f"the race of teacher and student {race.status}: {race.reason}")
-    sides = {"baseline": chapter.teacher, "ours": chapter.student}
     teacher, student = (
         Figures(
             count_parameters(side.model),
             count_macs(side),
-            race.figures[name].value,
-            extra,
+            race.figures[time].value,
+            race.figures[memory].value if memory in race.figures else math.nan,
         )
-        for (name, side), extra in zip(sides.items(), _memory(sides.values(), quick), strict=True)
+        for side, time, memory in (
+            (chapter.teacher, "baseline", "peak, baseline"),
+            (chapter.student, "ours", "peak"),
+        )
     )
     return teacher, student, race.figures["ratio"]
-
-
-def _memory(sides: Iterable[Side], quick: bool) -> list[float]:
-    """Peak memory of each in MiB, in two fresh processes at once: starting them takes longest."""
-    if quick:
-        return [math.nan for _ in sides]
-    with ThreadPoolExecutor(2) as pool:
-        peaks = pool.map(lambda side: peak_memory(Side.__call__, side, prepare=_warm), sides)
-        return [peak.extra / 2**20 for peak in peaks]
-
-
-def _warm(side: Side) -> tuple[Side]:
-    """Start thread pools and kernels, which every process pays once, before memory is looked at."""
-    images, kernel = torch.rand(1, 8, 32, 32), torch.rand(8, 8, 3, 3)
-    torch.nn.functional.conv2d(images, kernel)
-    torch.rand(64, 64) @ torch.rand(64, 64)
-    return (side,)

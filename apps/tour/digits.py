@@ -1,4 +1,4 @@
-"""Handwritten digits as images of 8 x 8 patches, one patch for each pixel that was measured."""
+"""Handwritten digits as images of 4 x 4 patches."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from potstill.core.seed import generator, seed_all
 
 __all__ = ["MODEL", "Digits", "digits", "draws", "to_bytes", "train_classifier", "vit"]
 
-MODEL = {"img_size": 16, "patch_size": 2, "depth": 3, "num_classes": 10, "global_pool": "avg"}
+MODEL = {"img_size": 16, "patch_size": 4, "depth": 3, "num_classes": 10, "global_pool": "avg"}
 """Options of timm's ``vit_tiny_patch16_224``; the widths are the chapters'."""
 
 _TESTED = 450
@@ -82,9 +82,9 @@ def train_classifier(model: nn.Module, part: Digits, steps: int, progress: Any) 
     seed_all("tour", "classifier")
     fit(
         _Classification(model, Objective(task=(1.0, F.cross_entropy))),
-        draws(part, 48),
+        draws(part, 64),
         steps=steps,
-        lr=2e-3,
+        lr=1e-3,
         optimizer=torch.optim.AdamW,
         schedule=cosine(warmup=0.1),
         progress=progress,

@@ -24,9 +24,9 @@ from potstill.mae import (
 from potstill.mae.models import Student, create_encoder
 
 HALF = (0.5,) * 3
-STUDENT = Encoder("vit_tiny_patch16_224", 16, 2, width=32, depth=3, heads=2, mean=HALF, std=HALF)
+STUDENT = Encoder("vit_tiny_patch16_224", 16, 4, width=32, depth=3, heads=2, mean=HALF, std=HALF)
 A_CLASS = 10  # labelled digits of a class that the student gets
-SHARES = (0.25, 0.5, 0.625, 0.75, 0.875, 0.9375)
+SHARES = (0.25, 0.5, 0.625, 0.75, 0.8125, 0.875)
 
 TEXT = """First without labels: of each digit both networks see the same quarter of the patches;
 the student paints the rest and copies what the teacher feels about the quarter. Then with ten
@@ -37,10 +37,10 @@ trained with 75 % hidden."""
 def run(tell: Tell, out: Path, quick: bool) -> Chapter:
     """DMAE (Bai et al., CVPR 2023), then fine-tuning on few labels; beside it, from scratch."""
     train, test = digits()
-    long, short = (4, 2) if quick else (220, 50)
+    long, short = (4, 2) if quick else (300, 60)
     seed_all("tour", "mae")
     teacher = vit(64)
-    train_classifier(teacher, train, short * 5 // 2, tell("teacher", 0.25))
+    train_classifier(teacher, train, 7 * short, tell("teacher", 0.25))
 
     seed_all("tour", "student")
     student = Student(STUDENT, Decoder(depth=1, width=32))
@@ -101,7 +101,7 @@ def reconstructions(student: Student, test: Digits) -> str:
     for share in SHARES:
         plan = RandomMasking(share)(12, student.encoder.grid, generator=generator("plan"))
         made = student.reconstruct(shown, plan).clamp(-1, 1)
-        hidden = plan.mask.view(12, 1, 8, 8).repeat_interleave(2, 2).repeat_interleave(2, 3)
+        hidden = plan.mask.view(12, 1, 4, 4).repeat_interleave(4, 2).repeat_interleave(4, 3)
         seen.append(sheet(to_bytes(shown * (1 - hidden) - 0.3 * hidden), 3))
         painted.append(sheet(to_bytes(made), 3))
         errors.append(sheet(to_bytes((made - shown).abs() - 1), 3))

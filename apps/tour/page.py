@@ -98,7 +98,7 @@ def _notes(load: Load) -> str:
         else ""
     )
     return widgets.paragraph(
-        "Times are medians, teacher and student in turns; memory is the peak of one call on top "
-        "of a fresh process; multiply-adds count products and convolutions, not gathers or sparse "
-        f"products.{busy}"
+        "Times are medians, both models in turns; memory is the most that torch held during one "
+        "call, weights left out; multiply-adds are of products and convolutions, without gathers "
+        f"and sparse products.{busy}"
     )
