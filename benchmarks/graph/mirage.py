@@ -17,6 +17,7 @@ from potstill.graph.mirage import (
 )
 
 HARD = "issue 4: Must hold"
+SEEDS = range(2022, 2027)  # the settings below were found with seeds 0 to 4
 
 
 def run(name: str, share: float, quick: bool) -> dict[str, Figure]:
@@ -25,7 +26,7 @@ def run(name: str, share: float, quick: bool) -> dict[str, Figure]:
     scores: dict[str, list[float]] = {"distilled": [], "random": [], "everything": []}
     kept, spent = [], []
     steps = 5 if quick else 300
-    for seed in range(1 if quick else 5):
+    for seed in SEEDS[:1] if quick else SEEDS:
         split = split_graphs(graphs, seed)
         edges = sum(graph.num_edges for graph in split.train)
         started = time.process_time()

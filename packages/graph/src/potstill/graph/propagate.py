@@ -35,11 +35,9 @@ class _Constant(torch.autograd.Function):
 
 def _product(matrix: Tensor, x: Tensor) -> Tensor:
     """``matrix @ x``, by the C++ kernel where there is enough work to pay for packing ``x``."""
-    large = matrix._nnz() >= 8 * len(x) and x.shape[1] >= 32
-    if large and x.device.type == "cpu" and x.dtype == matrix.dtype == torch.float32:
-        if not available("native"):
-            return csr_product(matrix, x)
-    return matrix @ x
+    large = matrix.values().numel() >= 8 * len(x) and x.shape[1] >= 32
+    fits = x.device.type == "cpu" and x.dtype == matrix.dtype == torch.float32
+    return csr_product(matrix, x) if large and fits and not available("native") else matrix @ x
 
 
 def propagate(matrix: Tensor, transpose: Tensor, x: Tensor) -> Tensor:
