@@ -21,6 +21,7 @@ UNSEEN = {
     "onnxscript": "likewise; torch.onnx imports it",
     "potstill-core": "imported as potstill.core, which no distribution is called",
     "tensorboard": "torch.utils.tensorboard imports it",
+    "torchvision": "timm needs it and sets no bounds: torch and torchvision go in pairs",
 }
 # Imported and not declared, with the reason.
 OPTIONAL = {

@@ -112,7 +112,7 @@ class MLPStudent(
                 return self.logits(x, batch_size)
             finally:
                 self.train()
-        device = self.layers[0].weight.device
+        device = next(self.parameters()).device
         if batch_size is None or batch_size >= x.shape[0]:
             return self(as_features(x).to(device))
         parts = torch.arange(x.shape[0]).split(batch_size)

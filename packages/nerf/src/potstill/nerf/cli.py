@@ -103,8 +103,6 @@ def convert(
     config = config or ConvertConfig()
     import dataclasses
 
-    import torch
-
     from potstill.core import Engine, Run
     from potstill.nerf.distill.convert import convert as run_conversion
     from potstill.nerf.distill.convert import hand_over
@@ -154,9 +152,11 @@ def convert(
         student = student.cpu()
         if not engine.main:
             return
-        similarity = torch.tensor(header["similarity"])
         path = save_field(
-            student, config.out / "field.safetensors", similarity, f"{source.kind} teacher"
+            student,
+            config.out / "field.safetensors",
+            header["similarity"],
+            f"{source.kind} teacher",
         )
         prior.save(config.out / "prior.json")
         report.save(config.out / "conversion.json")
@@ -255,10 +255,10 @@ def render(
         data: Another place of the scene.
         backend: Of the encodings.
     """
-    import torch
     from rich.console import Console
     from rich.progress import track
 
+    from potstill.core.seed import generator
     from potstill.nerf.distill.priors import load_prior
     from potstill.nerf.fields.make import load_field
     from potstill.nerf.pictures import depth_colors, orbit_around, save_frames
@@ -266,7 +266,7 @@ def render(
 
     if (run / "conversion.json").exists() and data is None:  # no image was needed, none is now
         field, _ = load_field(run, backend)
-        cameras = load_prior(run / "prior.json").cameras(64, torch.Generator().manual_seed(0))
+        cameras = load_prior(run / "prior.json").cameras(64, generator("orbit"))
     else:
         field, _, scene = _trained(run, data, None, backend)
         cameras = scene.train.cameras

@@ -80,7 +80,7 @@ def ranking(
         "parameters": Column(digits=9),
     }
     report = Report(f"{name} x{scale}", columns=columns, label="network", data=name)
-    points = []
+    points: list[dict[str, Any]] = []
     for model in models:
         network = load_model(model)
         evaluate(network, originals[:1], scale=scale, **options)  # the first call is a slow one
@@ -90,7 +90,7 @@ def ranking(
                     network, originals, scale=scale, protocol=protocol, progress=progress, **options
                 )
             )
-        point = {
+        point: dict[str, Any] = {
             "psnr": average.ours.psnr,
             "ssim": average.ours.ssim,
             "seconds": average.seconds,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def config_of(kind: str) -> type[Any]:
 def save_field(
     field: Field,
     path: str | os.PathLike[str],
-    similarity: torch.Tensor | None = None,
+    similarity: torch.Tensor | Sequence[Sequence[float]] | None = None,
     note: str = "",
 ) -> Path:
     """Write a field: weights, occupancy and level table, with its description in the header.
@@ -112,7 +113,7 @@ def save_field(
         "activation": dataclasses.asdict(field.activation),
         "occupancy": field.occupancy.size,
         "levels": [levels.as_dict() for levels in _levels(field)],
-        "similarity": (torch.eye(4) if similarity is None else similarity).tolist(),
+        "similarity": torch.as_tensor(torch.eye(4) if similarity is None else similarity).tolist(),
         "note": note,
     }
     tensors = {name: value.detach().cpu().clone() for name, value in field.state_dict().items()}
