@@ -77,9 +77,9 @@ def depth_colors(depth: Tensor, opacity: Tensor) -> Tensor:
 def orbit_around(cameras: Cameras, kind: str, frames: int, width: int = 0) -> Cameras:
     """A closed path of views near the given cameras, with their lens.
 
-    Around the z axis at their median height and distance; back and forth where they leave out a quarter
-    of the circle or more, since nothing is known of the other side. For ``ndc`` a small circle in
-    the plane of the cameras, looking at a point ahead of them.
+    Around the z axis at their median height and distance; back and forth where they leave out a
+    quarter of the circle or more, since nothing is known of the other side. For ``ndc`` a small
+    circle in the plane of the cameras, looking at a point ahead of them.
     """
     if frames < 1:
         raise ConfigError(f"orbit_around: frames must be at least 1, got {frames}")
@@ -104,7 +104,7 @@ def orbit_around(cameras: Cameras, kind: str, frames: int, width: int = 0) -> Ca
 
 
 def _angles_among(angles: Tensor, frames: int) -> Tensor:
-    """Angles of a closed path over those given: all around, or back and forth between the outermost."""
+    """Angles of a closed path: all around, or back and forth between the outermost given."""
     ordered = angles.sort()[0]
     gaps = torch.cat([ordered, ordered[:1] + 2 * torch.pi]).diff()
     widest = int(gaps.argmax())
