@@ -34,7 +34,7 @@ def test_distortion_is_the_double_sum(kind):
         expected += float(w.square().sum()) / space.steps / 3
     weight.requires_grad_()
     ours = regularizers.distortion(weight, samples, space)
-    assert float(ours) == pytest.approx(expected / len(counts), rel=1e-9)
+    assert float(ours.detach()) == pytest.approx(expected / len(counts), rel=1e-9)
     assert torch.autograd.gradcheck(lambda w: regularizers.distortion(w, samples, space), (weight,))
 
 
@@ -65,14 +65,14 @@ def test_smooth_fields_have_no_variation(kind, config):
         for name, values in field.named_parameters():
             if name in ("planes", "lines", "table"):
                 values.fill_(0.3)
-    assert float(regularizers.variation(*field.differences(draw))) == 0
+    assert float(regularizers.variation(*field.differences(draw)).detach()) == 0
     with torch.no_grad():
         for name, values in field.named_parameters():
             if name in ("planes", "lines", "table"):
                 values.copy_(torch.rand(values.shape, generator=draw))
     found = regularizers.variation(*field.differences(draw))
     # neighbours are independent and uniform: the mean squared difference is 1/6 for each kind
-    assert float(found) == pytest.approx(len(field.differences(draw)) / 6, rel=0.25)
+    assert float(found.detach()) == pytest.approx(len(field.differences(draw)) / 6, rel=0.25)
     found.backward()
 
 
@@ -96,23 +96,18 @@ def test_a_hash_table_has_no_neighbours():
 
 
 def test_regularisers_do_what_they_are_for():
-    """The same few steps with and without: fog is thinner, planes are smoother."""
+    """The same few steps without, and with each: fog is thinner, planes are smoother."""
     scene = load_scene("analytic", downsample=4)
-    spread, rough = [], []
-    for weight in (0.0, 1.0):
+
+    def last(distortion, variation):
         torch.manual_seed(0)
         config = VMConfig(resolution=16, density=4, color=4)
         field = make_field("vm", scene.space, config, occupancy=8)
-        field, history = train_field(
-            field,
-            scene,
-            steps=30,
-            samples=2000,
-            distortion=max(0.01 * weight, 1e-9),
-            variation=max(0.1 * weight, 1e-9),
-            progress=False,
-        )
-        spread.append(history[-1]["distortion"])
-        rough.append(history[-1]["variation"])
-    assert spread[1] < spread[0]
-    assert rough[1] < 0.9 * rough[0]
+        weights = {"distortion": distortion, "variation": variation}
+        options = {"steps": 30, "samples": 2000, "progress": False}
+        return train_field(field, scene, **weights, **options)[1][-1]
+
+    # a weight of nearly nothing measures the term, too
+    plain, thin, smooth = last(1e-9, 1e-9), last(1.0, 1e-9), last(1e-9, 0.1)
+    assert thin["distortion"] < 0.8 * plain["distortion"]
+    assert smooth["variation"] < 0.5 * plain["variation"]

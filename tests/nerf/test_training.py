@@ -226,6 +226,8 @@ def test_a_path_stays_on_the_side_that_was_photographed():
     assert float((whole.mean(0)[:2]).norm()) < 1e-5
 
 
+# imageio leaves ffmpeg's pipes to the garbage collector
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_video_shows_the_frames(tmp_path):
     imageio = pytest.importorskip("imageio.v3")
     pytest.importorskip("imageio_ffmpeg")

@@ -53,7 +53,8 @@ def train(config: Annotated[TrainConfig, Flat] = TrainConfig()) -> None:  # noqa
     with atomic(config.out / "logits.npy") as temporary:
         np.save(temporary, teacher_logits(teacher.model, data).numpy())
     with atomic(config.out / "teacher.safetensors") as temporary:
-        save_file(dict(teacher.model.state_dict()), temporary)
+        weights = teacher.model.state_dict()
+        save_file({k: v.contiguous() for k, v in weights.items()}, temporary)
     scores = ", ".join(f"{name} {100 * value:.1f} %" for name, value in teacher.accuracy.items())
     Console().print(f"{config.teacher} on {config.dataset}: {scores}; in {config.out}")
 

@@ -123,7 +123,7 @@ class RowAdam(Optimizer):
         correction = (1 - beta2**step) ** -0.5
         moments = (state["exp_avg"], state["exp_avg_sq"])
         tensors = (table, gradient, *moments)
-        if not gradient.is_sparse and _is_native(tensors):
+        if table.shape[1] in native.WIDTHS and not gradient.is_sparse and _is_native(tensors):
             flags = _flags(gradient)
             native.row_adam(
                 *(table, *moments, gradient, flags),

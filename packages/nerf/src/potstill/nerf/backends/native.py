@@ -14,7 +14,10 @@ from potstill.nerf.backends.build import library
 from potstill.nerf.backends.gradients import POOL, TOUCHED_BYTES
 from potstill.nerf.encodings.levels import Levels
 
-__all__ = ["encode", "march", "missing"]
+__all__ = ["WIDTHS", "encode", "march", "missing", "row_adam"]
+
+WIDTHS = (1, 2, 4, 8)
+"""Features of a row that the kernels are compiled for."""
 
 
 def missing() -> str:
@@ -142,7 +145,7 @@ def _huge(fresh: Tensor) -> Tensor:
 
 def _call(name: str, *arguments: Any) -> None:
     if getattr(library(), f"potstill_{name}")(*map(_pointer, arguments)):
-        raise BackendError(f"{name}: features must be 1, 2, 4 or 8")
+        raise BackendError(f"{name}: features must be one of {WIDTHS}")
 
 
 def _pointer(value: Any) -> Any:

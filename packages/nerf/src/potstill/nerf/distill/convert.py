@@ -223,6 +223,7 @@ def convert(
         student = student_of(teacher, kind, config)
     else:
         student = kind
+    trained = [(p, p.requires_grad) for p in teacher.parameters()]
     given = transfer(teacher, student, head=inherit)
     _check_sight(prior, student, seed)
     source = VirtualRays(prior, rays, seed=seed)
@@ -238,7 +239,6 @@ def convert(
         )
     watch = Watch(clock)
     judge = Judge(teacher, prior, truth, seed)
-    trained = [(p, p.requires_grad) for p in teacher.parameters()]
     try:
         history = fit(
             distiller,
