@@ -97,11 +97,14 @@ def tune(encoder: torch.nn.Module, part: Digits, steps: int, progress: object) -
 def reconstructions(student: Student, test: Digits) -> str:
     """What is seen, what is painted and the error, for several shares of hidden patches."""
     shown = test.images[:12]
+    n, (rows, columns) = len(shown), student.encoder.grid
+    patch = shown.shape[-1] // columns
     seen, painted, errors, captions = [], [], [], []
     for share in SHARES:
-        plan = RandomMasking(share)(12, student.encoder.grid, generator=generator("plan"))
+        plan = RandomMasking(share)(n, student.encoder.grid, generator=generator("plan"))
         made = student.reconstruct(shown, plan).clamp(-1, 1)
-        hidden = plan.mask.view(12, 1, 4, 4).repeat_interleave(4, 2).repeat_interleave(4, 3)
+        hidden = plan.mask.view(n, 1, rows, columns)
+        hidden = hidden.repeat_interleave(patch, 2).repeat_interleave(patch, 3)
         seen.append(sheet(to_bytes(shown * (1 - hidden) - 0.3 * hidden), 3))
         painted.append(sheet(to_bytes(made), 3))
         errors.append(sheet(to_bytes((made - shown).abs() - 1), 3))
