@@ -16,21 +16,18 @@ import json
 import sys
 import time
 import urllib.request
-import warnings
 from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Lock, Thread
 from typing import Any
 from urllib.parse import parse_qs, urlparse
 
-warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated")
+import torch
+from rich.console import Console
 
-import torch  # noqa: E402
-from rich.console import Console  # noqa: E402
-
-from potstill.core.errors import ShapeError  # noqa: E402
-from potstill.graph import load, recipe_for, run_protocol  # noqa: E402
-from potstill.graph.comparison import single_node_call  # noqa: E402
+from potstill.core.errors import ShapeError
+from potstill.graph import load, recipe_for, run_protocol
+from potstill.graph.comparison import single_node_call
 
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>GNN and student</title>
 <meta name="viewport" content="width=device-width">

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-# PyG uses parts of torch that warn about their age whenever it is imported.
-warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated")
-
-from apps.tour.chapter import Chapter, Side, Tell, forward  # noqa: E402
-from apps.tour.widgets import paragraph, plots  # noqa: E402
-from potstill.core.report.image import Draw  # noqa: E402
-from potstill.graph import Recipe, load, train_teacher  # noqa: E402
-from potstill.graph.comparison import single_node_call  # noqa: E402
-from potstill.graph.diagnostics import Diagnosis, diagnose  # noqa: E402
-from potstill.graph.recipes import NAMES  # noqa: E402
+from apps.tour.chapter import Chapter, Side, Tell, forward
+from apps.tour.widgets import paragraph, plots
+from potstill.core.report.image import Draw
+from potstill.graph import Recipe, load, train_teacher
+from potstill.graph.comparison import single_node_call
+from potstill.graph.diagnostics import Diagnosis, diagnose
+from potstill.graph.recipes import NAMES
 
 METHODS = ("mlp", "glnn", "ff-g2m")
 SEED = 2022

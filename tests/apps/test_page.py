@@ -30,7 +30,8 @@ def test_all_domains_are_in_the_table(made):
         for row in (teacher, student):
             assert float(row["quality"].split()[0]) > 0, row
             assert all(float(row[key]) > 0 for key in ("parameters", "MACs", "time")), row
-        assert float(student["parameters"]) <= float(teacher["parameters"])
+        # not the parameters: an adaptive student is its teacher, re-cut, and the gates
+        assert float(student["MACs"]) < float(teacher["MACs"])
         assert float(student["speed-up"]) > 0
         assert student["commit"] is not None
     assert {path.name for path in made.iterdir() if path.is_dir()} == set(ORDER)

@@ -5,7 +5,6 @@ Only what the command line needs is imported here; torch comes with the command 
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,14 +27,11 @@ def train(config: Annotated[TrainConfig, Flat] = TrainConfig()) -> None:  # noqa
     """
     import numpy as np
     from rich.console import Console
-
-    from potstill.core import config as configs
-    from potstill.core.files import atomic
-
-    _quiet()
     from safetensors.torch import save_file
 
     from potstill.core import Engine
+    from potstill.core import config as configs
+    from potstill.core.files import atomic
     from potstill.graph.data import load
     from potstill.graph.training import teacher_logits, train_teacher
 
@@ -70,10 +66,8 @@ def distill(config: Annotated[DistillConfig, Flat] = DistillConfig()) -> None:  
     """
     from rich.console import Console
 
-    from potstill.core import config as configs
-
-    _quiet()
     from potstill.core import Engine
+    from potstill.core import config as configs
     from potstill.graph.comparison import compare, save_page
     from potstill.graph.data import load
 
@@ -113,7 +107,6 @@ def predict(
     import numpy as np
     from rich.console import Console
 
-    _quiet()
     from potstill.graph.models import MLPStudent
 
     model = MLPStudent.from_pretrained(student)
@@ -136,10 +129,8 @@ def diagnose(config: Annotated[DiagnoseConfig, Flat] = DiagnoseConfig()) -> None
     """
     from rich.console import Console
 
-    from potstill.core import config as configs
-
-    _quiet()
     from potstill.core import Engine
+    from potstill.core import config as configs
     from potstill.graph import diagnostics
     from potstill.graph.data import load
 
@@ -186,8 +177,3 @@ def _features(path: Path) -> Any:
     if path.suffix == ".npz":
         return sp.load_npz(path)
     return np.load(path, mmap_mode="c", allow_pickle=False)
-
-
-def _quiet() -> None:
-    """PyG uses parts of torch that warn about their age whenever it is imported."""
-    warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated")
