@@ -17,7 +17,6 @@ from potstill.graph.scale import (
     check_memory,
     distill_in_batches,
     logits_in_blocks,
-    partition,
 )
 
 SIZES = {"nodes": 8, "edges": 8, "labelled": 4}
@@ -132,15 +131,6 @@ def test_logits_in_blocks_are_the_logits(graph, tmp_path, kind, block):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     with pytest.raises(ConfigError, match="must be a GCNTeacher or SAGETeacher, got GATTeacher"):
         logits_in_blocks(GATTeacher(5, 8, 2, 3), graph.x, graph.edge_index)
-
-
-def test_parts_hold_every_node_once_and_most_edges():
-    data = load("digits")
-    parts = list(partition(data, 4))
-    assert sum(part.num_nodes for part in parts) == data.num_nodes
-    assert sum(part.num_edges for part in parts) > 0.6 * data.num_edges
-    with pytest.raises(ConfigError, match="parts must be from 1 to 1797 nodes, got 0"):
-        list(partition(data, 0))
 
 
 def test_what_does_not_fit_is_refused_before_it_starts(graph):

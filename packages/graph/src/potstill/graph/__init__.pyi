@@ -19,8 +19,12 @@ from .models import make_teacher as make_teacher
 from .peers import HGMD as HGMD
 from .peers import KRD as KRD
 from .peers import reliability as reliability
+from .positions import neighbour_positions as neighbour_positions
+from .positions import walk_positions as walk_positions
+from .positions import with_positions as with_positions
 from .recipes import Recipe as Recipe
 from .recipes import recipe_for as recipe_for
+from .sampling import teacher_batches as teacher_batches
 from .splits import Inductive as Inductive
 from .splits import cpf_split as cpf_split
 from .splits import hold_out as hold_out

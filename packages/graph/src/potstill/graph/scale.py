@@ -8,7 +8,6 @@ and step, so that processes share a global batch and interrupted runs continue e
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -36,7 +35,6 @@ __all__ = [
     "check_memory",
     "distill_in_batches",
     "logits_in_blocks",
-    "partition",
 ]
 
 
@@ -265,43 +263,6 @@ def logits_in_blocks(model: Any, x: Any, edge_index: Tensor, *, block: int = 100
         if i < len(model.biases) - 1:
             x.relu_()
     return x
-
-
-def partition(data: Data, parts: int) -> Iterator[Data]:
-    """Induced subgraphs of about equal size, for teachers that do not fit: no pyg-lib is needed.
-
-    Nodes are put in the order of reverse Cuthill and McKee (1969), in which neighbours are near
-    each other, and cut; edges between parts are lost. With pyg-lib or torch-sparse installed,
-    PyG's ``NeighborLoader`` and ``ClusterData`` are the better choice.
-
-    Args:
-        data: A checked graph.
-        parts: How many.
-
-    Raises:
-        ConfigError: ``parts`` is not from 1 to the number of nodes.
-    """
-    import scipy.sparse as sp
-    from scipy.sparse.csgraph import reverse_cuthill_mckee
-    from torch_geometric.utils import subgraph
-
-    count = int(data.num_nodes or 0)
-    if not 1 <= parts <= count:
-        raise ConfigError(f"partition: parts must be from 1 to {count} nodes, got {parts}")
-    ones = np.ones(data.edge_index.shape[1], dtype=np.int8)
-    matrix = sp.csr_matrix((ones, data.edge_index.numpy()), (count, count))
-    order = torch.from_numpy(reverse_cuthill_mckee(matrix, symmetric_mode=True).copy()).long()
-    for nodes in order.chunk(parts):
-        nodes = nodes.sort().values
-        edges, _ = subgraph(nodes, data.edge_index, relabel_nodes=True, num_nodes=count)
-        masks = {k: data[k][nodes] for k in ("train_mask", "val_mask", "test_mask")}
-        yield Data(
-            x=rows(data.x, nodes),
-            edge_index=edges,
-            y=data.y[nodes],
-            num_classes=data.num_classes,
-            **masks,
-        )
 
 
 def check_memory(data: Data, recipe: Recipe, available: int | None = None) -> int:

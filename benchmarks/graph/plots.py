@@ -1,0 +1,191 @@
+"""Pictures of what the benchmarks measure, each with its numbers beside it as CSV.
+
+    python -m benchmarks.graph.plots weights     # accuracy over task weight and temperature
+    python -m benchmarks.graph.plots step        # where the time of a student's step goes
+    python -m benchmarks.graph.plots trees       # how often each computation tree occurs
+
+They go to ``runs/graph``, or to ``--out``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from torch import Tensor
+
+from benchmarks.graph import naive
+from benchmarks.graph.speed import SHAPES, problem
+from potstill.core.cost import latency
+from potstill.core.files import atomic
+from potstill.core.report import csv_text
+from potstill.graph import (
+    HighFrequency,
+    LowFrequency,
+    MLPStudent,
+    distill,
+    load,
+    recipe_for,
+    teacher_logits,
+    train_teacher,
+)
+from potstill.graph.mirage import load_tu, wl_colors
+
+Rows = list[dict[str, Any]]
+WEIGHTS, TAUS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9), (0.5, 1.0, 1.5, 3.0, 6.0)
+
+
+def weights(axes: Any, options: argparse.Namespace) -> Rows:
+    """Accuracy of FF-G2M over the weight of the labels and the temperature; one teacher."""
+    recipe = recipe_for(options.dataset, "GCN")
+    recipe = replace(recipe, epochs=min(recipe.epochs, options.epochs))
+    data = load(options.dataset, seed=options.seed)
+    z = teacher_logits(train_teacher(data, recipe, seed=options.seed).model, data)
+    rows: Rows = []
+    for weight in WEIGHTS:
+        for tau in TAUS:
+            changed = replace(recipe, task_weight=weight, tau=tau)
+            found = distill(data, z, changed, seed=options.seed).accuracy
+            shown = {name: round(100 * found[name], 2) for name in ("val", "test")}
+            rows.append({"weight of labels": weight, "tau": tau, **shown})
+    grid = torch.tensor([row["test"] for row in rows]).view(len(WEIGHTS), len(TAUS))
+    image = axes.imshow(grid, cmap="viridis", aspect="auto")
+    for i, line in enumerate(grid.tolist()):
+        for j, value in enumerate(line):
+            dark = value < float(grid.min() + grid.max()) / 2
+            axes.text(j, i, f"{value:.1f}", ha="center", va="center", color="w" if dark else "k")
+    axes.set_xticks(range(len(TAUS)), TAUS)
+    axes.set_yticks(range(len(WEIGHTS)), WEIGHTS)
+    axes.set_xlabel("temperature of the high-frequency term")
+    axes.set_ylabel("weight of the labels")
+    axes.set_title(f"FF-G2M on {options.dataset}, one seed: test accuracy [%]", loc="left")
+    axes.figure.colorbar(image, ax=axes)
+    return rows
+
+
+def step(axes: Any, options: argparse.Namespace) -> Rows:
+    """Milliseconds of the parts of a step, one after the other, as published and in potstill."""
+    data, _, z_t = problem(options.dataset)
+    layers, width, tau = SHAPES[options.dataset]
+    sizes = (data.x.shape[1], width, layers, data.num_classes)
+    student, edges = MLPStudent(*sizes).train(), data.edge_index
+    official, low, high = (
+        naive.Criterion(edges, data.num_nodes, tau),
+        LowFrequency(),
+        HighFrequency(tau),
+    )
+    sides = {
+        "as published": (naive.copy_mlp(student).train(), data.x.to_dense(), official, False),
+        "potstill": (student, data.x, lambda z, t: low(z, t, edges) + high(z, t, edges), True),
+    }
+    rows: Rows = []
+    for name, (model, x, criterion, fused) in sides.items():
+        parts = _parts(model, x, lambda z, c=criterion: c(z, z_t), fused, data)  # type: ignore[misc]
+        rows += [{"form": name, "part": part, "ms": round(ms, 3)} for part, ms in parts.items()]
+    left = dict.fromkeys(sides, 0.0)
+    for part in dict.fromkeys(row["part"] for row in rows):
+        heights = {row["form"]: row["ms"] for row in rows if row["part"] == part}
+        bars = axes.barh(list(sides), list(heights.values()), left=list(left.values()), label=part)
+        axes.bar_label(bars, fmt="%.1f", label_type="center", fontsize=8)
+        left = {form: left[form] + heights[form] for form in sides}
+    axes.invert_yaxis()
+    axes.set_xlabel("ms")
+    axes.set_title(f"A step of the {layers}x{width} student on {options.dataset}", loc="left")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=5, frameon=False)
+    return rows
+
+
+def _parts(
+    model: Any, x: Tensor, criterion: Callable[[Tensor], Tensor], fused: bool, data: Any
+) -> dict[str, float]:
+    """Medians of forward, criterion with its gradient, backward, optimizer and evaluation."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01, fused=fused)
+    seen, y = data.train_mask, data.y
+
+    def slope() -> Tensor:
+        logits = z.detach().requires_grad_()
+        (criterion(logits) + F.cross_entropy(logits[seen], y[seen])).backward()
+        assert logits.grad is not None
+        return logits.grad
+
+    @torch.no_grad()
+    def evaluate() -> None:
+        model.eval()
+        for _ in range(1 if fused else 3):
+            model(x)
+        model.train()
+
+    z = model(x)
+    gradient = slope()
+    forth = latency(lambda: model(x), blocks=7).median
+    both = latency(lambda: model(x).backward(gradient), blocks=7).median
+    found = {
+        "forward": forth,
+        "criteria": latency(slope, blocks=7).median,
+        "backward": both - forth,
+        "optimizer": latency(optimizer.step, blocks=7).median,
+        "evaluation": latency(evaluate, blocks=7).median,
+    }
+    return {name: 1e3 * seconds for name, seconds in found.items()}
+
+
+def trees(axes: Any, options: argparse.Namespace) -> Rows:
+    """Occurrences of the computation trees of MUTAG and NCI1 by rank: the skew Mirage lives on."""
+    rows: Rows = []
+    for name in ("MUTAG", "NCI1"):
+        graphs = load_tu(name)
+        for hops in (1, 2, 3):
+            counts = torch.bincount(torch.cat(wl_colors(graphs, hops))).sort(descending=True).values
+            axes.plot(range(1, len(counts) + 1), counts, label=f"{name}, depth {hops}")
+            rows += [
+                {"set": name, "depth": hops, "rank": k + 1, "nodes": int(counts[k])}
+                for k in range(len(counts))
+            ]
+    axes.set(xscale="log", yscale="log", xlabel="rank of the tree", ylabel="nodes that have it")
+    axes.set_title("Few computation trees make up most nodes", loc="left")
+    axes.legend(frameon=False)
+    return rows
+
+
+PICTURES: dict[str, Callable[[Any, argparse.Namespace], Rows]] = {
+    "weights": weights,
+    "step": step,
+    "trees": trees,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Draw one picture and write it beside its numbers."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.graph.plots", description=__doc__)
+    parser.add_argument("picture", choices=PICTURES)
+    parser.add_argument("--dataset", default="cora", help="of weights and step: cora or cs")
+    parser.add_argument("--seed", type=int, default=2022)
+    parser.add_argument("--epochs", type=int, default=500, help="of weights: at most")
+    parser.add_argument("--out", type=Path, default=Path("runs/graph"))
+    options = parser.parse_args(arguments)
+    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    rows = PICTURES[options.picture](axes, options)
+    options.out.mkdir(parents=True, exist_ok=True)
+    with atomic(options.out / f"{options.picture}.png") as temporary:
+        figure.savefig(temporary, format="png")
+    with atomic(options.out / f"{options.picture}.csv") as temporary:
+        temporary.write_text(csv_text(list(rows[0]), rows), encoding="utf-8")
+    Console().print(f"wrote {options.out / options.picture}.png and .csv")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
