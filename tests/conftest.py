@@ -1,6 +1,111 @@
-"""Several workers share the cores: each gets one thread, since pools that spin stop each other."""
+"""Workers that share the cores, and a browser for the tests of pages.
 
+Workers get one thread each, since pools that spin stop each other.
+"""
+
+import base64
+import io
+import json
 import os
+import shutil
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+from PIL import Image
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # before anything imports torch; processes inherit it
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+class Browser:
+    """A headless Chromium over the WebDriver protocol."""
+
+    def __init__(self, session: str) -> None:
+        self.session = session
+
+    def ask(self, method: str, path: str, body=None):
+        status, answer = call(method, self.session + path, body if method == "GET" else body or {})
+        assert status == 200, answer
+        return answer["value"]
+
+    def open(self, page: Path, width: int, height: int, dark: bool) -> None:
+        """Load a file in a window of that size and scheme."""
+        self.visit(page.resolve().as_uri(), width, height, dark)
+
+    def visit(self, url: str, width: int, height: int, dark: bool = False) -> None:
+        """Load an address in a window of that size and scheme."""
+        scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
+        self.devtools("Emulation.setEmulatedMedia", features=scheme)
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+        self.devtools("Emulation.setDeviceMetricsOverride", **size)
+        self.ask("POST", "/url", {"url": url})
+
+    def devtools(self, command: str, **parameters):
+        return self.ask("POST", "/goog/cdp/execute", {"cmd": command, "params": parameters})
+
+    def script(self, text: str, *arguments):
+        return self.ask("POST", "/execute/sync", {"script": text, "args": list(arguments)})
+
+    def errors(self) -> list[str]:
+        """What the console complained about since the last call."""
+        return [row["message"] for row in self.ask("POST", "/se/log", {"type": "browser"})]
+
+    def screenshot(self, full: bool = False) -> Image.Image:
+        shot = self.devtools("Page.captureScreenshot", captureBeyondViewport=full)["data"]
+        return Image.open(io.BytesIO(base64.b64decode(shot)))
+
+
+def call(method: str, url: str, body=None):
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return response.status, json.loads(response.read())
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.loads(error.read())
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A `Browser`, or a skip with what to install."""
+    driver = shutil.which("chromedriver")
+    binary = shutil.which("chromium") or shutil.which("google-chrome")
+    if driver is None or binary is None:
+        pytest.skip("needs chromium and chromedriver on PATH (apt install chromium-driver)")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [driver, f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    base = f"http://127.0.0.1:{port}"
+    try:
+        yield _session(base, binary)
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def _session(base: str, binary: str):
+    end = time.monotonic() + 60
+    while True:
+        try:
+            if call("GET", f"{base}/status")[1]["value"]["ready"]:
+                break
+        except OSError:
+            assert time.monotonic() < end, "chromedriver did not start"
+            time.sleep(0.05)
+    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+    wanted = {
+        "goog:chromeOptions": {"binary": binary, "args": flags},
+        "goog:loggingPrefs": {"browser": "ALL"},
+    }
+    status, answer = call("POST", f"{base}/session", {"capabilities": {"alwaysMatch": wanted}})
+    assert status == 200, answer
+    return Browser(f"{base}/session/{answer['value']['sessionId']}")

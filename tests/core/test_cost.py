@@ -40,6 +40,8 @@ def test_parameters_count_shared_ones_once():
         (nn.Conv2d(8, 8, 3, padding=1, groups=8), (1, 8, 10, 12), 10 * 12 * 8 * 9),
         (nn.Sequential(nn.ReLU(), nn.BatchNorm1d(5), nn.Linear(5, 1)), (4, 5), 20),
         (torch.relu, (4, 5), 0),
+        (lambda x: torch.ones(4, 3).addmm_(x, torch.ones(5, 3)), (4, 5), 60),
+        (lambda x: torch.ones(2, 4, 3).baddbmm_(x, torch.ones(2, 5, 3)), (2, 4, 5), 120),
     ],
 )
 def test_macs_in_closed_form(model, shape, macs):

@@ -1,12 +1,9 @@
 """The web page in a real headless Chromium, driven over the WebDriver protocol."""
 
-import base64
 import importlib.util
 import io
 import json
-import shutil
-import socket
-import subprocess
+import os
 import threading
 import time
 import urllib.error
@@ -99,60 +96,18 @@ def test_errors_are_told(address):
     assert call("GET", f"{address}/../etc/passwd")[0] == 404
 
 
-@pytest.fixture
-def browser():
-    """A headless Chromium; a function ``(method, path, body) -> value``."""
-    driver = shutil.which("chromedriver")
-    binary = shutil.which("chromium") or shutil.which("google-chrome")
-    if driver is None or binary is None:
-        pytest.skip("needs chromium and chromedriver on PATH (apt install chromium-driver)")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    process = subprocess.Popen(
-        [driver, f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    base = f"http://127.0.0.1:{port}"
-
-    def alive():
-        try:
-            return call("GET", f"{base}/status")[1]["value"]["ready"]
-        except OSError:
-            return False
-
-    wait(alive)
-    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1000,1100"]
-    options = {"binary": binary, "args": [*flags, "--disable-dev-shm-usage"]}
-    wanted = {"capabilities": {"alwaysMatch": {"goog:chromeOptions": options}}}
-    status, answer = call("POST", f"{base}/session", wanted)
-    assert status == 200, answer
-    session = f"{base}/session/{answer['value']['sessionId']}"
-
-    def ask(method, path, body=None):
-        status, answer = call(method, session + path, body if body or method == "GET" else {})
-        assert status == 200, answer
-        return answer["value"]
-
-    yield ask
-    ask("DELETE", "")
-    process.terminate()
-    process.wait(10)
-
-
 def test_drop_watch_and_compare_in_chromium(address, browser, photograph, tmp_path):
-    def script(text, *arguments):
-        return browser("POST", "/execute/sync", {"script": text, "args": list(arguments)})
-
+    script = browser.script
     path = tmp_path / "größe.png"
     path.write_bytes(png(photograph.repeat(6, axis=0).repeat(6, axis=1)))
-    browser("POST", "/url", {"url": address})
-    chooser = browser("POST", "/element", {"using": "css selector", "value": "#file"})[ELEMENT]
+    browser.visit(address, 1000, 1100)
+    chooser = browser.ask("POST", "/element", {"using": "css selector", "value": "#file"})[ELEMENT]
     script(  # remember what the progress bar showed
         "window.shares = []; new MutationObserver(() => shares.push("
         "document.getElementById('progress').value)).observe("
         "document.getElementById('about'), {childList: true});"
     )
-    browser("POST", f"/element/{chooser}/value", {"text": str(path)})
+    browser.ask("POST", f"/element/{chooser}/value", {"text": str(path)})
     wait(lambda: script("return !document.getElementById('result').hidden"))
     assert script("return document.getElementById('after').naturalWidth") == 720
     assert script("return document.getElementById('before').naturalWidth") == 360
@@ -167,13 +122,13 @@ def test_drop_watch_and_compare_in_chromium(address, browser, photograph, tmp_pa
            "s.dispatchEvent(new Event('input'));")  # fmt: skip
     clip = script("return getComputedStyle(document.querySelector('.before')).clipPath")
     assert "20%" in clip, clip
-    shot = Image.open(io.BytesIO(base64.b64decode(browser("GET", "/screenshot"))))
+    shot = browser.screenshot()
     assert np.asarray(shot.convert("L")).std() > 20  # something is drawn
-    if keep := __import__("os").environ.get("POTSTILL_SCREENSHOT"):
+    if keep := os.environ.get("POTSTILL_SCREENSHOT"):
         shot.save(keep)
 
     # a damaged file is told, not swallowed
     path.write_bytes(b"no image")
-    browser("POST", f"/element/{chooser}/value", {"text": str(path)})
+    browser.ask("POST", f"/element/{chooser}/value", {"text": str(path)})
     wait(lambda: script("return document.getElementById('about').className == 'bad'"))
     assert "got something else" in script("return document.getElementById('about').innerText")

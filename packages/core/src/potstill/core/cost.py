@@ -42,6 +42,15 @@ __all__ = [
 Clock = Literal["wall", "cpu"]
 
 
+def _product(_: Any, a: torch.Size, b: torch.Size, **__: Any) -> int:
+    """Operations of a product of shapes [... n m] and [... m k]."""
+    return 2 * a.numel() * b[-1]
+
+
+# torch's counter knows products that return their result, not those that overwrite an operand.
+_IN_PLACE = {torch.ops.aten.addmm_: _product, torch.ops.aten.baddbmm_: _product}
+
+
 def count_parameters(model: nn.Module, *, trainable: bool = False) -> int:
     """Number of parameters; shared ones count once, buffers do not count.
 
@@ -85,7 +94,7 @@ def count_macs(model: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
         with (
             torch.no_grad(),
             sdpa_kernel(SDPBackend.MATH),
-            FlopCounterMode(display=False) as counter,
+            FlopCounterMode(display=False, custom_mapping=_IN_PLACE) as counter,
         ):
             model(*args, **kwargs)
     finally:
