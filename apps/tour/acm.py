@@ -26,10 +26,10 @@ from potstill.acm.plots import compute_maps, draw_curves, overlay
 from potstill.core.metrics import accuracy
 from potstill.core.seed import seed_all
 
-WIDTH = 64
+WIDTH = 192
 BUDGETS = (0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0)
 BUDGET = 0.4
-BATCH = 128
+BATCH = 256
 SHOWN = 12
 
 TEXT = """Every MLP of the teacher is cut into four learners and gets a gate that says, for each

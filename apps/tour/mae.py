@@ -37,10 +37,10 @@ trained with 75 % hidden."""
 def run(tell: Tell, out: Path, quick: bool) -> Chapter:
     """DMAE (Bai et al., CVPR 2023), then fine-tuning on few labels; beside it, from scratch."""
     train, test = digits()
-    long, short = (4, 2) if quick else (300, 60)
+    long, short = (4, 2) if quick else (900, 400)
     seed_all("tour", "mae")
     teacher = vit(64)
-    train_classifier(teacher, train, 7 * short, tell("teacher", 0.25))
+    train_classifier(teacher, train, short, tell("teacher", 0.15))
 
     seed_all("tour", "student")
     student = Student(STUDENT, Decoder(depth=1, width=32))
@@ -51,15 +51,15 @@ def run(tell: Tell, out: Path, quick: bool) -> Chapter:
         distiller,
         draws(train, 128),
         steps=long,
-        lr=2e-3,
+        lr=4e-3,
         optimizer=adamw(),
         schedule=cosine(warmup=0.1),
-        progress=tell("student, masked, no labels", 0.8),
+        progress=tell("student, masked, no labels", 0.7),
     )
     student.save_pretrained(out / "student", teacher="a ViT on the digits")
 
     few = Digits(*(part[_some(train.labels)] for part in train))
-    tuned = tune(student.export_student(), few, short, tell("student, ten labels a class", 0.9))
+    tuned = tune(student.export_student(), few, short, tell("student, ten labels a class", 0.85))
     seed_all("tour", "scratch")
     plain = tune(create_encoder(STUDENT), few, short, tell("the same from scratch", 1.0))
     alone = top1(plain, *test)
@@ -86,7 +86,7 @@ def tune(encoder: torch.nn.Module, part: Digits, steps: int, progress: object) -
         Classification(model),
         draws(part, len(part.labels)),
         steps=steps,
-        lr=1e-3,
+        lr=3e-3,
         optimizer=adamw(),
         schedule=cosine(warmup=0.1),
         progress=progress,

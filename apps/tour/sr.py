@@ -51,7 +51,7 @@ def run(tell: Tell, out: Path, quick: bool) -> Chapter:
     student = IMDN(2, channels=16, blocks=2, global_skip="bicubic")
     nn.init.zeros_(student.upsampler.weight)  # so that it starts as bicubic
     config = TrainConfig(
-        steps=20 if quick else 220, batch=8, patch=20, ema=0.98, output=0.5, task=0.5, device="cpu"
+        steps=20 if quick else 800, batch=8, patch=20, ema=0.98, output=0.5, task=0.5, device="cpu"
     )
     tell("photographs", 0.05)
     pairs = degrade(photographs()[: 1 if quick else None], 2)

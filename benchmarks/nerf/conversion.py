@@ -32,7 +32,7 @@ KINDS = ("hash", "mlp", "vm", "cp", "grid")
 ARMS = ("distilled", "own occupancy", "teacher's occupancy", "hand-over")
 SHARES = (0.1, 0.25, 0.5, 1.0)
 SCENES = {"lego_200": 2, "fox_270": 3, "fern": 16}
-TEACHER_SECONDS, ARM_SECONDS = 25.0, 25.0
+TEACHER_SECONDS, ARM_SECONDS = 40.0, 25.0
 HANDED = {"hash": 0.15, "vm": 0.15, "mlp": 0.3, "cp": 0.3}
 """Share of the budget that a hand-over distils."""
 SOURCE = "issue 9: lego at 100x100, CPU time, median of 3 seeds"
@@ -236,7 +236,7 @@ def gains(kind: str, seeds: int, seconds: float) -> dict[str, list[float]]:
     """Decibels of the arms of one kind, at all of the budget and at a quarter, by figure."""
     scene, found = scene_of("lego_200"), {}
     for seed in range(seeds):
-        teacher = teach(scene, "hash", seed, min(TEACHER_SECONDS, seconds))
+        teacher = teach(scene, "hash", seed, min(TEACHER_SECONDS, 1.6 * seconds))
         arms = {arm: run_arm(arm, scene, teacher, kind, seed, seconds)[0] for arm in ARMS}
         late, early = ({arm: arms[arm][i] for arm in ARMS} for i in (3, 1))
         others = max(late[arm] for arm in ARMS[:3])
@@ -292,7 +292,7 @@ def arms_long(quick: bool) -> dict[str, Figure]:
     scene, seconds = scene_of("lego_200"), 1.0 if quick else 60.0
     lost: dict[str, list[float]] = {"mlp": [], "grid": []}
     for seed in range(1 if quick else 3):
-        teacher = teach(scene, "hash", seed, min(TEACHER_SECONDS, seconds))
+        teacher = teach(scene, "hash", seed, min(TEACHER_SECONDS, 1.6 * seconds))
         best = score(teacher, judged(scene))
         for kind, values in lost.items():
             reached, _ = run_arm("distilled", scene, teacher, kind, seed, seconds)

@@ -115,7 +115,7 @@ def test_held_out_nodes_are_scored_apart():
 
 
 def test_digits_reach_the_teacher():
-    # 5 seeds, mean: teacher 92.6, MLP 85.8, GLNN 92.2, FF-G2M 92.4 (python apps/demo.py)
+    # 5 seeds, mean: teacher 92.6, MLP 85.8, GLNN 92.2, FF-G2M 92.4 (potstill graph distill)
     data = load("digits", seed=2023)
     found = run_protocol(data, Recipe(), ("mlp", "ff-g2m"), seed=2023)
     score = {name: 100 * trained.accuracy["test"] for name, trained in found.items()}
