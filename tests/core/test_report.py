@@ -31,6 +31,15 @@ def report():
     return report
 
 
+def test_units_are_shown_and_not_taken_for_markup():
+    report = Report("Distances [dB]", columns={"quality": Column("dB")})
+    report.add("a", quality=30.0)
+    out = io.StringIO()
+    report.show(Console(file=out, width=60))
+    assert "Distances [dB]" in out.getvalue()
+    assert "quality [dB]" in out.getvalue()
+
+
 def test_markdown_shows_mean_spread_and_sources(report):
     assert report.markdown().splitlines() == [
         "| method             | accuracy [%] | time [ms] | note     |",

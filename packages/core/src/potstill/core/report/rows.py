@@ -311,9 +311,11 @@ class Report:
         from rich.text import Text
 
         header, rows = self._cells()
-        table = Table(title=self.title, caption=self._sources() or None)
+        # As `Text`, since a unit such as [dB] is otherwise read as markup and vanishes.
+        sources = self._sources()
+        table = Table(title=Text(self.title), caption=Text(sources) if sources else None)
         for name, key in zip(header, ["", *self.columns], strict=True):
-            table.add_column(name, justify="right" if key and self._numeric(key) else "left")
+            table.add_column(Text(name), justify="right" if key and self._numeric(key) else "left")
         best = self._best()
         for i, row in enumerate(rows):
             style = "italic dim" if self._rows[i].published else ""
