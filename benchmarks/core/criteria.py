@@ -151,7 +151,7 @@ def criteria_kd_torchdistill(quick: bool) -> Pair:
     At ``alpha = 0`` that leaves out the cross-entropy, and ``T ** 2`` with it.
     """
     if importlib.util.find_spec("torchdistill") is None:
-        raise Skip("torchdistill is not installed")
+        raise Skip("needs torchdistill: hatch run peers:bench core criteria-kd-torchdistill")
     from torchdistill.losses.mid_level import KDLoss
 
     z_s, z_t, y = logits(quick)

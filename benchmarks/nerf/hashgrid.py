@@ -164,7 +164,7 @@ def numba_against_cpp(quick: bool) -> dict[str, Figure]:
     try:
         import numba
     except ImportError as error:
-        raise Skip("pip install numba to repeat the choice of the compiler") from error
+        raise Skip("needs numba: hatch run peers:bench nerf numba-against-cpp") from error
     import numpy as np
 
     levels, x, table, _ = grid(15)

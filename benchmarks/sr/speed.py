@@ -148,7 +148,7 @@ def spandrel_fp32() -> Pair:
     try:
         import spandrel
     except ImportError as error:
-        raise Skip("needs spandrel: pip install spandrel") from error
+        raise Skip("needs spandrel: hatch run peers:bench sr spandrel-fp32") from error
     weights = networks()[0].state_dict()
     try:
         theirs = spandrel.ModelLoader("cpu").load_from_state_dict(weights).model.eval()
