@@ -79,8 +79,9 @@ async function ask() {
     pen.putImageData(image, 0, 0); canvas.hidden = false;
   }
   const g = median(total.gnn), s = median(total.student);
-  at('sum').textContent = `${count} ${count == 1 ? 'node' : 'nodes'}: medians ${g.toFixed(3)} and ${s.toFixed(3)} ms, `
-    + `${(g / s).toFixed(0)} times; correct ${right.gnn} and ${right.student}.`;
+  at('sum').textContent = `${count} ${count == 1 ? 'node' : 'nodes'}: `
+    + `medians ${g.toFixed(3)} and ${s.toFixed(3)} ms, ${(g / s).toFixed(0)} times; `
+    + `correct ${right.gnn} and ${right.student}.`;
 }
 at('one').onclick = ask;
 at('many').onclick = async () => {

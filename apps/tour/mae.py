@@ -25,6 +25,7 @@ from potstill.mae.models import Student, create_encoder
 
 HALF = (0.5,) * 3
 STUDENT = Encoder("vit_tiny_patch16_224", 16, 4, width=32, depth=3, heads=2, mean=HALF, std=HALF)
+BATCH = 256
 A_CLASS = 10  # labelled digits of a class that the student gets
 SHARES = (0.25, 0.5, 0.625, 0.75, 0.8125, 0.875)
 
@@ -63,14 +64,14 @@ def run(tell: Tell, out: Path, quick: bool) -> Chapter:
     seed_all("tour", "scratch")
     plain = tune(create_encoder(STUDENT), few, short, tell("the same from scratch", 1.0))
     alone = top1(plain, *test)
-    one = test.images[:1]
+    many = test.images[:BATCH]
     return Chapter(
         title="Masked images: a student that saw a quarter of everything",
-        teacher=Side("ViT, 64 wide", teacher, top1(teacher, *test), forward, (teacher, one)),
-        student=Side("ViT, 32 wide, DMAE", tuned, top1(tuned, *test), forward, (tuned, one)),
+        teacher=Side("ViT, 64 wide", teacher, top1(teacher, *test), forward, (teacher, many)),
+        student=Side("ViT, 32 wide, DMAE", tuned, top1(tuned, *test), forward, (tuned, many)),
         measure="top-1",
         unit="%",
-        work="1 image",
+        work=f"{BATCH} images",
         command="potstill mae pretrain --config $(potstill mae recipe light_vit_small) "
         "--data.train photos/",
         html=paragraph(TEXT)

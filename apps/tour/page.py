@@ -77,7 +77,7 @@ def _section(outcome: Outcome) -> tuple[str, str]:
     faster = outcome.speedup
     qualities = (number(side.quality) for side in (told.teacher, told.student))
     facts = {
-        f"{told.measure}, {' → '.join(told.roles)}": f"{' → '.join(qualities)} {told.unit}",
+        f"{told.measure}, {' → '.join(told.roles)}": f"{' → '.join(qualities)}\u00a0{told.unit}",
         f"as fast ({faster.low:.1f} to {faster.high:.1f}), {told.work}": f"{faster.value:.1f} ×",
         "of the parameters": _share(student.parameters, teacher.parameters),
         "of the multiply-adds": _share(student.macs, teacher.macs),
