@@ -1,8 +1,9 @@
 """Any field into any other, on one page: ``python apps/nerf/demo.py``.
 
 Trains a teacher on images, converts it into every kind, and every student into every kind, without
-an image; writes ``index.html`` with orbits, curves, renders, error maps and the matrix. About six
-and a half minutes on one thread at 100 x 100; ``--device cuda`` takes the images at their full size.
+an image; writes ``index.html`` with orbits, curves, renders, error maps and the matrix. On one
+thread at 100 x 100 that takes six and a half minutes; with ``--device cuda`` the images have their
+full size.
 """
 
 from dataclasses import dataclass
