@@ -1,8 +1,8 @@
 """Conversions against their honest controls, at equal CPU time.
 
 ``python -m benchmarks nerf arms-hash arms-vm arms-mlp arms-cp matrix`` judges the registered
-figures. ``python -m benchmarks.nerf.conversion --out benchmarks/results`` writes the same, one
-cell at a time, to ``nerf-conversion.csv``; cells that are there are not run again, so a long
+figures. ``python -m benchmarks.nerf.conversion --out benchmarks/results/nerf`` writes the same, one
+cell at a time, to ``conversion.csv``; cells that are there are not run again, so a long
 evening may be cut into short ones.
 """
 
@@ -183,7 +183,7 @@ def append(path: Path, row: dict[str, object]) -> None:
 def measure_cells(
     names: list[str], kinds: Container[str], out: Path, teachers: Path, device: str
 ) -> None:
-    path = out / "nerf-conversion.csv"
+    path = out / "conversion.csv"
     for name, kind, arm, seed, seconds in cells(names, kinds):
         key = {"scene": name, "student": kind, "arm": arm, "seed": str(seed)}
         key |= {"seconds": f"{seconds:g}"}
@@ -203,7 +203,7 @@ def measure_cells(
 
 def measure_matrix(seconds: float, seed: int, out: Path, teachers: Path) -> None:
     """Every kind into every kind on lego, each student judged against its teacher."""
-    scene, path = scene_of("lego_200"), out / "nerf-conversion-matrix.csv"
+    scene, path = scene_of("lego_200"), out / "conversion-matrix.csv"
     prior = prior_of(scene.train.cameras, scene.space)
     for theirs in KINDS:
         for ours in KINDS:
@@ -224,7 +224,7 @@ def measure_matrix(seconds: float, seed: int, out: Path, teachers: Path) -> None
 
 def measure_sweep(kinds: Iterable[str], seconds: float, seed: int, out: Path, folder: Path) -> None:
     """Stage boundaries, pools and the head: which schedule wins within a budget."""
-    scene, path = scene_of("lego_200"), out / "nerf-conversion-sweep.csv"
+    scene, path = scene_of("lego_200"), out / "conversion-sweep.csv"
     prior = prior_of(scene.train.cameras, scene.space)
     variants: dict[str, tuple[Schedule, bool]] = {
         "1/15 and 1/6": (Schedule(), True),
@@ -328,7 +328,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="*", help="students; all by default")
     parser.add_argument("--seconds", type=float, default=12.5, help="of the sweep")
     parser.add_argument("--seed", type=int, default=0, help="of matrix and sweep")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/nerf"))
     parser.add_argument("--teachers", type=Path, default=Path("runs/conversion-teachers"))
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()

@@ -67,7 +67,7 @@ def test_another_folder_is_told_apart(tmp_path: Path) -> None:
 
 def test_spandrel_is_skipped_with_a_reason_where_it_cannot_race(checkout, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "spandrel", None)
-    with pytest.raises(Skip, match="needs spandrel: pip install spandrel"):
+    with pytest.raises(Skip, match="needs spandrel: hatch run peers:bench"):
         speed.spandrel_fp32()
 
 
