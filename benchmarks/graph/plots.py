@@ -2,7 +2,9 @@
 
     python -m benchmarks.graph.plots weights     # accuracy over task weight and temperature
     python -m benchmarks.graph.plots step        # where the time of a student's step goes
+    python -m benchmarks.graph.plots latency     # accuracy over the time of a prediction
     python -m benchmarks.graph.plots trees       # how often each computation tree occurs
+    python -m benchmarks.graph.plots sizes       # Mirage: ROC-AUC over the bytes that are kept
 
 They go to ``runs/graph``, or to ``--out``.
 """
@@ -14,6 +16,8 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean, stdev
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -22,10 +26,12 @@ from rich.console import Console
 from torch import Tensor
 
 from benchmarks.graph import naive
+from benchmarks.graph.mirage import SEEDS, score
 from benchmarks.graph.speed import SHAPES, problem
 from potstill.core.cost import latency
 from potstill.core.files import atomic
 from potstill.core.report import csv_text
+from potstill.core.seed import generator
 from potstill.graph import (
     HighFrequency,
     LowFrequency,
@@ -36,9 +42,18 @@ from potstill.graph import (
     teacher_logits,
     train_teacher,
 )
-from potstill.graph.mirage import load_tu, wl_colors
+from potstill.graph.comparison import nodes_call
+from potstill.graph.mirage import (
+    DistilledDataset,
+    load_tu,
+    random_sample,
+    split_graphs,
+    wl_colors,
+)
 
 Rows = list[dict[str, Any]]
+BATCHES = (1, 4, 16, 64, 256, 1024)
+SHARES = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1)  # of the edges of the training graphs
 WEIGHTS, TAUS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9), (0.5, 1.0, 1.5, 3.0, 6.0)
 
 
@@ -136,6 +151,86 @@ def _parts(
     return {name: 1e3 * seconds for name, seconds in found.items()}
 
 
+def latency_of_models(axes: Any, options: argparse.Namespace) -> Rows:
+    """Accuracy over the time of a node, for teachers of one to three layers and their student.
+
+    A teacher has to collect as many hops as it has layers; in larger batches the time is shared.
+    """
+    data = load(options.dataset, seed=options.seed)
+    recipe = recipe_for(options.dataset, "GCN")
+    recipe = replace(recipe, epochs=min(recipe.epochs, options.epochs))
+    torch.set_num_threads(1)
+    order = torch.randperm(int(data.num_nodes), generator=generator("nodes", options.seed))
+    rows: Rows = []
+    for layers in (1, 2, 3):
+        own = replace(recipe, layers=layers)
+        teacher = train_teacher(data, own, seed=options.seed)
+        found = {f"GCN, {layers} layers": teacher}
+        if layers == recipe.layers:
+            z = teacher_logits(teacher.model, data)
+            found["FF-G2M student"] = distill(data, z, own, seed=options.seed)
+        for name, trained in found.items():
+            for size in BATCHES:
+                call = nodes_call(trained.model, data, order[:size])
+                ms = 1e3 * latency(call, blocks=7).median
+                percent = round(100 * trained.accuracy["test"], 2)
+                rows.append({"model": name, "batch": size, "ms": round(ms, 4), "test": percent})
+    for name in dict.fromkeys(row["model"] for row in rows):
+        own_rows = [row for row in rows if row["model"] == name]
+        x, y = ([row[key] for row in own_rows] for key in ("ms", "test"))
+        (line,) = axes.plot(x, y, marker="o", label=name)
+        for row in (own_rows[0], own_rows[-1]):
+            axes.annotate(
+                f"{row['batch']}",
+                (row["ms"], row["test"]),
+                xytext=(0, 6),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8,
+                color=line.get_color(),
+            )
+    axes.set(xscale="log", xlabel="ms for a batch of so many nodes", ylabel="test accuracy [%]")
+    axes.set_title(f"Accuracy over latency on {options.dataset}, one thread, one seed", loc="left")
+    axes.margins(y=0.15)
+    axes.legend(frameon=False)
+    return rows
+
+
+def sizes(axes: Any, options: argparse.Namespace) -> Rows:
+    """ROC-AUC of classifiers over the bytes they were trained on: distilled, and at random."""
+    rows: Rows = []
+    for name, colour in (("MUTAG", "C0"), ("NCI1", "C1")):
+        graphs = load_tu(name)
+        for share in SHARES:
+            scores: dict[str, list[float]] = {}
+            kept: dict[str, list[float]] = {}
+            for seed in SEEDS:
+                split = split_graphs(graphs, seed)
+                found = score(split, share, seed, repeats=2, steps=300, everything=False)
+                edges = found.small.num_edges_in_all
+                sample = DistilledDataset(random_sample(split.train, edges, seed))
+                for key, small in (("distilled", found.small), ("random", sample)):
+                    scores.setdefault(key, []).append(found.percent[key])
+                    kept.setdefault(key, []).append(_bytes(small))
+            for key, values in scores.items():
+                row = {"set": name, "data": key, "share of edges": share}
+                size, value = round(mean(kept[key])), round(mean(values), 2)
+                rows.append({**row, "bytes": size, "AUC": value, "spread": round(stdev(values), 2)})
+        for key, style in (("distilled", "-o"), ("random", "--s")):
+            own = [row for row in rows if row["set"] == name and row["data"] == key]
+            x, y, spread = ([row[k] for row in own] for k in ("bytes", "AUC", "spread"))
+            axes.errorbar(x, y, spread, fmt=style, color=colour, capsize=3, label=f"{name}, {key}")
+    axes.set(xscale="log", xlabel="bytes of the training set (.npz)", ylabel="ROC-AUC [%]")
+    axes.set_title("Mirage against a random sample, mean and deviation of five splits", loc="left")
+    axes.legend(frameon=False)
+    return rows
+
+
+def _bytes(small: DistilledDataset) -> int:
+    with TemporaryDirectory() as folder:
+        return small.save(Path(folder, "set.npz")).stat().st_size
+
+
 def trees(axes: Any, options: argparse.Namespace) -> Rows:
     """Occurrences of the computation trees of MUTAG and NCI1 by rank: the skew Mirage lives on."""
     rows: Rows = []
@@ -157,7 +252,9 @@ def trees(axes: Any, options: argparse.Namespace) -> Rows:
 PICTURES: dict[str, Callable[[Any, argparse.Namespace], Rows]] = {
     "weights": weights,
     "step": step,
+    "latency": latency_of_models,
     "trees": trees,
+    "sizes": sizes,
 }
 
 

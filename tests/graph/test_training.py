@@ -1,12 +1,15 @@
 """Small trainings: what learns, what is kept, and what comes out the same twice."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 from torch_geometric.nn import GraphConv
 
-from potstill.core import Frozen, Objective, fit
+from potstill.core import Engine, Frozen, Objective, fit
 from potstill.core.errors import ConfigError
+from potstill.core.testing import requires_cuda
 from potstill.graph.check import check_graph
 from potstill.graph.criteria import HighFrequency, LowFrequency, SoftLabel
 from potstill.graph.data import load
@@ -104,6 +107,36 @@ def test_weighted_graphs(graph):
     data = check_graph(graph)
     found = run_protocol(data, SHORT, ("ff-g2m",))
     assert found["ff-g2m"].accuracy["test"] >= 0
+
+
+@pytest.mark.parametrize("kind", ["GCN", "SAGE", "GAT"])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_sixteen_bits_train_as_thirty_two_do(graph, kind, sparse):
+    data = check_graph(graph)
+    data.x = data.x.to_sparse_csr() if sparse else data.x
+    recipe = replace(SHORT, teacher=kind, student_dropout=0.0, teacher_dropout=0.0)
+    losses = []
+    for precision in ("fp32", "bf16"):
+        with Engine("cpu", precision=precision) as engine:
+            teacher = train_teacher(data, recipe, engine=engine)
+            student = distill(data, teacher_logits(teacher.model, data), recipe, engine=engine)
+        losses.append(student.history[0]["loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=0.2)
+    assert losses[1] != losses[0], "autocast changed nothing, so it was not on"
+
+
+@requires_cuda
+def test_the_gpu_trains_what_the_cpu_does(graph):
+    recipe = replace(SHORT, student_dropout=0.0, teacher_dropout=0.0, epochs=5)
+    losses = []
+    for device in ("cpu", "cuda"):
+        data = check_graph(graph)
+        with Engine(device) as engine:
+            teacher = train_teacher(data, recipe, engine=engine)
+            student = distill(data, teacher_logits(teacher.model, data), recipe, engine=engine)
+        assert data.x.device.type == "cpu", "the caller's graph was moved"
+        losses.append([row["loss"] for row in teacher.history + student.history])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
 def test_held_out_nodes_are_scored_apart():

@@ -23,7 +23,14 @@ from potstill.graph.recipes import NAMES, Recipe
 from potstill.graph.tensors import rows
 from potstill.graph.training import Progress, Trained, run_protocol
 
-__all__ = ["Comparison", "compare", "full_graph_call", "save_page", "single_node_call"]
+__all__ = [
+    "Comparison",
+    "compare",
+    "full_graph_call",
+    "nodes_call",
+    "save_page",
+    "single_node_call",
+]
 
 
 @dataclass
@@ -187,17 +194,21 @@ def single_node_call(model: nn.Module, data: Data, node: int | None = None) -> C
         degree = torch.bincount(data.edge_index[1], minlength=data.num_nodes)
         linked = degree.nonzero().flatten()
         node = int(linked[degree[linked].argsort()[len(linked) // 2]]) if len(linked) else 0
-    index = torch.tensor([node])
+    return nodes_call(model, data, torch.tensor([node]))
+
+
+def nodes_call(model: nn.Module, data: Data, nodes: Tensor) -> Callable[[], Tensor]:
+    """A call that predicts some nodes [M], for timing: a GNN collects their neighbourhood first."""
     if isinstance(model, MLPStudent):
-        return _without_gradient(model, rows(data.x, index), None)
+        return _without_gradient(model, rows(data.x, nodes), None)
     hops = len(getattr(model, "maps", getattr(model, "convolutions", ())))
 
     @torch.inference_mode()
     def predict() -> Tensor:
-        nodes, edges, place, _ = k_hop_subgraph(
-            node, hops, data.edge_index, relabel_nodes=True, num_nodes=data.num_nodes
+        around, edges, place, _ = k_hop_subgraph(
+            nodes, hops, data.edge_index, relabel_nodes=True, num_nodes=data.num_nodes
         )
-        z: Tensor = model(rows(data.x, nodes), edges)
+        z: Tensor = model(rows(data.x, around), edges)
         return z[place]
 
     return predict

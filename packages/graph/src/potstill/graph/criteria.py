@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from potstill.core.errors import ConfigError, ShapeError
 from potstill.graph.check import is_symmetric
 from potstill.graph.edges import Backend, Contrast, contrast, resolve
-from potstill.graph.tensors import Memo, compress
+from potstill.graph.tensors import Memo, compress, product
 
 __all__ = ["HighFrequency", "LowFrequency", "SoftLabel", "match_rows"]
 
@@ -267,7 +267,7 @@ def _low_target(
     weight = torch.cat([weight, weight.new_ones(count)])
     share = weight * _shares(target, weight, count, reduction)[target]
     p = torch.softmax(z_t, 1)
-    scaled = compress(target, source, share, (count, count)) @ p
+    scaled = product(compress(target, source, share, (count, count)), p)
     entropy = (p * torch.log_softmax(z_t, 1)).sum(1)
     row = torch.zeros_like(entropy).index_add_(0, target, share)
     return _Target(scaled, row, (share * entropy[source]).sum())

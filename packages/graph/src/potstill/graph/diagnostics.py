@@ -276,9 +276,9 @@ def _watch(
 
     def score(student: nn.Module) -> dict[str, float]:
         nonlocal epoch
-        z = student(data.x)
+        z = student(data.x.to(next(iter(student.parameters())).device)).cpu()
         if epoch % every == 0:
-            row = measure(z.float().cpu(), z_t, data.edge_index, pairs)
+            row = measure(z.float(), z_t, data.edge_index, pairs)
             curve.append({"epoch": float(epoch), **row})
         epoch += 1
         return {"val": accuracy(z[data.val_mask], data.y[data.val_mask])}

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from potstill.graph.edges import available
 from potstill.graph.native import csr_product
-from potstill.graph.tensors import Memo, compress, is_sparse, transposed
+from potstill.graph.tensors import Memo, compress, is_sparse, product, transposed
 
 __all__ = ["FeatureLinear", "propagate", "random_walk", "symmetric"]
 
@@ -37,7 +37,8 @@ def _product(matrix: Tensor, x: Tensor) -> Tensor:
     """``matrix @ x``, by the C++ kernel where there is enough work to pay for packing ``x``."""
     large = matrix.values().numel() >= 8 * len(x) and x.shape[1] >= 32
     fits = x.device.type == "cpu" and x.dtype == matrix.dtype == torch.float32
-    return csr_product(matrix, x) if large and fits and not available("native") else matrix @ x
+    kernel = csr_product if large and fits and not available("native") else product
+    return kernel(matrix, x)
 
 
 def propagate(matrix: Tensor, transpose: Tensor, x: Tensor) -> Tensor:
@@ -46,13 +47,13 @@ def propagate(matrix: Tensor, transpose: Tensor, x: Tensor) -> Tensor:
     Args:
         matrix: CSR [M N], constant.
         transpose: CSR [N M].
-        x: Dense [N K].
+        x: Dense [N K]; converted to the type of ``matrix`` where autocast made it shorter.
 
     Returns:
-        Dense [M K].
+        Dense [M K], of the type of ``matrix``.
     """
-    product: Tensor = _Constant.apply(matrix, transpose, x)
-    return product
+    result: Tensor = _Constant.apply(matrix, transpose, x.to(matrix.dtype))
+    return result
 
 
 class FeatureLinear(nn.Linear):

@@ -233,7 +233,8 @@ def distill_in_batches(
 def logits_in_blocks(model: Any, x: Any, edge_index: Tensor, *, block: int = 100_000) -> Tensor:
     """What a GCN or SAGE teacher says about all nodes, layer by layer and block by block.
 
-    Memory is two matrices [N, width], however many layers there are, and one block of features.
+    Memory is two matrices [N, width], however many layers there are, and one block of features;
+    only blocks are sent to where the model is.
 
     Args:
         model: A `GCNTeacher` or `SAGETeacher`.
@@ -256,10 +257,10 @@ def logits_in_blocks(model: Any, x: Any, edge_index: Tensor, *, block: int = 100
     for i, (linear, bias) in enumerate(zip(model.maps, model.biases, strict=True)):
         h = torch.empty(count, len(bias))
         for part in blocks:
-            h[part] = linear(_rows(x, part))
+            h[part] = linear(_rows(x, part).to(bias.device)).cpu()
         x = torch.empty_like(h)
         for part in blocks:
-            x[part] = rows(matrix, part) @ h + bias
+            x[part] = rows(matrix, part) @ h + bias.cpu()
         if i < len(model.biases) - 1:
             x.relu_()
     return x

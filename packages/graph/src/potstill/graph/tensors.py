@@ -14,7 +14,17 @@ from torch import Tensor
 
 from potstill.core.errors import ShapeError
 
-__all__ = ["Memo", "as_features", "compress", "csr", "density", "is_sparse", "rows", "transposed"]
+__all__ = [
+    "Memo",
+    "as_features",
+    "compress",
+    "csr",
+    "density",
+    "is_sparse",
+    "product",
+    "rows",
+    "transposed",
+]
 
 Made = TypeVar("Made")
 
@@ -89,6 +99,12 @@ def compress(rows: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, in
     counts = torch.bincount(rows, minlength=shape[0])
     pointers = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
     return csr(pointers, columns[order], values[order], shape)
+
+
+def product(matrix: Tensor, x: Tensor) -> Tensor:
+    """``matrix @ x`` in their own type, also under autocast: there is no sparse one in 16 bits."""
+    with torch.autocast(x.device.type, enabled=False):
+        return matrix @ x
 
 
 def transposed(matrix: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from potstill.graph.peers import HGMD, KRD
 from potstill.graph.recipes import Recipe
 from potstill.graph.scale import check_memory
 from potstill.graph.splits import hold_out
+from potstill.graph.tensors import rows
 
 __all__ = [
     "METHODS",
@@ -158,7 +159,8 @@ def distill(
         distiller, taught, recipe, recipe.learning_rate, seed, engine, progress, run, validation
     )
     with torch.no_grad():
-        return Trained(student, evaluate(data, student(data.x)), history)
+        x = data.x.to(next(iter(student.parameters())).device)
+        return Trained(student, evaluate(data, student(x)), history)
 
 
 def objective_for(method: str, recipe: Recipe) -> Objective:
@@ -289,12 +291,19 @@ def _fit(
     if engine is None or engine.device.type == "cpu":
         check_memory(data, recipe)
 
+    data = data.__copy__()  # `Data.to` moves in place, and the caller's graph stays where it is
+    if engine is not None:
+        data = engine.place(data)
+    seen, inputs = data.val_mask, [data.x]
+    if isinstance(distiller, GraphToMLP):
+        inputs, seen = [rows(data.x, seen.nonzero()[:, 0])], slice(None)  # nodes stand alone
+    else:
+        inputs += [data[name] for name in ("edge_index", "edge_weight") if name in data]
+    labels = data.y[data.val_mask]
+
     def validate(model: nn.Module) -> dict[str, float]:
         # One pass an epoch: the test nodes are only looked at once, when training is over.
-        inputs = (data.x,) if isinstance(distiller, GraphToMLP) else (data.x, data.edge_index)
-        weight = () if len(inputs) == 1 or "edge_weight" not in data else (data.edge_weight,)
-        z = model(*inputs, *weight)
-        return {"val": accuracy(z[data.val_mask], data.y[data.val_mask])}
+        return {"val": accuracy(model(*inputs)[seen], labels)}
 
     return fit(
         distiller,

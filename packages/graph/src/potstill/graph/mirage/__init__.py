@@ -15,6 +15,7 @@ from potstill.graph.mirage.mining import mine
 from potstill.graph.mirage.training import (
     GraphClassifier,
     RootReadout,
+    Split,
     auc,
     load_tu,
     random_sample,
@@ -26,6 +27,7 @@ __all__ = [
     "DistilledDataset",
     "GraphClassifier",
     "RootReadout",
+    "Split",
     "WeightedGraphSampler",
     "auc",
     "distill",
