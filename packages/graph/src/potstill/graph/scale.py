@@ -193,7 +193,7 @@ def distill_in_batches(
         **options: Of `potstill.core.fit`: engine, run, validation, progress, ...
 
     Returns:
-        The student, and one row a step.
+        The student, on the device where it was before, and one row a step.
 
     Raises:
         ConfigError: A size below 1.
@@ -213,6 +213,7 @@ def distill_in_batches(
         low=(share, match_rows),
         high=(share, HighFrequency(recipe.tau, symmetric=False)),
     )
+    home = next(iter(student.parameters())).device
     engine: Engine | None = options.get("engine")
     world = 1 if engine is None else engine.world
     settings: dict[str, Any] = {
@@ -226,7 +227,7 @@ def distill_in_batches(
         seed=seed,
         **{**settings, **options},
     )
-    return student, history
+    return student.to(home), history
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -58,7 +59,7 @@ class Trained:
     """A model with the weights of its best validation epoch, and what it reached.
 
     Attributes:
-        model: In eval mode.
+        model: In eval mode, and on the device where it was before: models are made on the CPU.
         accuracy: Shares in [0, 1]: ``val``, ``test`` where there are test nodes, and ``inductive``
             and ``production`` where nodes were held out.
         history: One row an epoch.
@@ -291,32 +292,37 @@ def _fit(
     if engine is None or engine.device.type == "cpu":
         check_memory(data, recipe)
 
-    data = data.__copy__()  # `Data.to` moves in place, and the caller's graph stays where it is
-    if engine is not None:
-        data = engine.place(data)
-    seen, inputs = data.val_mask, [data.x]
-    if isinstance(distiller, GraphToMLP):
-        inputs, seen = [rows(data.x, seen.nonzero()[:, 0])], slice(None)  # nodes stand alone
-    else:
-        inputs += [data[name] for name in ("edge_index", "edge_weight") if name in data]
-    labels = data.y[data.val_mask]
+    home = next(iter(distiller.student.parameters())).device
+    with ExitStack() as stack:
+        engine = engine or stack.enter_context(Engine())
+        data = engine.place(data.__copy__())  # `Data.to` moves in place
+        seen, inputs = data.val_mask, [data.x]
+        if isinstance(distiller, GraphToMLP):
+            inputs, seen = [rows(data.x, seen.nonzero()[:, 0])], slice(None)  # nodes stand alone
+        else:
+            inputs += [data[name] for name in ("edge_index", "edge_weight") if name in data]
+        labels = data.y[data.val_mask]
 
-    def validate(model: nn.Module) -> dict[str, float]:
-        # One pass an epoch: the test nodes are only looked at once, when training is over.
-        return {"val": accuracy(model(*inputs)[seen], labels)}
+        def validate(model: nn.Module) -> dict[str, float]:
+            # One pass an epoch: the test nodes are only looked at once, when training is over.
+            return {"val": accuracy(model(*inputs)[seen], labels)}
 
-    return fit(
-        distiller,
-        [data],
-        steps=recipe.epochs,
-        lr=lr,
-        optimizer=partial(torch.optim.Adam, weight_decay=recipe.weight_decay, fused=True),
-        validation=Validation(score or validate, every=1, patience=recipe.patience, ties="latest"),
-        engine=engine,
-        seed=seed,
-        progress=progress,
-        run=run,
-    )
+        history = fit(
+            distiller,
+            [data],
+            steps=recipe.epochs,
+            lr=lr,
+            optimizer=partial(torch.optim.Adam, weight_decay=recipe.weight_decay, fused=True),
+            validation=Validation(
+                score or validate, every=1, patience=recipe.patience, ties="latest"
+            ),
+            engine=engine,
+            seed=seed,
+            progress=progress,
+            run=run,
+        )
+    distiller.student.to(home)
+    return history
 
 
 def _reduction(recipe: Recipe) -> Any:

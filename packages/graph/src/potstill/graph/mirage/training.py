@@ -14,7 +14,7 @@ from torch_geometric.io import read_tu_data
 from torch_geometric.nn import GIN
 from torch_geometric.utils import scatter
 
-from potstill.core import Distiller, Losses, Objective, Validation, fit
+from potstill.core import Distiller, Engine, Losses, Objective, Validation, fit
 from potstill.core.data import locate
 from potstill.core.errors import ConfigError
 from potstill.core.seed import generator, seed_all
@@ -162,10 +162,12 @@ def train_classifier(
     batch_size: int = 64,
     lr: float = 0.005,
     seed: int = 0,
+    engine: Engine | None = None,
 ) -> GraphClassifier:
     """Train a GIN on graphs or on a distilled set; the best validation weights are kept.
 
-    Graphs of a distilled set are drawn by their weight, others uniformly.
+    Graphs of a distilled set are drawn by their weight, others uniformly. The classifier comes
+    back on the CPU.
     """
     graphs = list(train)
     classes = int(max(int(graph.y) for graph in graphs)) + 1
@@ -179,17 +181,17 @@ def train_classifier(
     width = graphs[0].x.shape[1]
     model = GraphClassifier(width, hidden, layers, max(2, classes), dropout, aggr)
     whole = Batch.from_data_list([_bare(graph) for graph in val])
-
     fit(
         _Classification(model, Objective(task=(1.0, F.cross_entropy))),
         lambda step, rank, world: Batch.from_data_list([graphs[k] for k in drawn[step].tolist()]),
         steps=steps,
         lr=lr,
-        validation=Validation(lambda m: auc(m(whole), whole.y), every=20),
+        validation=Validation(lambda m: _score(m, whole), every=20),
+        engine=engine,
         seed=seed,
         progress=False,
     )
-    return model
+    return model.cpu()
 
 
 @torch.no_grad()
@@ -200,15 +202,20 @@ def auc(model_or_logits: Any, labels_or_graphs: Any) -> float:
     """
     from sklearn.metrics import roc_auc_score
 
-    if isinstance(model_or_logits, Tensor):
-        p, y = model_or_logits.softmax(1), labels_or_graphs
-    else:
+    if not isinstance(model_or_logits, Tensor):
         batch = Batch.from_data_list([_bare(graph) for graph in labels_or_graphs])
-        p, y = model_or_logits.eval()(batch).softmax(1), batch.y
+        return _score(model_or_logits.eval(), batch)
+    p, y = model_or_logits.softmax(1).cpu(), labels_or_graphs.cpu()
     if len(y.unique()) < 2:
         return 0.5
     score = p[:, 1] if p.shape[1] == 2 else p
     return float(roc_auc_score(y.numpy(), score.numpy(), multi_class="ovr"))
+
+
+def _score(model: nn.Module, batch: Any) -> float:
+    """`auc` of a model on a batch of whole graphs, where the model is."""
+    batch = batch.to(next(iter(model.parameters())).device)
+    return auc(model(batch), batch.y)
 
 
 def _bare(graph: Data) -> Data:
