@@ -12,7 +12,7 @@ import torch
 from numpy.lib.format import open_memmap
 from torch import Tensor, nn
 
-from potstill.acm.budget import all_batches, evaluation, images_of
+from potstill.acm.budget import all_batches, evaluation, images_for, images_of
 from potstill.acm.surgery import sources
 from potstill.core.errors import ConfigError, DataError
 from potstill.core.files import atomic
@@ -96,7 +96,7 @@ def cache_activations(
     start = 0
     with evaluation(teacher):
         for batch in held:
-            images = images_of(batch)
+            images = images_for(teacher, batch)
             with tap(teacher, *{source.path for source in where.values()}, stop=True) as taps:
                 teacher(images)
             rows = slice(start, start + len(images))

@@ -49,7 +49,7 @@ def costs(model: nn.Module, *inputs: Any) -> Costs:
 
     Args:
         model: With adaptive modules; its modes are put back.
-        *inputs: A batch of one image.
+        *inputs: A batch of one image, on any device.
 
     Raises:
         ConfigError: Nothing in the model is adaptive.
@@ -59,7 +59,7 @@ def costs(model: nn.Module, *inputs: Any) -> Costs:
     try:
         set_mode(model, 1.0)
         with record_gates(model) as readings:
-            total = count_macs(model, *inputs)
+            total = count_macs(model, *(images_for(model, value) for value in inputs))
     finally:
         for name, acm in modules.items():
             acm.mode = modes[name]
@@ -127,6 +127,11 @@ def images_of(batch: Any) -> Tensor:
     """The images of a batch that is images, or (images, labels, ...)."""
     images: Tensor = batch[0] if isinstance(batch, list | tuple) else batch
     return images
+
+
+def images_for(model: nn.Module, batch: Any) -> Tensor:
+    """`images_of` a batch, on the device of ``model``."""
+    return images_of(batch).to(next(iter(model.parameters())).device)
 
 
 def all_batches(caller: str, batches: Iterable[Any]) -> list[Any]:

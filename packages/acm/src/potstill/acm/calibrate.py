@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from potstill.acm.budget import all_batches, check_budget, evaluation, images_of, reachable, share
+from potstill.acm.budget import all_batches, check_budget, evaluation, images_for, reachable, share
 from potstill.acm.layers import ACM, record_gates, require_acms
 from potstill.core.errors import ConfigError
 
@@ -108,7 +108,7 @@ def _tilt(modules: list[ACM], tilt: float) -> None:
 
 def _readings(model: nn.Module, batch: Any) -> Any:
     with record_gates(model) as readings:
-        model(images_of(batch))
+        model(images_for(model, batch))
     return readings
 
 

@@ -14,7 +14,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from potstill.acm.budget import evaluation, share
+from potstill.acm.budget import evaluation, images_for, share
 from potstill.acm.distiller import ModuleDistillation
 from potstill.acm.layers import ACM, GateReading, record_gates
 from potstill.core.errors import ConfigError, ShapeError
@@ -213,7 +213,7 @@ def draw_latency(axes: Axes, rows: Sequence[Mapping[str, float]]) -> None:
 def cost_histogram(model: nn.Module, images: Tensor) -> Tensor:
     """Budget that each image of a batch used."""
     with evaluation(model), record_gates(model) as readings:
-        model(images)
+        model(images_for(model, images))
     return share(readings)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from potstill.acm.budget import Costs, all_batches, costs, evaluation, images_of, share
+from potstill.acm.budget import Costs, all_batches, costs, evaluation, images_for, share
 from potstill.acm.layers import record_gates, require_acms
 from potstill.core.cost import latency
 from potstill.core.metrics import accuracy
@@ -65,7 +65,7 @@ def predict(model: nn.Module, batches: Iterable[Any]) -> tuple[Tensor, Tensor | 
     logits, labels = [], []
     with evaluation(model):
         for batch in batches:
-            logits.append(model(images_of(batch)).float().cpu())
+            logits.append(model(images_for(model, batch)).float().cpu())
             if isinstance(batch, list | tuple):
                 labels.append(batch[1].cpu())
     return torch.cat(logits), torch.cat(labels) if labels else None
@@ -97,20 +97,20 @@ def profile(
     with evaluation(model):
         for batch in held:
             with record_gates(model) as readings:
-                logits.append(model(images_of(batch)).float().cpu())
+                logits.append(model(images_for(model, batch)).float().cpu())
             shares.append(share(readings).cpu())
             for name, reading in readings.items():
                 found = torch.bincount(reading.choices.flatten(), minlength=len(tallies[name]))
                 tallies[name] += found.cpu()
             if isinstance(batch, list | tuple):
                 labels.append(batch[1].cpu())
-        count: Costs = costs(model, images_of(held[0])[:1])
-        first = images_of(held[0])
+        first = images_for(model, held[0])
+        count: Costs = costs(model, first[:1])
         time = latency(model, first, blocks=blocks).median
     beside = float("nan")
     if dense is not None:
         with evaluation(dense):
-            beside = latency(dense, first, blocks=blocks).median
+            beside = latency(dense, images_for(dense, held[0]), blocks=blocks).median
     images = torch.cat(shares)
     choices = {name: tally / tally.sum() for name, tally in tallies.items()}
     spending = {

@@ -195,7 +195,8 @@ def training(
 
 
 def _psnr(network: IMDN, originals: Sequence[Path]) -> float:
-    return mean(evaluate(network, originals)).ours.psnr
+    device = next(network.parameters()).device.type  # where it is being trained
+    return mean(evaluate(network, originals, device=device)).ours.psnr
 
 
 def exporting(model: str, out: Path, *, gates: bool, half: bool) -> Path:

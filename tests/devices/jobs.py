@@ -1,0 +1,136 @@
+"""The main job of each domain on the pretended GPU: ``python -m tests.devices.jobs graph``.
+
+The data start on the CPU, as a user's do, and results are used as the READMEs use them.
+"""
+
+import sys
+import warnings
+from collections.abc import Callable
+
+import torch
+
+from tests.devices.pretend import GPU, pretend_gpu  # first: it changes what the others import
+
+warnings.simplefilter("ignore")
+
+
+def graph() -> None:
+    from potstill.graph import Recipe, load
+    from potstill.graph.comparison import compare
+    from potstill.graph.diagnostics import diagnose
+
+    data, recipe = load("digits"), Recipe(epochs=3)
+    compared = compare(lambda seed: data, recipe, ("glnn", "ff-g2m"), [0], hold_out_rate=0.2)
+    compared.report("digits")
+    diagnose(data, recipe, ("glnn",), every=2)
+    student = compared.best("ff-g2m").model
+    assert data.x.device.type == "cpu" == student.predict(data.x[:5]).device.type
+
+
+def mirage() -> None:
+    from torch_geometric.data import Data
+
+    from potstill.graph.mirage import auc, distill, train_classifier
+
+    rng = torch.Generator().manual_seed(0)
+    graphs = [
+        Data(
+            x=torch.eye(3)[torch.randint(0, 3, (6,), generator=rng)],
+            edge_index=torch.randint(0, 6, (2, 12), generator=rng),
+            y=torch.tensor([k % 2]),
+        )
+        for k in range(12)
+    ]
+    model = train_classifier(distill(graphs, 1, graphs_per_class=2), graphs, layers=1, steps=2)
+    assert 0 <= auc(model, graphs) <= 1
+
+
+def sr() -> None:
+    import numpy as np
+
+    from potstill.sr import IMDN, backends, degrade, upscale
+    from potstill.sr.config import TrainConfig
+    from potstill.sr.train import train
+
+    backends._device = lambda name: GPU  # it asks CUDA itself
+    photograph = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+    student, teacher = IMDN(2, 16, 2, "bicubic"), IMDN(2, 16, 3, "bicubic")
+    everything = {"output": 1.0, "affinity": 0.1, "wavelet": 0.1, "contrastive": 0.1}
+    config = TrainConfig(steps=4, batch=2, validate_every=2, **everything)
+
+    def score(network: IMDN) -> float:
+        return float(upscale(photograph[:16, :16], network, backend="torch").image.mean())
+
+    train(student, degrade([photograph], 2), config, teacher=teacher, score=score, progress=False)
+    for mode in ("exact", "recompute", "gates", "independent"):
+        assert upscale(photograph, student, backend="torch", tile=32, tile_mode=mode).mode == mode
+
+
+def mae() -> None:
+    import timm
+
+    from potstill.core import fit
+    from potstill.mae import MaskedAutoencoder, MaskedToMasked, RandomMasking, adamw
+
+    options = {"img_size": 32, "patch_size": 8, "depth": 4, "num_classes": 0}
+    teacher = timm.create_model("vit_tiny_patch16_224", **options)
+    student = timm.create_model("vit_tiny_patch16_224", embed_dim=96, **options)
+    student = MaskedAutoencoder(student, decoder={"depth": 1, "width": 64})
+    distiller = MaskedToMasked(student, teacher, masking=RandomMasking(0.75), layers=0.75)
+    batches = [torch.randn(4, 3, 32, 32) for _ in range(2)]
+    fit(distiller, batches, steps=2, optimizer=adamw(), progress=False)
+    distiller.export_student()
+
+
+def acm() -> None:
+    import timm
+
+    from potstill.acm import (
+        acmize,
+        calibrate,
+        costs,
+        distill,
+        finetune,
+        predict,
+        pretrain_gates,
+        profile,
+    )
+
+    teacher = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, depth=2)
+    images = [torch.randn(4, 3, 32, 32) for _ in range(2)]
+    labelled = [(batch, torch.zeros(4, dtype=torch.long)) for batch in images]
+    model = acmize(teacher)
+    distill(model, teacher, images, steps=2, progress=False)
+    pretrain_gates(model, teacher, images, steps=2, progress=False)
+    finetune(model, labelled, steps=2, budget=0.5, progress=False)
+    calibrate(model, images, budget=0.5)
+    costs(model, images[0][:1])
+    predict(model, labelled)
+    profile(model, images, dense=teacher, blocks=1)
+
+
+def nerf() -> None:
+    from potstill.nerf import SpherePrior, convert, load_scene, make_field, pinhole, train_field
+    from potstill.nerf import score as quality
+
+    scene = load_scene("analytic", downsample=10)
+    fields = {}
+    for kind in ("hash", "vm", "grid"):
+        field = make_field(kind, scene.space)
+        fields[kind], _ = train_field(field, scene, steps=3, progress=False)
+    quality(fields["hash"], scene.test)
+    camera = pinhole(12, 12, angle=0.76)
+    prior = SpherePrior(camera, radius=(3.0, 3.0), elevation=(0.1, 1.2))
+    for kind in ("cp", "grid"):
+        convert(fields["hash"], kind, prior, steps=4, progress=False)
+
+
+JOBS: dict[str, Callable[[], None]] = {
+    job.__name__: job for job in (graph, mirage, sr, mae, acm, nerf)
+}
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    with pretend_gpu():
+        JOBS[sys.argv[1]]()
