@@ -20,7 +20,7 @@ from potstill.graph.mirage import (
 )
 
 HARD = "issue 4: Must hold"
-SEEDS = range(2022, 2027)  # the settings below were found with seeds 0 to 4
+SEEDS = range(2022, 2027)  # the settings below were found with seeds 0 to 9
 
 
 REPEATS = 5  # initial weights and random samples of a split: one of each says little
@@ -92,8 +92,8 @@ def mirage_nci1(quick: bool) -> dict[str, Figure]:
 
 @benchmark(name="mirage-mutag", data="graph/tu/MUTAG/raw", budget=400, targets=TARGETS)
 def mirage_mutag(quick: bool) -> dict[str, Figure]:
-    """MUTAG at one part in 20 of its edges; 19 test graphs, so the spread is large."""
-    return run("MUTAG", 0.05, quick)
+    """MUTAG at one part in 50 of its edges; 19 test graphs, so the spread is large."""
+    return run("MUTAG", 0.02, quick)
 
 
 @benchmark(

@@ -6,6 +6,8 @@ The data start on the CPU, as a user's do, and results are used as the READMEs u
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
@@ -70,7 +72,17 @@ def mae() -> None:
     import timm
 
     from potstill.core import fit
-    from potstill.mae import MaskedAutoencoder, MaskedToMasked, RandomMasking, adamw
+    from potstill.mae import (
+        MaskedAutoencoder,
+        MaskedToMasked,
+        RandomMasking,
+        adamw,
+        block_similarity,
+        features_of,
+        linear_probe,
+        patch_errors,
+        step_times,
+    )
 
     options = {"img_size": 32, "patch_size": 8, "depth": 4, "num_classes": 0}
     teacher = timm.create_model("vit_tiny_patch16_224", **options)
@@ -79,7 +91,12 @@ def mae() -> None:
     distiller = MaskedToMasked(student, teacher, masking=RandomMasking(0.75), layers=0.75)
     batches = [torch.randn(4, 3, 32, 32) for _ in range(2)]
     fit(distiller, batches, steps=2, optimizer=adamw(), progress=False)
-    distiller.export_student()
+    patch_errors(distiller, batches[0])
+    step_times({"one": distiller}, batches[0], repeats=1)
+    block_similarity(distiller.student.encoder, distiller.teacher.model, batches, at_least=1)
+    labels = torch.arange(4) % 2
+    features = features_of(distiller.export_student(), [(batches[0], labels)])[0]
+    linear_probe(features, labels, features, labels, epochs=1, progress=False)
 
 
 def acm() -> None:
@@ -112,6 +129,7 @@ def acm() -> None:
 def nerf() -> None:
     from potstill.nerf import SpherePrior, convert, load_scene, make_field, pinhole, train_field
     from potstill.nerf import score as quality
+    from potstill.nerf.export import export_points
 
     scene = load_scene("analytic", downsample=10)
     fields = {}
@@ -119,6 +137,8 @@ def nerf() -> None:
         field = make_field(kind, scene.space)
         fields[kind], _ = train_field(field, scene, steps=3, progress=False)
     quality(fields["hash"], scene.test)
+    with TemporaryDirectory() as folder:
+        export_points(fields["hash"], Path(folder, "points.ply"), count=100)
     camera = pinhole(12, 12, angle=0.76)
     prior = SpherePrior(camera, radius=(3.0, 3.0), elevation=(0.1, 1.2))
     for kind in ("cp", "grid"):

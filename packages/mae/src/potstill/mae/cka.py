@@ -69,9 +69,9 @@ def block_similarity(
     for images in batches:
         k_s, k_t = (_centered_grams(model, images) for model in (student, teacher))
         tokens += k_s.shape[1]
-        cross += torch.einsum("sij,tij->st", k_s, k_t)
-        own_s += k_s.square().sum(dim=(1, 2))
-        own_t += k_t.square().sum(dim=(1, 2))
+        cross += torch.einsum("sij,tij->st", k_s, k_t).cpu()
+        own_s += k_s.square().sum(dim=(1, 2)).cpu()
+        own_t += k_t.square().sum(dim=(1, 2)).cpu()
     if tokens < at_least:
         raise ConfigError(
             f"block_similarity: batches must hold at least {at_least} tokens, got {tokens}; "
@@ -89,7 +89,7 @@ def _centered_grams(model: MaskedViT, images: Tensor) -> Tensor:
     names = [MaskedViT.block(index) for index in range(model.depth)]
     was_training = model.training
     with tap(model.eval(), *names) as readings:
-        model(images)
+        model(images.to(next(model.parameters()).device))
     model.train(was_training)
     grams = []
     for name in names:

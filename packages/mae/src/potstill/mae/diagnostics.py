@@ -65,6 +65,7 @@ def patch_errors(distiller: MaskedToMasked, images: Tensor, term: str = "") -> T
     teacher: Any = distiller.teacher
     student: Any = distiller.student.encoder
     criterion: Any = distiller.objective.module(term)
+    images = _beside(distiller, images)
     with tap(student, MaskedViT.block(s), stop=True) as h_s:
         student(images)
     with tap(teacher, MaskedViT.block(t), stop=True) as h_t:
@@ -88,9 +89,10 @@ def step_times(
         ``{setting: {"teacher", "student", "decoder", "backward"}}``.
     """
     taken: dict[str, list[list[float]]] = {name: [] for name in distillers}
+    placed = {name: _beside(distiller, images) for name, distiller in distillers.items()}
     for turn in range(repeats + 1):
         for name, distiller in distillers.items():
-            parts = _one_step(distiller, images)
+            parts = _one_step(distiller, placed[name])
             if turn:
                 taken[name].append(parts)
     names = ("teacher", "student", "decoder", "backward")
@@ -98,6 +100,10 @@ def step_times(
         setting: dict(zip(names, torch.tensor(rows).median(dim=0).values.tolist(), strict=True))
         for setting, rows in taken.items()
     }
+
+
+def _beside(distiller: MaskedToMasked, images: Tensor) -> Tensor:
+    return images.to(next(iter(distiller.student.parameters())).device)
 
 
 def _one_step(distiller: MaskedToMasked, images: Tensor) -> list[float]:

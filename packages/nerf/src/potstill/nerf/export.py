@@ -61,9 +61,8 @@ def export_mesh(
     unit = torch.stack(torch.meshgrid(line, line, line, indexing="ij"), dim=-1).reshape(-1, 3)
     size = float(np.prod(np.subtract(field.space.high, field.space.low)) ** (1 / 3))
     volume = torch.zeros(len(unit))
-    inside = field.occupancy.occupied(unit).nonzero()[:, 0]
-    for part in inside.split(65536):
-        volume[part] = field.density(field.space.points(unit[part])) * size / resolution
+    inside = field.occupancy.occupied(unit.to(_device(field))).nonzero()[:, 0].cpu()
+    volume[inside] = _density(field, field.space.points(unit[inside])) * size / resolution
     values = volume.reshape(resolution, resolution, resolution).numpy()
     if not values.min() < depth < values.max():
         raise DataError(
@@ -110,8 +109,7 @@ def export_points(
     unit = (cells[tries] + torch.rand(len(tries), 3, generator=draw)) / field.occupancy.size
     step = float(field.space.edges()[1] - field.space.edges()[0])
     points = field.space.points(unit)
-    density = torch.cat([field.density(part) for part in points.split(65536)])
-    opacity = -torch.expm1(-density * step) + 1e-6
+    opacity = -torch.expm1(-_density(field, points) * step) + 1e-6
     chosen = torch.multinomial(opacity, min(count, len(opacity)), generator=draw)
     place = points[chosen]
     down = torch.tensor([0.0, 0.0, -1.0]).expand_as(place)
@@ -176,9 +174,22 @@ def write_ply(
     return Path(path)
 
 
+def _device(field: Field) -> torch.device:
+    return next(iter(field.parameters())).device
+
+
+def _density(field: Field, points: Tensor) -> Tensor:
+    """Of many points, part by part where the field is; on the CPU."""
+    parts = points.split(65536)
+    return torch.cat([field.density(part.to(_device(field))).cpu() for part in parts])
+
+
 def _colors(field: Field, points: Tensor, views: Tensor) -> Tensor:
+    device = _device(field)
     pairs = zip(points.split(65536), views.split(65536), strict=True)
-    return torch.cat([field.head(field.features(p), v) for p, v in pairs])
+    return torch.cat(
+        [field.head(field.features(p.to(device)), v.to(device)).cpu() for p, v in pairs]
+    )
 
 
 def _to_input(points: Tensor, similarity: Tensor | Sequence[Sequence[float]] | None) -> Tensor:
