@@ -1,7 +1,7 @@
 """Where a node lies in the graph, as features: for students that may see them (NOSMOG).
 
-They are no longer graph-free: a new node needs its neighbours to have a position. Whether they
-pay is measured by ``python -m benchmarks graph cora-positions citeseer-positions``.
+They are no longer graph-free: a new node needs its neighbours to have a position. On Cora and
+CiteSeer they do not pay (``python -m benchmarks graph cora-positions citeseer-positions``).
 """
 
 from __future__ import annotations

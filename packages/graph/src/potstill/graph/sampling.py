@@ -6,6 +6,7 @@ used if present and never required.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -83,7 +84,9 @@ def _neighbors(
         data = data.__copy__()
         data.x = data.x.to_dense()
     size = -(-len(seen) // parts)
-    loader = NeighborLoader(data, fanout, input_nodes=seen, batch_size=size)
+    with warnings.catch_warnings():  # PyG wants pyg-lib; torch-sparse samples as well
+        warnings.filterwarnings("ignore", message="Using 'NeighborSampler' without a 'pyg-lib'")
+        loader = NeighborLoader(data, fanout, input_nodes=seen, batch_size=size)
 
     def draw(step: int, rank: int, world: int) -> Data:
         order = torch.randperm(len(seen), generator=generator("teacher", seed, step))
