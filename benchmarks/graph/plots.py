@@ -168,7 +168,7 @@ def latency_of_models(axes: Any, options: argparse.Namespace) -> Rows:
     for layers in (1, 2, 3):
         own = replace(recipe, layers=layers)
         teacher = train_teacher(data, own, seed=options.seed)
-        found = {f"GCN, {layers} layers": teacher}
+        found = {f"GCN, {layers} layer{'s' * (layers > 1)}": teacher}
         if layers == recipe.layers:
             z = teacher_logits(teacher.model, data)
             found["FF-G2M student"] = distill(data, z, own, seed=options.seed)
