@@ -50,6 +50,7 @@ from potstill.graph.mirage import (
     split_graphs,
     wl_colors,
 )
+from potstill.graph.tensors import rows as rows_of
 
 Rows = list[dict[str, Any]]
 BATCHES = (1, 4, 16, 64, 256, 1024)
@@ -108,12 +109,17 @@ def step(axes: Any, options: argparse.Namespace) -> Rows:
         parts = _parts(model, x, lambda z, c=criterion: c(z, z_t), fused, data)  # type: ignore[misc]
         rows += [{"form": name, "part": part, "ms": round(ms, 3)} for part, ms in parts.items()]
     left = dict.fromkeys(sides, 0.0)
+    longest = max(sum(row["ms"] for row in rows if row["form"] == form) for form in sides)
     for part in dict.fromkeys(row["part"] for row in rows):
         heights = {row["form"]: row["ms"] for row in rows if row["part"] == part}
         bars = axes.barh(list(sides), list(heights.values()), left=list(left.values()), label=part)
-        axes.bar_label(bars, fmt="%.1f", label_type="center", fontsize=8)
+        shown = [f"{ms:.0f}" if ms > longest / 25 else "" for ms in heights.values()]
+        axes.bar_label(bars, shown, label_type="center", fontsize=8)
         left = {form: left[form] + heights[form] for form in sides}
+    for number, total in enumerate(left.values()):
+        axes.annotate(f"{total:.0f} ms", (total, number), (6, 0), textcoords="offset points")
     axes.invert_yaxis()
+    axes.margins(x=0.1)
     axes.set_xlabel("ms")
     axes.set_title(f"A step of the {layers}x{width} student on {options.dataset}", loc="left")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=5, frameon=False)
@@ -126,6 +132,7 @@ def _parts(
     """Medians of forward, criterion with its gradient, backward, optimizer and evaluation."""
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01, fused=fused)
     seen, y = data.train_mask, data.y
+    scored = rows_of(x, data.val_mask.nonzero()[:, 0]) if fused else x
 
     def slope() -> Tensor:
         logits = z.detach().requires_grad_()
@@ -137,7 +144,7 @@ def _parts(
     def evaluate() -> None:
         model.eval()
         for _ in range(1 if fused else 3):
-            model(x)
+            model(scored)
         model.train()
 
     z = model(x)
