@@ -21,9 +21,7 @@ from torch.utils.backend_registration import (
     _setup_privateuseone_for_python_backend,
 )
 
-torch.inference_mode = torch.no_grad  # type: ignore[misc, assignment]  # its tensors cannot be wrapped
-
-from potstill.core import Engine  # noqa: E402
+torch.inference_mode = torch.no_grad  # tensors of inference mode cannot be wrapped
 
 aten = torch.ops.aten
 _MAY_MIX = {  # what CUDA allows: copies, and indices from the CPU
@@ -148,6 +146,8 @@ def _new_tensor(self: Tensor, data: Any, device: Any = None, dtype: Any = None) 
 @contextmanager
 def pretend_gpu() -> Iterator[torch.device]:
     """Within, `Engine` finds the device, and mixing it with the CPU is an error."""
+    from potstill.core import Engine  # after the change above
+
     start = Engine.__init__
 
     def init(self: Any, device: str = "auto", *args: Any, **kwargs: Any) -> None:

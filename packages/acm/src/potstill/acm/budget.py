@@ -131,7 +131,7 @@ def images_of(batch: Any) -> Tensor:
 
 def images_for(model: nn.Module, batch: Any) -> Tensor:
     """`images_of` a batch, on the device of ``model``."""
-    return images_of(batch).to(next(iter(model.parameters())).device)
+    return images_of(batch).to(next(model.parameters()).device)
 
 
 def all_batches(caller: str, batches: Iterable[Any]) -> list[Any]:

@@ -276,7 +276,7 @@ def _watch(
 
     def score(student: nn.Module) -> dict[str, float]:
         nonlocal epoch
-        z = student(data.x.to(next(iter(student.parameters())).device)).cpu()
+        z = student(data.x.to(next(student.parameters()).device)).cpu()
         if epoch % every == 0:
             row = measure(z.float(), z_t, data.edge_index, pairs)
             curve.append({"epoch": float(epoch), **row})

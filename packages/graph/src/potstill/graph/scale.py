@@ -213,7 +213,7 @@ def distill_in_batches(
         low=(share, match_rows),
         high=(share, HighFrequency(recipe.tau, symmetric=False)),
     )
-    home = next(iter(student.parameters())).device
+    home = next(student.parameters()).device
     engine: Engine | None = options.get("engine")
     world = 1 if engine is None else engine.world
     settings: dict[str, Any] = {

@@ -160,7 +160,7 @@ def distill(
         distiller, taught, recipe, recipe.learning_rate, seed, engine, progress, run, validation
     )
     with torch.no_grad():
-        x = data.x.to(next(iter(student.parameters())).device)
+        x = data.x.to(next(student.parameters()).device)
         return Trained(student, evaluate(data, student(x)), history)
 
 
@@ -206,7 +206,7 @@ def teacher_logits(model: nn.Module, data: Data) -> Tensor:
     """
     was = model.training
     model.eval()
-    device = next(iter(model.parameters())).device
+    device = next(model.parameters()).device
     weight = data.get("edge_weight")
     inputs = [data.x, data.edge_index, *([] if weight is None else [weight])]
     z: Tensor = model(*(value.to(device) for value in inputs))
@@ -292,7 +292,7 @@ def _fit(
     if engine is None or engine.device.type == "cpu":
         check_memory(data, recipe)
 
-    home = next(iter(distiller.student.parameters())).device
+    home = next(distiller.student.parameters()).device
     with ExitStack() as stack:
         engine = engine or stack.enter_context(Engine())
         data = engine.place(data.__copy__())  # `Data.to` moves in place

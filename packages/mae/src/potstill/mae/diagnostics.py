@@ -103,7 +103,7 @@ def step_times(
 
 
 def _beside(distiller: MaskedToMasked, images: Tensor) -> Tensor:
-    return images.to(next(iter(distiller.student.parameters())).device)
+    return images.to(next(distiller.student.parameters()).device)
 
 
 def _one_step(distiller: MaskedToMasked, images: Tensor) -> list[float]:

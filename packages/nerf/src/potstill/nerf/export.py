@@ -175,7 +175,7 @@ def write_ply(
 
 
 def _device(field: Field) -> torch.device:
-    return next(iter(field.parameters())).device
+    return next(field.parameters()).device
 
 
 def _density(field: Field, points: Tensor) -> Tensor:

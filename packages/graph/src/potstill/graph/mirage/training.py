@@ -214,7 +214,7 @@ def auc(model_or_logits: Any, labels_or_graphs: Any) -> float:
 
 def _score(model: nn.Module, batch: Any) -> float:
     """`auc` of a model on a batch of whole graphs, where the model is."""
-    batch = batch.to(next(iter(model.parameters())).device)
+    batch = batch.to(next(model.parameters()).device)
     return auc(model(batch), batch.y)
 
 
