@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from potstill.core.bench import main
+from potstill.core.measure.bench import main
 
 if __name__ == "__main__":
     sys.exit(main(Path(__file__).parent))

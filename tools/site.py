@@ -18,8 +18,7 @@ from typing import Any
 
 import yaml
 
-from potstill.core.bench.drawing import sections
-from potstill.core.bench.results import read
+from potstill.core.measure.bench import read, sections
 
 ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "build"

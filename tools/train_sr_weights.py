@@ -17,10 +17,7 @@ from pathlib import Path
 
 import torch
 
-from potstill.core import Run
-from potstill.core.cost import count_parameters
-from potstill.core.errors import DataError
-from potstill.core.seed import seed_all
+from potstill.core import DataError, Run, count_parameters, seed_all
 from potstill.sr.config import TrainConfig
 from potstill.sr.data import degrade
 from potstill.sr.images import read_image

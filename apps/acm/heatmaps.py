@@ -42,10 +42,8 @@ from potstill.acm import (
     record_gates,
 )
 from potstill.acm.backends import require
-from potstill.core import Engine
-from potstill.core.data import locate
-from potstill.core.files import atomic
-from potstill.core.report import Column, Report
+from potstill.core import Engine, atomic, locate
+from potstill.core.measure.report import Column, Report
 
 TEACHER = {
     "img_size": 32, "patch_size": 8, "embed_dim": 96, "depth": 4, "num_heads": 3,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 from cyclopts import App
 from rich.console import Console
 
-from potstill.core.errors import PotstillError
+from potstill.core import PotstillError
 
 if TYPE_CHECKING:
     from apps.tour.tour import Outcome
@@ -48,7 +48,7 @@ def main(
     console = Console()
     with console.status("loading"):
         from apps.tour.page import page
-        from potstill.core.cost import Load
+        from potstill.core.measure import Load
     start, load = time.perf_counter(), Load()
     try:
         with load, console.status("comparing"):

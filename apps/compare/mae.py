@@ -9,7 +9,7 @@ from apps.tour.chapter import Chapter, Side, forward
 from apps.tour.digits import Digits, digits
 from apps.tour.mae import reconstructions
 from apps.tour.widgets import paragraph, table
-from potstill.core.errors import ConfigError
+from potstill.core import ConfigError
 from potstill.mae import ImageSet, block_similarity, eval_transform, features_of, knn_probe
 from potstill.mae.data import image_path
 from potstill.mae.models import Student, statistics_of

@@ -9,7 +9,7 @@ import torch
 from apps.tour.chapter import Chapter, Side
 from apps.tour.nerf import VIEWS, orbit, picture
 from apps.tour.widgets import table
-from potstill.core.metrics import psnr, ssim
+from potstill.core import psnr, ssim
 from potstill.nerf import load_field, load_scene
 
 

@@ -10,7 +10,7 @@ import torch
 from apps.tour.chapter import Chapter, Side, forward
 from apps.tour.sr import enlarge, looks, portrait
 from apps.tour.widgets import table
-from potstill.core.errors import ConfigError
+from potstill.core import ConfigError
 from potstill.sr import degrade, load_model, score
 from potstill.sr.data import find_photographs
 from potstill.sr.images import read_image

@@ -25,7 +25,7 @@ from urllib.parse import parse_qs, urlparse
 import torch
 from rich.console import Console
 
-from potstill.core.errors import ShapeError
+from potstill.core import ShapeError
 from potstill.graph import load, recipe_for, run_protocol
 from potstill.graph.comparison import single_node_call
 

@@ -23,9 +23,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 
-from potstill.core.config import load
-from potstill.core.data import root
-from potstill.core.report import Column, Report
+from potstill.core.command import load
+from potstill.core.measure.report import Column, Report
+from potstill.core.store import root
 from potstill.mae import (
     BlockMasking,
     Finetune,

@@ -13,10 +13,9 @@ from typing import Annotated
 from cyclopts import App, Parameter
 from rich.console import Console
 
-from potstill.core import Engine
-from potstill.core.data import root
-from potstill.core.report import Report
-from potstill.core.seed import seed_all
+from potstill.core import Engine, seed_all
+from potstill.core.measure.report import Report
+from potstill.core.store import root
 from potstill.nerf import Field, load_scene, make_field, render_image, save_field, score
 from potstill.nerf.distill.convert import convert
 from potstill.nerf.distill.page import conversion_page

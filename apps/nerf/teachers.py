@@ -12,10 +12,8 @@ from cyclopts import App, Parameter
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from potstill.core import Engine
-from potstill.core.cost import count_parameters
-from potstill.core.report.table import csv_text, markdown, number
-from potstill.core.seed import seed_all
+from potstill.core import Engine, count_parameters, seed_all
+from potstill.core.measure.report import csv_text, markdown, number
 from potstill.nerf import KINDS, load_scene, make_field, save_field, score, train_field
 from potstill.nerf.pictures import compare
 

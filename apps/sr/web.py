@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from potstill.core.errors import PotstillError
+from potstill.core import PotstillError
 from potstill.sr import Picture, read_image, upscale, write_image
 
 PAGE = Path(__file__).with_name("page.html")

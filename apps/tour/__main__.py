@@ -43,7 +43,7 @@ def main(
     with console.status("starting"):
         from apps.tour.page import page
         from apps.tour.tour import ORDER, exit_status, tour
-        from potstill.core.cost import Load
+        from potstill.core.measure import Load
 
     start, load, outcomes = time.perf_counter(), Load(), []
     command = shlex.join(["python", "-m", "apps.tour", *sys.argv[1:]])

@@ -23,8 +23,7 @@ from potstill.acm import (
     share,
 )
 from potstill.acm.plots import compute_maps, draw_curves, overlay
-from potstill.core.metrics import accuracy
-from potstill.core.seed import seed_all
+from potstill.core import accuracy, seed_all
 
 WIDTH = 192
 BUDGETS = (0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0)

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from potstill.core.bench import Benchmark, Measured, Pair, run
-from potstill.core.cost import count_macs, count_parameters
+from potstill.core import count_macs, count_parameters
+from potstill.core.measure.bench import Benchmark, Measured, Pair, run
 
 __all__ = ["Chapter", "Figures", "Program", "Side", "Tell", "forward", "measure"]
 
@@ -105,8 +105,8 @@ def forward(model: nn.Module, *inputs: Tensor) -> Any:
 def measure(chapter: Chapter, quick: bool) -> tuple[Figures, Figures, Measured]:
     """What teacher and student cost, and how many times faster the student is.
 
-    Both are timed by the benchmark runner of `potstill.core.bench`: interleaved, in random order
-    within a pair, so that both see the same machine.
+    Both are timed by the benchmark runner, `potstill.core.measure.bench`: interleaved, in random
+    order within a pair, so that both see the same machine.
 
     Raises:
         RuntimeError: A side cannot do its work.

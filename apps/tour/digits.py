@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from potstill.core import Distiller, Losses, Objective, cosine, fit
-from potstill.core.seed import generator, seed_all
+from potstill.core import Distiller, Losses, Objective, cosine, fit, generator, seed_all
 
 __all__ = ["MODEL", "Digits", "digits", "draws", "to_bytes", "train_classifier", "vit"]
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from apps.tour.chapter import Chapter, Side, Tell, forward
 from apps.tour.widgets import paragraph, plots
-from potstill.core.report.image import Draw
+from potstill.core.measure.report import Draw
 from potstill.graph import Recipe, load, train_teacher
 from potstill.graph.comparison import single_node_call
 from potstill.graph.diagnostics import Diagnosis, diagnose

@@ -9,8 +9,7 @@ import torch
 from apps.tour.chapter import Chapter, Side, Tell, forward
 from apps.tour.digits import Digits, digits, draws, to_bytes, train_classifier, vit
 from apps.tour.widgets import film, paragraph, sheet
-from potstill.core import cosine, fit
-from potstill.core.seed import generator, seed_all
+from potstill.core import cosine, fit, generator, seed_all
 from potstill.mae import (
     Classification,
     Decoder,

@@ -10,7 +10,7 @@ from matplotlib import colormaps
 
 from apps.tour.chapter import Chapter, Side, Tell
 from apps.tour.widgets import film, paragraph, plots
-from potstill.core.seed import seed_all
+from potstill.core import seed_all
 from potstill.nerf import (
     Field,
     HashConfig,

@@ -9,9 +9,9 @@ from typing import Any
 
 from apps.tour import widgets
 from apps.tour.tour import Outcome
-from potstill.core.bench.run import BUSY
-from potstill.core.cost import Load
-from potstill.core.report import Column, Report, number
+from potstill.core.measure import Load
+from potstill.core.measure.bench import BUSY
+from potstill.core.measure.report import Column, Report, number
 
 __all__ = ["page"]
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from apps.tour.chapter import Chapter, Side, Tell, forward
 from apps.tour.widgets import paper, paragraph, wipe
-from potstill.core.seed import seed_all
+from potstill.core import seed_all
 from potstill.sr import IMDN, Pair, degrade, load_model, save_model, score
 from potstill.sr.compare import strip
 from potstill.sr.config import TrainConfig

@@ -17,9 +17,9 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Column as Cell
 
 from apps.tour.chapter import Chapter, Figures, Tell, measure
-from potstill.core.bench import Measured
-from potstill.core.environment import DOMAINS
-from potstill.core.report import number
+from potstill.core.command.environment import DOMAINS
+from potstill.core.measure.bench import Measured
+from potstill.core.measure.report import number
 
 __all__ = ["ORDER", "Outcome", "exit_status", "tour"]
 

@@ -12,9 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from potstill.core.report import data_uri, number
-from potstill.core.report.image import Draw, draw_svg, figure_svg
-from potstill.core.report.page import table_html
+from potstill.core.measure.report import Draw, data_uri, draw_svg, figure_svg, number, table_html
 
 __all__ = ["assets", "film", "paper", "paragraph", "plots", "sheet", "strip", "table", "wipe"]
 

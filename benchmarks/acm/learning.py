@@ -52,13 +52,21 @@ from potstill.acm import (
     save_pretrained,
     set_mode,
 )
-from potstill.core import Distiller, Losses, Objective, cosine, fit
-from potstill.core.bench import Figure, at_least, at_most, benchmark
-from potstill.core.cost import count_macs, latency
-from potstill.core.data import locate, sha256
-from potstill.core.files import atomic
-from potstill.core.metrics import accuracy
-from potstill.core.report import Column, Report
+from potstill.core import (
+    Distiller,
+    Losses,
+    Objective,
+    accuracy,
+    atomic,
+    cosine,
+    count_macs,
+    fit,
+    latency,
+    locate,
+)
+from potstill.core.measure.bench import Figure, at_least, at_most, benchmark
+from potstill.core.measure.report import Column, Report
+from potstill.core.store import sha256
 
 LEARNERS = 4
 WIDTHS = (2, 1)  # budgets 0.25 and 0.5
@@ -263,7 +271,7 @@ def decayed(parameters: Any, lr: float) -> torch.optim.Optimizer:
 
 
 def hash_of(name: str, seed: int) -> int:
-    from potstill.core.seed import key
+    from potstill.core import key
 
     return key(name, seed)
 

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from potstill.acm import Learners, acmize, acms, backends, costs, forced
 from potstill.acm.sweep import random_choices, run_gate
-from potstill.core.bench import Figure, Pair, at_least, at_most, benchmark
-from potstill.core.cost import count_macs, latency
+from potstill.core import count_macs, latency
+from potstill.core.measure.bench import Figure, Pair, at_least, at_most, benchmark
 
 LEARNERS = 4
 

@@ -31,15 +31,23 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor, nn
 
-from potstill.core import Distiller, Objective, accuracy, cosine, ece, fit
-from potstill.core.bench import Figure as BenchFigure
-from potstill.core.bench import benchmark
+from potstill.core import (
+    Distiller,
+    Objective,
+    accuracy,
+    atomic,
+    cosine,
+    ece,
+    fit,
+    generator,
+    locate,
+    seed_all,
+)
 from potstill.core.criteria import Taid, dist, dkd, kd, pld, soft_ce
-from potstill.core.data import locate
-from potstill.core.files import atomic
-from potstill.core.report import Column, Report
+from potstill.core.measure.bench import Figure as BenchFigure
+from potstill.core.measure.bench import benchmark
+from potstill.core.measure.report import Column, Report
 from potstill.core.schemes import Ensemble, LogitDistiller, MixupDistiller
-from potstill.core.seed import generator, seed_all
 
 ARCHIVE = "vision/cifar10_10k.zip"
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.262)

@@ -16,8 +16,17 @@ import torch
 from torch import Tensor
 
 from potstill.core import criteria as c
-from potstill.core.bench import Figure, Pair, Skip, Target, at_least, at_most, benchmark, close
-from potstill.core.cost import peak_memory
+from potstill.core import peak_memory
+from potstill.core.measure.bench import (
+    Figure,
+    Pair,
+    Skip,
+    Target,
+    at_least,
+    at_most,
+    benchmark,
+    close,
+)
 
 _FILE = Path(__file__).parents[2] / "tests" / "core" / "criteria" / "naive.py"
 _SPEC = importlib.util.spec_from_file_location("naive_criteria", _FILE)

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from potstill.core.bench import Pair, benchmark, close
-from potstill.core.metrics import ssim
+from potstill.core import ssim
+from potstill.core.measure.bench import Pair, benchmark, close
 
 
 def photographs(dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from potstill.core import tap
-from potstill.core.bench import Figure, Pair, Skip, at_most, benchmark, close
+from potstill.core.measure.bench import Figure, Pair, Skip, at_most, benchmark, close
 
 
 @benchmark(threads=1, clock="cpu")

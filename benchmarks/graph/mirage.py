@@ -6,7 +6,7 @@ import time
 from statistics import mean
 from typing import Any, NamedTuple
 
-from potstill.core.bench import Figure, at_least, at_most, benchmark
+from potstill.core.measure.bench import Figure, at_least, at_most, benchmark
 from potstill.graph.mirage import (
     DistilledDataset,
     Split,

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch_geometric.utils import add_self_loops
 
 from benchmarks.graph.speed import CORA, SHAPES, gradient, problem, step
-from potstill.core.bench import Pair, Skip, benchmark, close
+from potstill.core.measure.bench import Pair, Skip, benchmark, close
 from potstill.graph import HighFrequency, LowFrequency, MLPStudent
 
 LAMB = 0.4  # share of the labels

@@ -28,10 +28,8 @@ from torch import Tensor
 from benchmarks.graph import naive
 from benchmarks.graph.mirage import SEEDS, score
 from benchmarks.graph.speed import SHAPES, problem
-from potstill.core.cost import latency
-from potstill.core.files import atomic
-from potstill.core.report import csv_text
-from potstill.core.seed import generator
+from potstill.core import atomic, generator, latency
+from potstill.core.measure.report import csv_text
 from potstill.graph import (
     HighFrequency,
     LowFrequency,

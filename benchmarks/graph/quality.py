@@ -7,7 +7,7 @@ from statistics import mean
 from typing import Any
 
 from potstill.core import Engine
-from potstill.core.bench import Figure, at_least, at_most, benchmark
+from potstill.core.measure.bench import Figure, at_least, at_most, benchmark
 from potstill.graph import distill, load, recipe_for, teacher_logits, train_teacher
 from potstill.graph.comparison import compare
 from potstill.graph.diagnostics import diagnose

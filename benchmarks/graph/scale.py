@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from potstill.core.bench import Figure, at_most, benchmark
-from potstill.core.cost import peak_memory
+from potstill.core import peak_memory
+from potstill.core.measure.bench import Figure, at_most, benchmark
 from potstill.graph.recipes import Recipe
 from potstill.graph.scale import GraphStore, distill_in_batches
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.graph import naive
-from potstill.core.bench import Figure, Pair, Skip, at_least, at_most, benchmark, close
-from potstill.core.cost import latency
+from potstill.core import latency
+from potstill.core.measure.bench import Figure, Pair, Skip, at_least, at_most, benchmark, close
 from potstill.graph import GCNTeacher, HighFrequency, LowFrequency, MLPStudent, load
 from potstill.graph.comparison import single_node_call
 from potstill.graph.edges import available

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from potstill.core import Frozen, tap
-from potstill.core.bench import Pair, at_least, benchmark
+from potstill.core.measure.bench import Pair, at_least, benchmark
 from potstill.mae import (
     FeatureDistance,
     MaskedAutoencoder,

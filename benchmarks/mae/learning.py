@@ -29,13 +29,11 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from timm.models.vision_transformer import VisionTransformer
 
-from potstill.core import Distiller, Frozen, Losses, Objective, cosine, fit
-from potstill.core.bench import Figure as BenchFigure
-from potstill.core.bench import at_least, benchmark
+from potstill.core import Distiller, Frozen, Losses, Objective, atomic, cosine, fit, locate
 from potstill.core.criteria import kd
-from potstill.core.data import locate
-from potstill.core.files import atomic
-from potstill.core.report import Column, Report
+from potstill.core.measure.bench import Figure as BenchFigure
+from potstill.core.measure.bench import at_least, benchmark
+from potstill.core.measure.report import Column, Report
 from potstill.mae import (
     Classification,
     FeatureDistance,

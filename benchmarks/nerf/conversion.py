@@ -16,13 +16,10 @@ from statistics import median
 
 import torch
 
-from potstill.core import Engine
-from potstill.core.bench import Figure, at_least, at_most, benchmark
-from potstill.core.data import root
-from potstill.core.files import atomic
-from potstill.core.provenance import provenance
-from potstill.core.report.table import csv_text
-from potstill.core.seed import seed_all
+from potstill.core import Engine, atomic, provenance, seed_all
+from potstill.core.measure.bench import Figure, at_least, at_most, benchmark
+from potstill.core.measure.report import csv_text
+from potstill.core.store import root
 from potstill.nerf import Field, Scene, Split, load_field, load_scene, make_field, save_field, score
 from potstill.nerf.distill.convert import Watch, convert, student_of, transfer
 from potstill.nerf.distill.objective import Schedule

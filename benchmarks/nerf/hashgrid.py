@@ -4,8 +4,8 @@ import time
 
 import torch
 
-from potstill.core.bench import Figure, Pair, Skip, at_least, benchmark, close
-from potstill.core.cost import copy_bandwidth
+from potstill.core.measure import copy_bandwidth
+from potstill.core.measure.bench import Figure, Pair, Skip, at_least, benchmark, close
 from potstill.nerf import Levels, RowAdam
 from potstill.nerf.backends import native, reference
 

@@ -4,9 +4,9 @@ import time
 
 import torch
 
-from potstill.core.bench import Figure, at_least, at_most, benchmark
-from potstill.core.data import root
-from potstill.core.seed import seed_all
+from potstill.core import seed_all
+from potstill.core.measure.bench import Figure, at_least, at_most, benchmark
+from potstill.core.store import root
 from potstill.nerf import KINDS, Scene, load_scene, make_field, score
 from potstill.nerf.training import train_field
 

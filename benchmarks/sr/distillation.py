@@ -23,11 +23,9 @@ from statistics import fmean, stdev
 import torch
 from rich.console import Console
 
-from potstill.core.bench import Figure, benchmark
-from potstill.core.data import locate
-from potstill.core.files import atomic
-from potstill.core.report import Column, Report
-from potstill.core.seed import seed_all
+from potstill.core import atomic, locate, seed_all
+from potstill.core.measure.bench import Figure, benchmark
+from potstill.core.measure.report import Column, Report
 from potstill.sr import IMDN, Pair, degrade, load_model, read_image, train
 from potstill.sr.config import TrainConfig
 from potstill.sr.data import find_photographs

@@ -5,8 +5,8 @@ import time
 import numpy as np
 import torch
 
-from potstill.core.bench import Figure, at_most, benchmark
-from potstill.core.cost import peak_memory
+from potstill.core import peak_memory
+from potstill.core.measure.bench import Figure, at_most, benchmark
 from potstill.sr import IMDN, upscale
 
 MIB, GIB = 2**20, 2**30

@@ -15,7 +15,7 @@ from types import ModuleType
 from torch import nn
 
 from benchmarks.sr.speed import SCALE, THREADS, agree, infer, networks, race
-from potstill.core.bench import Pair, Skip, benchmark
+from potstill.core.measure.bench import Pair, Skip, benchmark
 
 PACKAGE = "official_imdn"
 

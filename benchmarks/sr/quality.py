@@ -4,8 +4,8 @@ import os
 
 import numpy as np
 
-from potstill.core.bench import Figure, at_least, at_most, benchmark
-from potstill.core.data import root
+from potstill.core.measure.bench import Figure, at_least, at_most, benchmark
+from potstill.core.store import root
 from potstill.sr import load_model
 from potstill.sr.evaluate import PUBLISHED, Row, evaluate, find_set, mean
 

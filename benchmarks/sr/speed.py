@@ -14,9 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.sr.naive import NaiveIMDN
-from potstill.core.bench import Figure, Pair, Skip, at_least, benchmark
-from potstill.core.cost import latency
-from potstill.core.errors import BackendError
+from potstill.core import BackendError, latency
+from potstill.core.measure.bench import Figure, Pair, Skip, at_least, benchmark
 from potstill.sr import IMDN
 from potstill.sr.backends import Backend, Precision, Runner, make_runner
 from potstill.sr.weights import renamed

@@ -6,8 +6,8 @@ from torch import nn
 
 from potstill.acm import acmize, acms, costs, forced, record_gates, set_mode, share, spent
 from potstill.acm.budget import check_budget, reachable
-from potstill.core.cost import count_macs
 from potstill.core.errors import ConfigError
+from potstill.core.measure.counts import count_macs
 
 
 def by_hand(readings, modules):

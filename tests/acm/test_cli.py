@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from potstill.core.cli import main
+from potstill.core.command.cli import main
 
 SMALL = ["--model", "vit_tiny_patch16_224", "--size", "16", "--patch", "4", "--width", "24",
          "--depth", "2", "--heads", "3", "--classes", "2", "--pool", "avg"]  # fmt: skip

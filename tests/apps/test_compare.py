@@ -6,8 +6,8 @@ import pytest
 import timm
 import torch
 
-from potstill.core.cost import Load
 from potstill.core.errors import ConfigError
+from potstill.core.measure.machine import Load
 
 
 def save_sr(folder, small):

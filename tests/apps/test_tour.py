@@ -9,8 +9,8 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from potstill.core.cost import Load
-from potstill.core.environment import DOMAINS
+from potstill.core.command.environment import DOMAINS
+from potstill.core.measure.machine import Load
 
 
 def chapter(quality: float = 90.0):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks.graph import official
-from potstill.core.bench import Skip
+from potstill.core.measure.bench import Skip
 
 MODELS = """
 import dgl

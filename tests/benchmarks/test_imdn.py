@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks.sr import official, speed
-from potstill.core.bench import Skip
+from potstill.core.measure.bench import Skip
 
 ARCHITECTURE = """
 from . import block

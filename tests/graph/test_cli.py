@@ -9,7 +9,7 @@ import scipy.sparse as sp
 import torch
 from sklearn.datasets import load_digits
 
-from potstill.core.cli import main
+from potstill.core.command.cli import main
 
 QUICK = ["--epochs", "6", "--hidden", "8"]
 

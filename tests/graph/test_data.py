@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 
-from potstill.core.data import root
 from potstill.core.errors import ConfigError, DataError
+from potstill.core.store.data import root
 from potstill.core.testing import requires_data
 from potstill.graph.check import is_symmetric
 from potstill.graph.data import DATASETS, load

@@ -156,7 +156,7 @@ def test_a_student_comes_back_bit_equal(graph, tmp_path):
 
 @with_package("onnxscript", "onnxruntime")
 def test_the_student_exports_to_onnx_and_torch_export(graph, tmp_path):
-    from potstill.core.export import to_exported, to_onnx
+    from potstill.core.store.export import to_exported, to_onnx
 
     student = MLPStudent(5, 8, 2, 3).eval()
     with warnings.catch_warnings():

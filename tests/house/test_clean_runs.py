@@ -61,5 +61,5 @@ def test_a_run_warns_of_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("words", [["--help"], ["env"], ["graph", "--help"]], ids=" ".join)
 def test_commands_warn_of_nothing(words: list[str], tmp_path: Path) -> None:
-    program = "import sys; from potstill.core.cli import main; raise SystemExit(main(sys.argv[1:]))"
+    program = "import sys; from potstill.core.command import main; sys.exit(main(sys.argv[1:]))"
     assert said("-c", program, *words, cwd=tmp_path) == ""

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from potstill.core import config as configs
+from potstill.core.command import config as configs
 from potstill.core.errors import ConfigError
 from potstill.mae.config import (
     Align,

@@ -7,7 +7,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from potstill.core import cosine, fit
-from potstill.core.data import locate
+from potstill.core.store.data import locate
 from potstill.core.testing import requires_data
 from potstill.mae import (
     Classification,

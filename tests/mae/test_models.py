@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 
-from potstill.core.data import locate
 from potstill.core.errors import CheckpointError, ConfigError, DataError
+from potstill.core.store.data import locate
 from potstill.core.testing import requires_data
 from potstill.mae import Decoder, Encoder, RandomMasking, Student, load_model, write_weights
 from potstill.mae.data import IMAGENET

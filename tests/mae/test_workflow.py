@@ -10,7 +10,7 @@ import timm
 import torch
 from PIL import Image
 
-from potstill.core.cli import main
+from potstill.core.command.cli import main
 from potstill.core.errors import ConfigError, DataError
 from potstill.mae import Encoder, Pretrain, read_weights
 from potstill.mae.config import Align, Data, Decoder, Mask, Optim, Teacher

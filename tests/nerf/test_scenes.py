@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from potstill.core.data import root
 from potstill.core.errors import ConfigError, DataError
+from potstill.core.store.data import root
 from potstill.core.testing import requires_data
 from potstill.nerf import Cameras, RaySource, Space, look_at, orbit
 from potstill.nerf.cameras import undistort

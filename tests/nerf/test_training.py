@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from potstill.core import Run
-from potstill.core.cli import main
+from potstill.core.command.cli import main
 from potstill.core.errors import (
     BackendError,
     ConfigError,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from potstill.core.data import root
+from potstill.core.store.data import root
 
 NAIVE = Path(__file__).parents[2] / "benchmarks" / "sr" / "naive.py"
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from potstill.core.cli import main
+from potstill.core.command.cli import main
 from potstill.sr import Picture, read_image, save_model, write_image
 from potstill.sr.batch import find_inputs
 

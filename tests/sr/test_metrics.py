@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from potstill.core.data import root
 from potstill.core.errors import ConfigError, ShapeError
+from potstill.core.store.data import root
 from potstill.sr import load_model, score, upscale
 from potstill.sr.evaluate import PUBLISHED, bicubic, find_set
 from potstill.sr.images import read_image

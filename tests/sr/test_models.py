@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from potstill.core.cost import count_macs, count_parameters
 from potstill.core.errors import ConfigError, ShapeError
+from potstill.core.measure.counts import count_macs, count_parameters
 from potstill.sr import IMDN, IMDN_AS, IMDN_RTC, IMDN_RTE, load_model
 from potstill.sr.models.blocks import BicubicSkip
 from potstill.sr.resize import imresize

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from potstill.core.data import root
 from potstill.core.errors import ConfigError, ShapeError
+from potstill.core.store.data import root
 from potstill.core.testing import requires_data
 from potstill.sr.images import read_image
 from potstill.sr.resize import imresize

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from potstill.core import Run
-from potstill.core.data import root
 from potstill.core.errors import ConfigError
+from potstill.core.store.data import root
 from potstill.core.testing import requires_data
 from potstill.sr import IMDN, degrade, train, warm_start
 from potstill.sr.config import StudentConfig, TrainConfig

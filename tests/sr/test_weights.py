@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from potstill.core.data import root
 from potstill.core.errors import ConfigError, DataError
+from potstill.core.store.data import root
 from potstill.sr import IMDN, IMDN_AS, IMDN_RTC, IMDN_RTE, load_model, save_model
 from potstill.sr.weights import PRETRAINED, detect, load_tensors
 

@@ -10,9 +10,9 @@ from torch import nn
 from potstill.core import Batches, Distiller, Engine, Objective, Run, fit
 from potstill.core import criteria as c
 from potstill.core.criteria import lelp, trilateral
-from potstill.core.data import root
 from potstill.core.engine.ranks import run_ranks
 from potstill.core.errors import ConfigError, ShapeError
+from potstill.core.store.data import root
 from potstill.core.testing import requires_data
 
 VECTORS = "core/loss_vectors.json"

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from potstill.core import criteria as c
-from potstill.core.data import root
+from potstill.core.store.data import root
 from potstill.core.testing import requires_data
 
 VECTORS = "core/loss_vectors.json"

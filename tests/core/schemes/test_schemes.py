@@ -11,8 +11,8 @@ from torch import nn
 
 from potstill.core import Frozen, Objective, fit, schemes
 from potstill.core.criteria import RatioNet, gjsd, kd, logit_std, soft_ce, tgeo_state
-from potstill.core.data import root
 from potstill.core.errors import ConfigError, ObjectiveError
+from potstill.core.store.data import root
 from potstill.core.testing import requires_data
 
 VECTORS = "core/loss_vectors.json"

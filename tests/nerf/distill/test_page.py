@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from potstill.core.cli import main
+from potstill.core.command.cli import main
 from potstill.core.errors import DataError
 from potstill.nerf import load_field, save_field
 from potstill.nerf.distill.convert import convert

@@ -14,10 +14,7 @@ from torch import Tensor, nn
 
 from potstill.acm.budget import all_batches, evaluation, images_for, images_of
 from potstill.acm.surgery import sources
-from potstill.core.errors import ConfigError, DataError
-from potstill.core.files import atomic
-from potstill.core.seed import generator
-from potstill.core.tap import tap
+from potstill.core import ConfigError, DataError, atomic, generator, tap
 
 __all__ = ["Activations", "cache_activations"]
 

@@ -11,8 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from potstill.acm.layers import GateReading, record_gates, require_acms, set_mode
-from potstill.core.cost import count_macs
-from potstill.core.errors import ConfigError
+from potstill.core import ConfigError, count_macs
 
 __all__ = ["Costs", "costs", "evaluation", "reachable", "share", "spent"]
 

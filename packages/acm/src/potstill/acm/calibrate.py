@@ -10,7 +10,7 @@ from torch import nn
 
 from potstill.acm.budget import all_batches, check_budget, evaluation, images_for, reachable, share
 from potstill.acm.layers import ACM, record_gates, require_acms
-from potstill.core.errors import ConfigError
+from potstill.core import ConfigError
 
 __all__ = ["Calibration", "calibrate"]
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from potstill.core.errors import ConfigError, ShapeError
+from potstill.core import ConfigError, ShapeError
 
 __all__ = [
     "artificial_labels", "budget_loss", "diversity_loss", "entropy_loss", "every_prefix",

@@ -24,9 +24,18 @@ from potstill.acm.criteria import (
 )
 from potstill.acm.layers import ACM, record_gates, require_acms
 from potstill.acm.surgery import sources
-from potstill.core import Criterion, Distiller, Losses, Objective, fit, tap
-from potstill.core.errors import ConfigError, NonFiniteError
-from potstill.core.schedule import Weight, cosine
+from potstill.core import (
+    ConfigError,
+    Criterion,
+    Distiller,
+    Losses,
+    NonFiniteError,
+    Objective,
+    Weight,
+    cosine,
+    fit,
+    tap,
+)
 
 __all__ = [
     "EndToEnd",

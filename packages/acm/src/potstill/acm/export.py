@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from potstill.acm.layers import require_acms
-from potstill.core.errors import ConfigError
-from potstill.core.export import Export, to_exported, to_onnx
+from potstill.core import ConfigError, to_exported, to_onnx
+from potstill.core.store import Export
 
 __all__ = ["export"]
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from potstill.core.errors import ConfigError
+from potstill.core import ConfigError
 
 __all__ = ["Gate", "gate_width", "tail_sums"]
 

@@ -13,9 +13,7 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
-from potstill.core.errors import ConfigError, DataError
-from potstill.core.files import Files
-from potstill.core.seed import generator
+from potstill.core import ConfigError, DataError, Files, generator
 
 __all__ = ["CIFAR10", "IMAGENET", "Images", "Statistics", "load_images"]
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from potstill.acm import backends
 from potstill.acm.gate import Gate, gate_width, tail_sums
 from potstill.acm.learners import Learners, activate
-from potstill.core.errors import ConfigError, ShapeError, nearest
+from potstill.core import ConfigError, ShapeError, nearest
 
 __all__ = ["ACM", "GateReading", "Mode", "acms", "forced", "record_gates", "set_mode"]
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from potstill.core.errors import ConfigError, nearest
+from potstill.core import ConfigError, nearest
 
 __all__ = ["ACTIVATIONS", "Learners", "activate", "split_widths"]
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from potstill.acm.budget import evaluation, images_for, share
 from potstill.acm.distiller import ModuleDistillation
 from potstill.acm.layers import ACM, GateReading, record_gates
-from potstill.core.errors import ConfigError, ShapeError
+from potstill.core import ConfigError, ShapeError
 
 __all__ = [
     "compute_maps",

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from potstill.acm.distiller import phases
 from potstill.acm.layers import require_acms
 from potstill.acm.surgery import ModuleSpec, acmize, install, specs
-from potstill.core.config import build
-from potstill.core.errors import CheckpointError, ConfigError
-from potstill.core.pretrained import Pretrained
+from potstill.core import CheckpointError, ConfigError, Pretrained
+from potstill.core.command import build
 
 __all__ = ["AdaptiveModel", "create_model", "from_pretrained", "load_into", "save_pretrained"]
 

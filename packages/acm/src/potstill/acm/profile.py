@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from potstill.acm.budget import Costs, all_batches, costs, evaluation, images_for, share
 from potstill.acm.layers import record_gates, require_acms
-from potstill.core.cost import latency
-from potstill.core.metrics import accuracy
+from potstill.core import accuracy, latency
 
 __all__ = ["Profile", "predict", "profile"]
 

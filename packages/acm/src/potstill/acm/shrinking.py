@@ -12,10 +12,8 @@ from torch import Tensor, nn
 
 from potstill.acm.layers import acms, require_acms, set_mode
 from potstill.acm.surgery import deacmize
-from potstill.core import Distiller, Losses, Objective
+from potstill.core import ConfigError, Distiller, Losses, Objective, Weight, ramp
 from potstill.core.criteria import kd
-from potstill.core.errors import ConfigError
-from potstill.core.schedule import Weight, ramp
 
 __all__ = ["Shrinking", "Subnet", "delayed", "extract", "subnet"]
 

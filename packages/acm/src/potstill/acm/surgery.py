@@ -17,7 +17,7 @@ from potstill.acm.backends import require
 from potstill.acm.layers import ACM, acms, require_acms
 from potstill.acm.learners import split_widths
 from potstill.acm.splitting import split_linear, split_mlp
-from potstill.core.errors import ConfigError
+from potstill.core import ConfigError
 
 __all__ = [
     "ModuleSpec", "Source", "SplitProjection", "acmize", "deacmize", "install", "sources", "specs",

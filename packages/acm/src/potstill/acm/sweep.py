@@ -12,8 +12,7 @@ from potstill.acm import backends
 from potstill.acm.budget import check_budget, costs, evaluation
 from potstill.acm.layers import ACM, acms, forced, record_gates, require_acms
 from potstill.acm.surgery import deacmize
-from potstill.core.cost import latency
-from potstill.core.errors import ConfigError
+from potstill.core import ConfigError, latency
 
 __all__ = ["SweepRow", "dense_of", "random_choices", "run_gate", "sweep_layer", "sweep_model"]
 

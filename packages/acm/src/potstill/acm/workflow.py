@@ -27,13 +27,17 @@ from potstill.acm.profile import Profile, predict
 from potstill.acm.profile import profile as measure
 from potstill.acm.surgery import acmize
 from potstill.acm.sweep import dense_of, sweep_layer, sweep_model
-from potstill.core import Engine
-from potstill.core.config import record
-from potstill.core.data import fingerprint
-from potstill.core.errors import BackendError, ConfigError, DataError
-from potstill.core.files import atomic
-from potstill.core.metrics import accuracy
-from potstill.core.report import Column, Report
+from potstill.core import (
+    BackendError,
+    ConfigError,
+    DataError,
+    Engine,
+    accuracy,
+    atomic,
+    fingerprint,
+)
+from potstill.core.command import record
+from potstill.core.measure.report import Column, Report
 
 __all__ = ["bench", "calibrate", "convert", "distill", "export", "profile"]
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from potstill.core.data import root
 from potstill.core.seed import seed_all
+from potstill.core.store.data import root
 
 __all__ = [
     "assert_criterion",

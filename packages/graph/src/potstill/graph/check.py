@@ -13,7 +13,7 @@ from torch_geometric.data import Data
 from torch_geometric.utils import coalesce, contains_isolated_nodes, remove_self_loops
 from torch_geometric.utils import to_undirected as _to_undirected
 
-from potstill.core.errors import ConfigError, DataError, ShapeError
+from potstill.core import ConfigError, DataError, ShapeError
 from potstill.graph.tensors import as_features, is_sparse
 
 __all__ = ["check_edges", "check_graph", "check_logits", "is_symmetric"]

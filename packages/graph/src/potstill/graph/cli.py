@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from potstill.core.errors import ConfigError
+from potstill.core import ConfigError
 from potstill.graph.config import DiagnoseConfig, DistillConfig, TrainConfig
 
 app = App(name="graph", help="Distil graph neural networks into networks that need no graph.")
@@ -29,9 +29,8 @@ def train(config: Annotated[TrainConfig, Flat] = TrainConfig()) -> None:  # noqa
     from rich.console import Console
     from safetensors.torch import save_file
 
-    from potstill.core import Engine
-    from potstill.core import config as configs
-    from potstill.core.files import atomic
+    from potstill.core import Engine, atomic
+    from potstill.core.command import config as configs
     from potstill.graph.data import load
     from potstill.graph.training import teacher_logits, train_teacher
 
@@ -67,7 +66,7 @@ def distill(config: Annotated[DistillConfig, Flat] = DistillConfig()) -> None:  
     from rich.console import Console
 
     from potstill.core import Engine
-    from potstill.core import config as configs
+    from potstill.core.command import config as configs
     from potstill.graph.comparison import compare, save_page
     from potstill.graph.data import load
 
@@ -114,7 +113,7 @@ def predict(
     if out is None:
         Console().print(np.array2string(classes, threshold=1000))
         return
-    from potstill.core.files import atomic
+    from potstill.core import atomic
 
     with atomic(out.with_suffix(".npy")) as temporary:
         np.save(temporary, classes)
@@ -130,7 +129,7 @@ def diagnose(config: Annotated[DiagnoseConfig, Flat] = DiagnoseConfig()) -> None
     from rich.console import Console
 
     from potstill.core import Engine
-    from potstill.core import config as configs
+    from potstill.core.command import config as configs
     from potstill.graph import diagnostics
     from potstill.graph.data import load
 
@@ -160,7 +159,7 @@ def bench(*names: str, check: bool = False, quick: bool = False) -> int:
         check: Compare with the declared targets; exit code 1 when one is missed.
         quick: A smoke run.
     """
-    from potstill.core.cli import main
+    from potstill.core.command import main
 
     return main(["bench", "graph", *names, *["--check"] * check, *["--quick"] * quick])
 

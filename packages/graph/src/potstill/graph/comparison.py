@@ -13,10 +13,8 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 from torch_geometric.utils import k_hop_subgraph
 
-from potstill.core import Engine
-from potstill.core.cost import count_parameters, latency
-from potstill.core.data import fingerprint
-from potstill.core.report import Column, Report
+from potstill.core import Engine, count_parameters, fingerprint, latency
+from potstill.core.measure.report import Column, Report
 from potstill.graph.check import Kind, check_logits
 from potstill.graph.models import MLPStudent
 from potstill.graph.recipes import NAMES, Recipe

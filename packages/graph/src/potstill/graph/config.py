@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from potstill.core.errors import ConfigError, nearest
+from potstill.core import ConfigError, nearest
 from potstill.graph.recipes import NAMES, Recipe, recipe_for
 
 __all__ = ["DiagnoseConfig", "DistillConfig", "TrainConfig"]

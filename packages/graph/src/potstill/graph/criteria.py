@@ -15,7 +15,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from potstill.core.errors import ConfigError, ShapeError
+from potstill.core import ConfigError, ShapeError
 from potstill.graph.check import is_symmetric
 from potstill.graph.edges import Backend, Contrast, contrast, resolve
 from potstill.graph.tensors import Memo, compress, product

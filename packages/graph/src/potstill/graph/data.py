@@ -15,15 +15,15 @@ from torch_geometric.io import read_planetoid_data
 from torch_geometric.transforms import NormalizeFeatures
 from torch_geometric.utils import remove_self_loops, to_undirected
 
-from potstill.core.data import locate, root, sha256
-from potstill.core.errors import ConfigError, DataError, nearest
+from potstill.core import ConfigError, DataError, locate, nearest
+from potstill.core.store import root, sha256
 from potstill.graph.check import check_graph
 from potstill.graph.splits import cpf_split, per_class_split, take_split
 from potstill.graph.tensors import as_features, compress, density, is_sparse
 
 __all__ = ["DATASETS", "load", "sparse_features"]
 
-# Of the eight files of `raw`, as potstill.core.data.sha256 digests a folder. They are pickles, so
+# Of the eight files of `raw`, as potstill.core.store.sha256 digests a folder. They are pickles, so
 # nothing else is opened.
 _PLANETOID = {
     "Cora": "f60b9cb11b7f99aa213b99365acb5190724d3273537eec9a6b1780a2b09ca409",

@@ -16,10 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
-from potstill.core import Engine
-from potstill.core.errors import ConfigError
-from potstill.core.metrics import accuracy
-from potstill.core.report import Column, Report
+from potstill.core import ConfigError, Engine, accuracy
+from potstill.core.measure.report import Column, Report
 from potstill.graph.criteria import HighFrequency
 from potstill.graph.recipes import NAMES, Recipe
 from potstill.graph.spectral import dirichlet_ratio, spectral_energy
@@ -216,8 +214,8 @@ class Diagnosis:
 
     def save(self, folder: Path, title: str) -> Report:
         """Write the page, its plots and ``curves.csv`` to ``folder``."""
-        from potstill.core.files import atomic
-        from potstill.core.report import csv_text
+        from potstill.core import atomic
+        from potstill.core.measure.report import csv_text
 
         report = self.report(title)
         report.save(folder)

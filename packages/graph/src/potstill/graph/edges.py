@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from potstill.core.errors import BackendError, ConfigError, PotstillError
+from potstill.core import BackendError, ConfigError, PotstillError
 
 __all__ = ["Backend", "Contrast", "available", "contrast", "resolve"]
 

@@ -15,8 +15,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor, nn
 from torch_geometric.nn import GATConv
 
-from potstill.core.errors import ConfigError, ShapeError
-from potstill.core.pretrained import Pretrained
+from potstill.core import ConfigError, Pretrained, ShapeError
 from potstill.graph.activation import relu_dropout
 from potstill.graph.propagate import FeatureLinear, propagate, random_walk, symmetric
 from potstill.graph.tensors import Memo, as_features, csr, is_sparse, rows

@@ -22,8 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from potstill.core.errors import BackendError
-from potstill.core.files import atomic
+from potstill.core import BackendError, atomic
 from potstill.graph.edges import Contrast
 
 __all__ = ["KERNELS", "csr_product", "edge_contrast", "library"]

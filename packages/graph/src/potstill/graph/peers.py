@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
-from potstill.core.errors import ConfigError, ShapeError
+from potstill.core import ConfigError, ShapeError
 from potstill.graph.tensors import Memo
 
 __all__ = ["HGMD", "KRD", "entropy", "reliability"]

@@ -16,7 +16,7 @@ from scipy.sparse.linalg import eigsh
 from torch import Tensor
 from torch_geometric.data import Data
 
-from potstill.core.errors import ConfigError, DataError
+from potstill.core import ConfigError, DataError
 from potstill.graph.tensors import as_features, is_sparse
 
 __all__ = ["neighbour_positions", "walk_positions", "with_positions"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from potstill.core.errors import ConfigError, nearest
+from potstill.core import ConfigError, nearest
 
 __all__ = ["NAMES", "Recipe", "recipe_for"]
 

@@ -16,8 +16,7 @@ from torch_geometric import typing as pyg
 from torch_geometric.data import Data
 from torch_geometric.loader import NeighborLoader
 
-from potstill.core.errors import BackendError, ConfigError
-from potstill.core.seed import generator
+from potstill.core import BackendError, ConfigError, generator
 from potstill.graph.tensors import is_sparse, rows
 
 __all__ = ["has_sampler", "partition", "teacher_batches"]

@@ -19,9 +19,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
-from potstill.core import Distiller, Engine, Losses, Objective, fit
-from potstill.core.errors import ConfigError, DataError
-from potstill.core.seed import generator, seed_all
+from potstill.core import (
+    ConfigError,
+    DataError,
+    Distiller,
+    Engine,
+    Losses,
+    Objective,
+    fit,
+    generator,
+    seed_all,
+)
 from potstill.graph.check import check_logits
 from potstill.graph.criteria import HighFrequency, match_rows
 from potstill.graph.models import MLPStudent

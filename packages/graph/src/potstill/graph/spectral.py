@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from potstill.core.errors import ConfigError, ShapeError
+from potstill.core import ConfigError, ShapeError
 from potstill.graph.tensors import compress
 
 __all__ = ["Spectrum", "dirichlet_ratio", "high_pass", "laplacian", "low_pass", "spectral_energy"]

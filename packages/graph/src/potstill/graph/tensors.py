@@ -12,7 +12,7 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from potstill.core.errors import ShapeError
+from potstill.core import ShapeError
 
 __all__ = [
     "Memo",

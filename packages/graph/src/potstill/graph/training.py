@@ -14,10 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
-from potstill.core import Engine, Objective, Validation, fit
-from potstill.core.errors import ConfigError, nearest
-from potstill.core.metrics import accuracy
-from potstill.core.seed import seed_all
+from potstill.core import (
+    ConfigError,
+    Engine,
+    Objective,
+    Validation,
+    accuracy,
+    fit,
+    nearest,
+    seed_all,
+)
 from potstill.graph.check import check_graph
 from potstill.graph.criteria import HighFrequency, LowFrequency, SoftLabel
 from potstill.graph.distiller import GraphToMLP, Supervised

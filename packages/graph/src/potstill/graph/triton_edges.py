@@ -7,7 +7,7 @@ import importlib.util
 import torch
 from torch import Tensor
 
-from potstill.core.errors import BackendError
+from potstill.core import BackendError
 from potstill.graph.edges import Contrast
 
 __all__ = ["edge_contrast", "require"]

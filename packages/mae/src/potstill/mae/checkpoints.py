@@ -26,8 +26,7 @@ from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from potstill.core.errors import CheckpointError, ConfigError, nearest
-from potstill.core.files import atomic
+from potstill.core import CheckpointError, ConfigError, atomic, nearest
 from potstill.mae.autoencoder import MaskedAutoencoder
 from potstill.mae.distiller import MaskedToMasked
 

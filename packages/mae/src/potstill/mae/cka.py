@@ -8,8 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from potstill.core import tap
-from potstill.core.errors import ConfigError, ShapeError
+from potstill.core import ConfigError, ShapeError, tap
 from potstill.mae.encoder import MaskedViT
 
 __all__ = ["block_similarity", "linear_cka"]

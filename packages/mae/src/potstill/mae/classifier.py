@@ -14,9 +14,7 @@ from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from potstill.core import Distiller, Losses, Objective
-from potstill.core.errors import ConfigError
-from potstill.core.metrics import accuracy
+from potstill.core import ConfigError, Distiller, Losses, Objective, accuracy
 
 __all__ = ["Classification", "adamw", "layer_decayed", "prepare_classifier", "top1"]
 

@@ -134,7 +134,7 @@ def _show(title: str, summary: dict[str, object] | dict[str, float]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from potstill.core.report import number
+    from potstill.core.measure.report import number
 
     table = Table(title=title, show_header=False)
     for name, value in summary.items():

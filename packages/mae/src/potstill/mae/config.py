@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Literal
 
-from potstill.core.errors import ConfigError, nearest
+from potstill.core import ConfigError, nearest
 
 __all__ = [
     "Align",

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from potstill.core import ConfigError, ShapeError, nearest
 from potstill.core.criteria import Projected, mlp
-from potstill.core.errors import ConfigError, ShapeError, nearest
 from potstill.mae.patches import normalize_patches
 
 __all__ = ["Distance", "FeatureDistance", "FeatureNorm", "PixelLoss", "Projector", "alignment"]

@@ -18,10 +18,8 @@ from timm.data import create_transform
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
-from potstill.core.data import root
-from potstill.core.errors import DataError
-from potstill.core.files import Files
-from potstill.core.seed import generator
+from potstill.core import DataError, Files, generator
+from potstill.core.store import root
 from potstill.mae.distiller import Normalization
 
 __all__ = [

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from potstill.core.errors import ConfigError
+from potstill.core import ConfigError
 from potstill.mae.masking import MaskPlan
 from potstill.mae.patches import sincos_positions
 

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from potstill.core import Distiller, Losses, Objective, Weight, tap
-from potstill.core.errors import ConfigError
+from potstill.core import ConfigError, Distiller, Losses, Objective, Weight, tap
 from potstill.mae.autoencoder import MaskedAutoencoder
 from potstill.mae.criteria import FeatureDistance, PixelLoss, Projector, alignment
 from potstill.mae.encoder import MaskedViT

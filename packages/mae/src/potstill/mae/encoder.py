@@ -12,7 +12,7 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from potstill.core.errors import ConfigError, PotstillError, ShapeError
+from potstill.core import ConfigError, PotstillError, ShapeError
 from potstill.mae.masking import MaskPlan
 from potstill.mae.patches import sincos_positions
 

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from potstill.core.config import load
-from potstill.core.errors import ConfigError
-from potstill.core.export import to_exported, to_onnx
+from potstill.core import ConfigError, to_exported, to_onnx
+from potstill.core.command import load
 from potstill.mae import plots
 from potstill.mae.autoencoder import MaskedAutoencoder
 from potstill.mae.checkpoints import load_weights, read_weights, write_weights
@@ -66,7 +65,7 @@ def bench_steps(
     out: Path,
 ) -> None:
     """Time the parts of a step by ratio and decoder; print them and draw the stack."""
-    from potstill.core.report import Column, Report
+    from potstill.core.measure.report import Column, Report
 
     big = create_encoder(teacher).to(device)
     small = create_encoder(student)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from potstill.core.errors import ConfigError
+from potstill.core import ConfigError
 
 __all__ = ["Layers", "layer_map"]
 

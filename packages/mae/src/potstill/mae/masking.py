@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from potstill.core.errors import ConfigError
+from potstill.core import ConfigError
 
 __all__ = ["BlockMasking", "GridMasking", "MaskPlan", "Masking", "RandomMasking", "num_visible"]
 

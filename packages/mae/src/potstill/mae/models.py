@@ -11,9 +11,8 @@ from typing import Any
 import timm
 from torch import nn
 
-from potstill.core import Pretrained
-from potstill.core.data import root
-from potstill.core.errors import DataError
+from potstill.core import DataError, Pretrained
+from potstill.core.store import root
 from potstill.mae.autoencoder import MaskedAutoencoder
 from potstill.mae.checkpoints import load_weights
 from potstill.mae.config import Decoder, Encoder
@@ -193,7 +192,7 @@ def _from_folder(folder: Path) -> Loaded:
 def _require_known(name: str) -> None:
     known = timm.list_models() + timm.list_models(pretrained=True)
     if name not in known and name.partition(".")[0] not in known:
-        from potstill.core.errors import nearest
+        from potstill.core import nearest
 
         raise UnknownModelError(
             f"create_encoder: timm has no model {name!r}; {_close(nearest(name, known))}"

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from timm.layers import build_sincos2d_pos_embed
 from torch import Tensor
 
-from potstill.core.errors import ConfigError, ShapeError
+from potstill.core import ConfigError, ShapeError
 
 __all__ = ["denormalize_patches", "normalize_patches", "patchify", "sincos_positions", "unpatchify"]
 

@@ -13,9 +13,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from potstill.core.errors import ShapeError
-from potstill.core.files import atomic
-from potstill.core.report import csv_text
+from potstill.core import ShapeError, atomic
+from potstill.core.measure.report import csv_text
 
 __all__ = [
     "alignment_error_map",

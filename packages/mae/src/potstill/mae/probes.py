@@ -10,9 +10,17 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from potstill.core import Distiller, Engine, Losses, Objective, cosine, fit
-from potstill.core.errors import ConfigError, ShapeError
-from potstill.core.metrics import accuracy
+from potstill.core import (
+    ConfigError,
+    Distiller,
+    Engine,
+    Losses,
+    Objective,
+    ShapeError,
+    accuracy,
+    cosine,
+    fit,
+)
 
 __all__ = ["features_of", "knn_probe", "linear_probe"]
 

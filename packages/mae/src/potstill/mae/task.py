@@ -9,7 +9,7 @@ from timm.task import TrainingTask
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from potstill.core.errors import NonFiniteError
+from potstill.core import NonFiniteError
 from potstill.mae.distiller import MaskedToMasked
 
 __all__ = ["MaskedDistillTask"]

@@ -11,10 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from potstill.core import Batches, Engine, Run, cosine, fit
-from potstill.core.config import as_dict, record
-from potstill.core.errors import ConfigError
-from potstill.core.files import atomic
+from potstill.core import Batches, ConfigError, Engine, Run, atomic, cosine, fit
+from potstill.core.command import as_dict, record
 from potstill.mae.checkpoints import write_weights
 from potstill.mae.classifier import Classification, adamw, layer_decayed, prepare_classifier, top1
 from potstill.mae.config import Data, Encoder, Finetune, Mask, Optim, Pretrain, Probe

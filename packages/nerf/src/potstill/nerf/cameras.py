@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from potstill.core.errors import ConfigError, DataError
+from potstill.core import ConfigError, DataError
 
 __all__ = ["Cameras", "look_at", "orbit"]
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from potstill.core import config as configs
-from potstill.core.errors import ConfigError
+from potstill.core import ConfigError
+from potstill.core.command import config as configs
 from potstill.nerf.config import ConvertConfig, TrainConfig
 
 if TYPE_CHECKING:
@@ -31,8 +31,7 @@ def train(config: Annotated[TrainConfig, Parameter(name="*")] | None = None) -> 
         config: Its options.
     """
     config = config or TrainConfig()
-    from potstill.core import Engine, Run
-    from potstill.core.seed import seed_all
+    from potstill.core import Engine, Run, seed_all
     from potstill.nerf.backends.registry import resolve
     from potstill.nerf.distill.priors import prior_of
     from potstill.nerf.fields.make import make_field, save_field
@@ -200,9 +199,7 @@ def evaluate(
         downsample: Another factor.
         backend: Of the encodings.
     """
-    from potstill.core.cost import count_parameters
-    from potstill.core.files import atomic
-    from potstill.core.metrics import psnr, ssim
+    from potstill.core import atomic, count_parameters, psnr, ssim
     from potstill.nerf.pictures import compare
     from potstill.nerf.render.image import render_image
 
@@ -258,7 +255,7 @@ def render(
     from rich.console import Console
     from rich.progress import track
 
-    from potstill.core.seed import generator
+    from potstill.core import generator
     from potstill.nerf.distill.priors import load_prior
     from potstill.nerf.fields.make import load_field
     from potstill.nerf.pictures import depth_colors, orbit_around, save_frames

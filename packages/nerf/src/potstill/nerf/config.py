@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from potstill.core.errors import ConfigError
+from potstill.core import ConfigError
 
 __all__ = ["ConvertConfig", "FieldSize", "TrainConfig"]
 

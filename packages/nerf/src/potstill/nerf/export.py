@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from potstill.core.errors import BackendError, ConfigError, DataError
-from potstill.core.files import atomic
+from potstill.core import BackendError, ConfigError, DataError, atomic
 from potstill.nerf.backends import tcnn
 from potstill.nerf.encodings.levels import Levels
 from potstill.nerf.fields.base import Field

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.adam import adam
 
-from potstill.core.errors import ConfigError
+from potstill.core import ConfigError
 from potstill.nerf.backends import native
 from potstill.nerf.backends.gradients import POOL
 

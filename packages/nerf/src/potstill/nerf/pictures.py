@@ -10,9 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from potstill.core.errors import BackendError, ConfigError
-from potstill.core.files import atomic
-from potstill.core.metrics import psnr
+from potstill.core import BackendError, ConfigError, atomic, psnr
 from potstill.nerf.cameras import Cameras, look_at
 from potstill.nerf.fields.base import Field
 from potstill.nerf.render.image import render_image

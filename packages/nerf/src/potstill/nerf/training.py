@@ -12,11 +12,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from potstill.core import Distiller, Engine, Losses, Objective, Run, Validation, fit
-from potstill.core.errors import ConfigError, DataError
-from potstill.core.metrics import psnr
-from potstill.core.schedule import Schedule
-from potstill.core.seed import generator
+from potstill.core import (
+    ConfigError,
+    DataError,
+    Distiller,
+    Engine,
+    Losses,
+    Objective,
+    Run,
+    Schedule,
+    Validation,
+    fit,
+    generator,
+    psnr,
+)
 from potstill.nerf import regularizers
 from potstill.nerf.cameras import Cameras
 from potstill.nerf.fields.base import Field

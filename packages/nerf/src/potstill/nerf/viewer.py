@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from potstill.core.errors import BackendError
+from potstill.core import BackendError
 from potstill.nerf.cameras import Cameras
 from potstill.nerf.fields.base import Field
 from potstill.nerf.pictures import depth_colors

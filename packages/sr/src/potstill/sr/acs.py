@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from potstill.core.errors import ConfigError
+from potstill.core import ConfigError
 
 __all__ = ["adaptive_cropping"]
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from potstill.core.errors import BackendError, ConfigError
+from potstill.core import BackendError, ConfigError
 from potstill.sr.models import IMDN, Upscaler
 from potstill.sr.onegraph import CompiledGraph
 from potstill.sr.staged import Staged
@@ -235,7 +235,7 @@ def export_onnx(model: Upscaler, path: str | Path, *, gates: bool = False) -> Pa
         BackendError: onnx, onnxscript or onnxruntime is missing.
         ConfigError: Gates for a network without attention.
     """
-    from potstill.core.export import to_onnx
+    from potstill.core import to_onnx
 
     if gates and not isinstance(model, IMDN):
         raise ConfigError(f"export_onnx: {type(model).__name__} has no gates; pass gates=False")

@@ -19,7 +19,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from potstill.core.errors import ConfigError, PotstillError
+from potstill.core import ConfigError, PotstillError
 from potstill.sr.images import FORMATS, SUFFIXES, Picture, check_output, read_image, write_image
 from potstill.sr.models import Upscaler
 from potstill.sr.upscale import Plan, Result, upscale

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from potstill.core.errors import ShapeError
+from potstill.core import ShapeError
 
 __all__ = ["check_array", "check_tensor"]
 

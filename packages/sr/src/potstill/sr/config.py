@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from potstill.core.errors import ConfigError
+from potstill.core import ConfigError
 
 __all__ = ["StudentConfig", "TrainConfig"]
 

@@ -14,10 +14,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from potstill.core.data import fingerprint
-from potstill.core.errors import ConfigError, DataError
-from potstill.core.files import atomic
-from potstill.core.seed import generator
+from potstill.core import ConfigError, DataError, atomic, fingerprint, generator
 from potstill.sr.images import SUFFIXES, read_image
 from potstill.sr.resize import imresize
 

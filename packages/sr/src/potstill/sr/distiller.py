@@ -8,8 +8,7 @@ from contextlib import ExitStack
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from potstill.core import Criterion, Distiller, Losses, Objective, Reading, tap
-from potstill.core.errors import ConfigError
+from potstill.core import ConfigError, Criterion, Distiller, Losses, Objective, Reading, tap
 from potstill.sr.criteria import contrastive_ratio, spatial_affinity, wavelet_l1
 
 __all__ = ["UpscalerToUpscaler", "make_objective", "matching_taps"]

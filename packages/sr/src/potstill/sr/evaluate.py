@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from potstill.core.data import locate
-from potstill.core.errors import ConfigError
+from potstill.core import ConfigError, locate
 from potstill.sr.data import find_photographs
 from potstill.sr.images import read_image
 from potstill.sr.metrics import Protocol, Score, score

@@ -17,8 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from potstill.core.errors import ConfigError, DataError
-from potstill.core.files import atomic
+from potstill.core import ConfigError, DataError, atomic
 
 __all__ = ["FORMATS", "SUFFIXES", "Picture", "check_output", "read_image", "write_image"]
 

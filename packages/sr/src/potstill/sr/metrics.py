@@ -9,8 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from potstill.core.errors import ConfigError, ShapeError
-from potstill.core.metrics import psnr, ssim
+from potstill.core import ConfigError, ShapeError, psnr, ssim
 
 __all__ = ["PROTOCOLS", "Protocol", "Score", "luma", "quantize", "score"]
 

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from potstill.core.errors import ConfigError
+from potstill.core import ConfigError
 from potstill.sr.staged import Moments, Staged, moments
 
 __all__ = [

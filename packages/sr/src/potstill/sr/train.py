@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from potstill.core import Engine, Run, Validation, cosine, fit
-from potstill.core.errors import ConfigError
+from potstill.core import ConfigError, Engine, Run, Validation, cosine, fit
 from potstill.sr.config import TrainConfig
 from potstill.sr.data import Pair, Patches
 from potstill.sr.distiller import UpscalerToUpscaler, make_objective, matching_taps

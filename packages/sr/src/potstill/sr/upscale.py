@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from potstill.core.errors import ConfigError
+from potstill.core import ConfigError
 from potstill.sr.acs import adaptive_cropping
 from potstill.sr.backends import Backend, Precision, Runner, ready_runner
 from potstill.sr.checks import check_array, check_tensor

@@ -16,8 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from potstill.core.errors import ConfigError, DataError, nearest
-from potstill.core.files import atomic
+from potstill.core import ConfigError, DataError, atomic, nearest
 from potstill.sr.models import IMDN, IMDN_AS, IMDN_RTC, IMDN_RTE, Upscaler
 
 __all__ = [

@@ -14,13 +14,18 @@ import torch
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from potstill.core import Run
-from potstill.core import config as configs
-from potstill.core.cost import count_macs, count_parameters, latency
-from potstill.core.errors import BackendError, ConfigError
-from potstill.core.files import atomic
-from potstill.core.report import Column, Report
-from potstill.core.seed import seed_all
+from potstill.core import (
+    BackendError,
+    ConfigError,
+    Run,
+    atomic,
+    count_macs,
+    count_parameters,
+    latency,
+    seed_all,
+)
+from potstill.core.command import config as configs
+from potstill.core.measure.report import Column, Report
 from potstill.sr.backends import export_onnx, make_runner
 from potstill.sr.compare import quality_against_time, seam_figure, strip
 from potstill.sr.config import StudentConfig, TrainConfig

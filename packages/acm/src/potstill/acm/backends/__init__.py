@@ -17,7 +17,7 @@ from potstill.acm.backends.gathered import gathered
 from potstill.acm.backends.grouped_mm import grouped_mm
 from potstill.acm.backends.sorted_prefix import sorted_prefix
 from potstill.acm.learners import Learners
-from potstill.core.errors import BackendError, ConfigError, ShapeError, nearest
+from potstill.core import BackendError, ConfigError, ShapeError, nearest
 
 __all__ = [
     "BACKENDS",

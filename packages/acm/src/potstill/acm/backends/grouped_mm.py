@@ -11,7 +11,7 @@ from torch import Tensor
 
 from potstill.acm.backends.sorted_prefix import sorted_prefix
 from potstill.acm.learners import Learners, activate
-from potstill.core.errors import ConfigError, ShapeError
+from potstill.core import ConfigError, ShapeError
 
 __all__ = ["grouped_mm"]
 

@@ -15,17 +15,17 @@ from torch import nn
 from torch.optim import Adam, Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from potstill.core import checkpoint
-from potstill.core.distiller import Distiller
 from potstill.core.engine.batches import Batches, Shard, stream
 from potstill.core.engine.device import Engine
 from potstill.core.engine.history import History, Row, Show, plot_curves
 from potstill.core.engine.plan import Plan, Run, Stage, Validation
 from potstill.core.errors import CheckpointError, ConfigError, Interrupted, NonFiniteError
 from potstill.core.files import atomic
-from potstill.core.objective import Losses
-from potstill.core.schedule import Schedule, constant
 from potstill.core.seed import seed_all
+from potstill.core.store import checkpoint
+from potstill.core.vocabulary.distiller import Distiller
+from potstill.core.vocabulary.objective import Losses
+from potstill.core.vocabulary.schedule import Schedule, constant
 
 __all__ = ["fit"]
 

@@ -12,8 +12,8 @@ from typing import Literal
 from torch import nn
 
 from potstill.core.errors import ConfigError
-from potstill.core.objective import Objective
-from potstill.core.schedule import Schedule
+from potstill.core.vocabulary.objective import Objective
+from potstill.core.vocabulary.schedule import Schedule
 
 __all__ = ["Plan", "Run", "Stage", "Validation"]
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from potstill.core.criteria import tgeo, tgeo_state
-from potstill.core.distiller import Distiller
 from potstill.core.errors import ConfigError
-from potstill.core.objective import Losses, Objective
+from potstill.core.vocabulary.distiller import Distiller
+from potstill.core.vocabulary.objective import Losses, Objective
 
 __all__ = ["TrilateralFusion"]
 

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from potstill.core.criteria import kd
-from potstill.core.distiller import Distiller
 from potstill.core.errors import ConfigError
-from potstill.core.objective import Criterion, Objective
 from potstill.core.schemes.offline import LogitDistiller
+from potstill.core.vocabulary.distiller import Distiller
+from potstill.core.vocabulary.objective import Criterion, Objective
 
 __all__ = ["Generation", "optimal_mixing", "self_distill"]
 

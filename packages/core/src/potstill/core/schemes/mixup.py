@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from potstill.core.errors import ConfigError
-from potstill.core.objective import Losses, Objective
 from potstill.core.schemes.offline import LogitDistiller
+from potstill.core.vocabulary.objective import Losses, Objective
 
 __all__ = ["MixupDistiller", "mixup"]
 

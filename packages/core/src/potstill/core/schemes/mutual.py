@@ -8,10 +8,10 @@ from typing import Any
 import torch.nn.functional as F
 from torch import nn
 
-from potstill.core.distiller import Distiller
 from potstill.core.errors import ConfigError
-from potstill.core.objective import Criterion, Losses, Objective
-from potstill.core.schedule import Weight
+from potstill.core.vocabulary.distiller import Distiller
+from potstill.core.vocabulary.objective import Criterion, Losses, Objective
+from potstill.core.vocabulary.schedule import Weight
 
 __all__ = ["MutualDistiller", "mutual"]
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from potstill.core.distiller import Distiller
 from potstill.core.errors import ObjectiveError
-from potstill.core.objective import Losses
+from potstill.core.vocabulary.distiller import Distiller
+from potstill.core.vocabulary.objective import Losses
 
 __all__ = ["LogitDistiller"]
 

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from potstill.core.errors import ConfigError
-from potstill.core.objective import Objective
 from potstill.core.schemes.offline import LogitDistiller
+from potstill.core.vocabulary.objective import Objective
 
 __all__ = ["SnapshotDistiller", "Snapshots"]
 

@@ -16,10 +16,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from potstill.core.criteria import cka_similarity, kd
-from potstill.core.distiller import Distiller
 from potstill.core.errors import ConfigError, ObjectiveError, nearest
-from potstill.core.objective import Criterion, Losses, Objective
-from potstill.core.teacher import Frozen
+from potstill.core.vocabulary.distiller import Distiller
+from potstill.core.vocabulary.objective import Criterion, Losses, Objective
+from potstill.core.vocabulary.teacher import Frozen
 
 __all__ = ["MultiSourceDistiller", "multi_source", "similarity_weights", "task_similarity"]
 

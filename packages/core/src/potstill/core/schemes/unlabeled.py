@@ -10,8 +10,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from potstill.core.errors import ConfigError, ShapeError
-from potstill.core.objective import Losses
 from potstill.core.schemes.offline import LogitDistiller
+from potstill.core.vocabulary.objective import Losses
 
 __all__ = ["UnlabeledDistiller", "near_duplicates", "select_by_teacher"]
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch_geometric.data import Data
 
-from potstill.core.errors import ConfigError, DataError
+from potstill.core import ConfigError, DataError
 
 __all__ = ["Tree", "expand_tree", "wl_colors"]
 

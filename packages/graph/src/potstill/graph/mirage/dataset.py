@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.utils.data import WeightedRandomSampler
 from torch_geometric.data import Data, InMemoryDataset
 
-from potstill.core.errors import ConfigError, DataError
-from potstill.core.files import atomic
+from potstill.core import ConfigError, DataError, atomic
 from potstill.graph.mirage.colors import Labels, expand_tree, wl_colors
 from potstill.graph.mirage.mining import Pattern, mine
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from potstill.core.errors import ConfigError, DataError
+from potstill.core import ConfigError, DataError
 
 __all__ = ["Pattern", "mine"]
 

@@ -14,10 +14,18 @@ from torch_geometric.io import read_tu_data
 from torch_geometric.nn import GIN
 from torch_geometric.utils import scatter
 
-from potstill.core import Distiller, Engine, Losses, Objective, Validation, fit
-from potstill.core.data import locate
-from potstill.core.errors import ConfigError
-from potstill.core.seed import generator, seed_all
+from potstill.core import (
+    ConfigError,
+    Distiller,
+    Engine,
+    Losses,
+    Objective,
+    Validation,
+    fit,
+    generator,
+    locate,
+    seed_all,
+)
 from potstill.graph.mirage.dataset import DistilledDataset, WeightedGraphSampler
 
 __all__ = [

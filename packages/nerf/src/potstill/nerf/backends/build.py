@@ -12,8 +12,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
-from potstill.core.errors import BackendError
-from potstill.core.files import atomic
+from potstill.core import BackendError, atomic
 
 __all__ = ["compiler", "library"]
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from potstill.core.errors import BackendError
+from potstill.core import BackendError
 from potstill.nerf.backends.build import library
 from potstill.nerf.backends.gradients import POOL, TOUCHED_BYTES
 from potstill.nerf.encodings.levels import Levels

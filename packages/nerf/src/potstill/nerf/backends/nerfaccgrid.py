@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from potstill.core.errors import BackendError
+from potstill.core import BackendError
 
 __all__ = ["march", "missing"]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from potstill.core.errors import BackendError, ConfigError, nearest
+from potstill.core import BackendError, ConfigError, nearest
 
 __all__ = ["BACKENDS", "Backend", "backend_rows", "resolve"]
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from potstill.core.errors import BackendError, ShapeError
+from potstill.core import BackendError, ShapeError
 from potstill.nerf.encodings.levels import Levels
 
 __all__ = ["config", "encode", "from_params", "missing", "to_params"]

@@ -13,12 +13,22 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from potstill.core import Engine, Run, Validation, cosine, fit
-from potstill.core.cost import count_parameters
-from potstill.core.errors import ConfigError, DataError, NonFiniteError, ShapeError
-from potstill.core.files import atomic
-from potstill.core.metrics import psnr
-from potstill.core.seed import generator, seed_all
+from potstill.core import (
+    ConfigError,
+    DataError,
+    Engine,
+    NonFiniteError,
+    Run,
+    ShapeError,
+    Validation,
+    atomic,
+    cosine,
+    count_parameters,
+    fit,
+    generator,
+    psnr,
+    seed_all,
+)
 from potstill.nerf.cameras import Cameras
 from potstill.nerf.distill.distiller import FieldToField, VirtualRays
 from potstill.nerf.distill.objective import Schedule

@@ -10,9 +10,7 @@ import torch.distributed as dist
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
-from potstill.core import Distiller, Losses
-from potstill.core.errors import ConfigError, DataError
-from potstill.core.seed import generator
+from potstill.core import ConfigError, DataError, Distiller, Losses, generator
 from potstill.nerf.distill.objective import Schedule, staged
 from potstill.nerf.distill.pools import Pools
 from potstill.nerf.distill.priors import PosePrior

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from potstill.core.errors import ConfigError, DataError
+from potstill.core import ConfigError, DataError
 from potstill.nerf.fields.base import Field
 
 __all__ = ["EditedField"]

@@ -11,9 +11,7 @@ import torch.distributed as dist
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from potstill.core import Objective
-from potstill.core.errors import ConfigError, ShapeError
-from potstill.core.schedule import Weight
+from potstill.core import ConfigError, Objective, ShapeError, Weight
 
 __all__ = ["Distance", "FeatureGap", "Schedule", "density_gap", "staged"]
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from potstill.core.errors import DataError
-from potstill.core.report import Column, Report, data_uri
+from potstill.core import DataError
+from potstill.core.measure.report import Column, Report, data_uri
 from potstill.nerf.distill.results import Conversion, pixels
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
-from potstill.core.errors import ConfigError
+from potstill.core import ConfigError
 
 __all__ = ["Pools"]
 

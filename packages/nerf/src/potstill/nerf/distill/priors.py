@@ -14,8 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from potstill.core.errors import ConfigError, DataError, nearest
-from potstill.core.files import atomic
+from potstill.core import ConfigError, DataError, atomic, nearest
 from potstill.nerf.cameras import Cameras, look_at
 from potstill.nerf.space import Space
 

@@ -13,9 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from potstill.core.errors import DataError
-from potstill.core.files import atomic
-from potstill.core.provenance import provenance
+from potstill.core import DataError, atomic, provenance
 from potstill.nerf.distill.objective import Schedule
 
 __all__ = ["Conversion", "load_conversion", "picture", "pixels"]

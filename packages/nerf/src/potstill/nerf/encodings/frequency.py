@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from potstill.core.errors import ConfigError
+from potstill.core import ConfigError
 
 __all__ = ["frequencies"]
 

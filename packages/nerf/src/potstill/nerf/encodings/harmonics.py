@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from potstill.core.errors import ConfigError, ShapeError
+from potstill.core import ConfigError, ShapeError
 
 __all__ = ["harmonics"]
 

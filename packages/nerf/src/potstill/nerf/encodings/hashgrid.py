@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from potstill.core.errors import DataError, ShapeError
+from potstill.core import DataError, ShapeError
 from potstill.nerf.backends.registry import resolve
 from potstill.nerf.encodings.levels import Levels
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from potstill.core.errors import CheckpointError, ConfigError
+from potstill.core import CheckpointError, ConfigError
 
 __all__ = ["PRIMES", "Levels"]
 

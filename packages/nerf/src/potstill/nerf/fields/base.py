@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from potstill.core.errors import ConfigError, ShapeError
+from potstill.core import ConfigError, ShapeError
 from potstill.nerf.encodings.harmonics import harmonics
 from potstill.nerf.render.occupancy import Occupancy
 from potstill.nerf.space import Space

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from potstill.core.errors import ConfigError
+from potstill.core import ConfigError
 from potstill.nerf.fields.base import Field, Head
 from potstill.nerf.space import Space
 

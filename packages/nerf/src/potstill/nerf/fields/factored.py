@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding_bag, grid_sample
 
-from potstill.core.errors import ConfigError
+from potstill.core import ConfigError
 from potstill.nerf.fields.base import WIDTH, Field, Head
 from potstill.nerf.space import Space
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from potstill.core.errors import ConfigError, ShapeError
+from potstill.core import ConfigError, ShapeError
 from potstill.nerf.encodings.harmonics import harmonics
 from potstill.nerf.fields.base import Field
 from potstill.nerf.space import Space

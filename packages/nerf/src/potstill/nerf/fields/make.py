@@ -13,9 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from potstill.core import config as configs
-from potstill.core.errors import CheckpointError, ConfigError, nearest
-from potstill.core.files import atomic
+from potstill.core import CheckpointError, ConfigError, atomic, nearest
+from potstill.core.command import config as configs
 from potstill.nerf.encodings.levels import Levels
 from potstill.nerf.fields.base import Activation, Field
 from potstill.nerf.fields.composite import CompositeConfig, CompositeField

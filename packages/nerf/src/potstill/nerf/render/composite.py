@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from potstill.core.errors import ShapeError
+from potstill.core import ShapeError
 from potstill.nerf.render.march import Samples
 
 __all__ = [

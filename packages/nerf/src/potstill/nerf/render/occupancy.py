@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from potstill.core.errors import ConfigError, DataError
+from potstill.core import ConfigError, DataError
 
 __all__ = ["Occupancy"]
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from potstill.core.errors import DataError
+from potstill.core import DataError
 from potstill.nerf.cameras import Cameras
 from potstill.nerf.scenes.scene import Scene, every_eighth, read_images
 from potstill.nerf.scenes.similarity import normalizing

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from potstill.core.errors import DataError
+from potstill.core import DataError
 from potstill.nerf.cameras import Cameras
 from potstill.nerf.scenes.scene import Scene, every_eighth, read_images
 from potstill.nerf.scenes.similarity import recentering

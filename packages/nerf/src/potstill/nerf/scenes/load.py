@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from potstill.core.errors import ConfigError, DataError, nearest
+from potstill.core import ConfigError, DataError, nearest
 from potstill.nerf.scenes.analytic import analytic
 from potstill.nerf.scenes.colmap import find_model, load_colmap
 from potstill.nerf.scenes.llff import load_llff

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from potstill.core.errors import DataError
+from potstill.core import DataError
 from potstill.nerf.cameras import Cameras
 from potstill.nerf.space import Space
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from potstill.core.errors import DataError
+from potstill.core import DataError
 from potstill.nerf.cameras import Cameras
 from potstill.nerf.scenes.scene import Scene, Split, every_eighth, read_images
 from potstill.nerf.scenes.similarity import normalizing

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from potstill.core.errors import ShapeError
+from potstill.core import ShapeError
 
 __all__ = ["Upscaler"]
 

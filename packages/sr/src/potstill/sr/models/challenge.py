@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from potstill.core.errors import ShapeError
+from potstill.core import ShapeError
 from potstill.sr.models.base import Upscaler
 from potstill.sr.models.blocks import InformationBlock, conv3x3
 

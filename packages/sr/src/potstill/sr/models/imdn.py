@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from potstill.core.errors import ConfigError
+from potstill.core import ConfigError
 from potstill.sr.models.base import Upscaler
 from potstill.sr.models.blocks import SLOPE, BicubicSkip, InformationBlock, conv3x3, lrelu
 
@@ -39,7 +39,7 @@ class IMDN(Upscaler):
 
     Example:
         >>> import torch
-        >>> from potstill.core.cost import count_parameters
+        >>> from potstill.core import count_parameters
         >>> count_parameters(IMDN(2))
         694404
         >>> IMDN(3, channels=16, blocks=2, global_skip="bicubic")(torch.rand(1, 3, 5, 7)).shape

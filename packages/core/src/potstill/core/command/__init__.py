@@ -1,0 +1,5 @@
+"""The command line: ``potstill <domain> <verb>``, configurations and the environment."""
+
+import lazy_loader as _lazy
+
+__getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)

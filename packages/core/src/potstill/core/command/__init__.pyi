@@ -1,0 +1,10 @@
+from . import config as config
+from . import environment as environment
+from .cli import main as main
+from .config import as_dict as as_dict
+from .config import build as build
+from .config import dump as dump
+from .config import load as load
+from .config import read as read
+from .config import record as record
+from .environment import show_environment as show_environment

@@ -1,0 +1,11 @@
+from .batches import Batches as Batches
+from .batches import MapDataset as MapDataset
+from .batches import Shard as Shard
+from .device import Engine as Engine
+from .history import History as History
+from .history import plot_curves as plot_curves
+from .plan import Plan as Plan
+from .plan import Run as Run
+from .plan import Stage as Stage
+from .plan import Validation as Validation
+from .ranks import run_ranks as run_ranks

@@ -1,0 +1,5 @@
+"""What lies on disk: data, checkpoints, models, caches and exports."""
+
+import lazy_loader as _lazy
+
+__getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)

@@ -1,0 +1,13 @@
+from . import checkpoint as checkpoint
+from .cache import TeacherCache as TeacherCache
+from .data import download as download
+from .data import fingerprint as fingerprint
+from .data import locate as locate
+from .data import root as root
+from .data import sha256 as sha256
+from .export import Export as Export
+from .export import ExportError as ExportError
+from .export import to_exported as to_exported
+from .export import to_onnx as to_onnx
+from .pretrained import MissingModelError as MissingModelError
+from .pretrained import Pretrained as Pretrained

@@ -1,0 +1,16 @@
+from .distiller import Distiller as Distiller
+from .objective import Criterion as Criterion
+from .objective import Losses as Losses
+from .objective import Objective as Objective
+from .schedule import Schedule as Schedule
+from .schedule import Weight as Weight
+from .schedule import after as after
+from .schedule import before as before
+from .schedule import constant as constant
+from .schedule import cosine as cosine
+from .schedule import decay as decay
+from .schedule import linear as linear
+from .schedule import ramp as ramp
+from .tap import Reading as Reading
+from .tap import Readings as Readings
+from .teacher import Frozen as Frozen

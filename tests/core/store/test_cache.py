@@ -1,0 +1,148 @@
+"""The teacher cache: what is read is what was written, and only of what it was written for."""
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from potstill.core import Batches, Objective, fit
+from potstill.core.criteria import kd, sparse_kl, topk_kl
+from potstill.core.errors import CheckpointError, ConfigError, DataError
+from potstill.core.schemes import LogitDistiller
+from potstill.core.store.cache import TeacherCache, TopK
+
+
+@pytest.fixture
+def data():
+    g = torch.Generator().manual_seed(0)
+    return TensorDataset(torch.randn(23, 4, generator=g), torch.randint(0, 6, (23,), generator=g))
+
+
+@pytest.fixture
+def teacher():
+    torch.manual_seed(0)
+    return nn.Linear(4, 6)
+
+
+def jitter(item, rng):
+    x, y = item
+    return x + 0.1 * torch.randn(x.shape, generator=rng), y
+
+
+def write(folder, teacher, data, **options):
+    return TeacherCache.write(folder, teacher, data, batch_size=5, progress=False, **options)
+
+
+def test_full(tmp_path, teacher, data) -> None:
+    cache = write(tmp_path, teacher, data)
+    z = teacher(data.tensors[0]).detach()
+    torch.testing.assert_close(cache[torch.arange(23)], z.half().float())
+    assert len(cache) == 23
+    assert cache[3].dtype == torch.float32
+    x, y, z_t = cache.dataset(data)[7]
+    assert torch.equal(x, data[7][0])
+    torch.testing.assert_close(z_t, z[7], rtol=1e-3, atol=1e-3)
+    assert y == data[7][1]
+
+
+def test_topk_and_its_tail(tmp_path, teacher, data) -> None:
+    cache = write(tmp_path, teacher, data, kind="topk", k=3, T=2.0)
+    stored = cache[torch.arange(23)]
+    assert isinstance(stored, TopK)
+    z = teacher(data.tensors[0]).detach()
+    p = torch.softmax(z / 2, 1).sort(1, descending=True)
+    assert torch.equal(stored.indices, p.indices[:, :3])
+    torch.testing.assert_close(stored.tail, p.values[:, 3:].sum(1), rtol=1e-4, atol=1e-5)
+    z_s = torch.randn(23, 6, generator=torch.Generator().manual_seed(1))
+    found = sparse_kl(z_s, stored.indices, stored.log_p, T=2.0)
+    torch.testing.assert_close(found, topk_kl(z_s, z, k=3, T=2.0), rtol=1e-2, atol=1e-3)
+
+
+def test_views_are_what_the_teacher_saw(tmp_path, teacher, data) -> None:
+    cache = write(tmp_path, teacher, data, views=3, augment=jitter, seed=5)
+    items = cache.dataset(data, jitter)
+    assert len(cache) == len(items) == 69
+    for entry in (0, 23, 50, 68):
+        x, _, z_t = items[entry]
+        torch.testing.assert_close(z_t, teacher(x).detach(), rtol=1e-2, atol=1e-3)
+    assert not torch.equal(items[1][0], items[24][0])
+
+
+def test_interrupted_writing_resumes(tmp_path, data) -> None:
+    class Tired(nn.Linear):
+        calls = 0
+        limit = 3
+
+        def forward(self, x):
+            Tired.calls += len(x)
+            if Tired.calls > Tired.limit:
+                raise KeyboardInterrupt
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    teacher = Tired(4, 6)
+    Tired.limit = 1 + 12  # the probe, and two batches of 5
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path, teacher, data)
+    with pytest.raises(DataError, match="holds 10 of 23"):
+        TeacherCache.open(tmp_path, teacher=teacher, dataset=data)
+    Tired.limit, Tired.calls = 1000, 0
+    cache = write(tmp_path, teacher, data)
+    assert Tired.calls == 1 + 13  # the probe, and only what was missing
+    torch.testing.assert_close(
+        cache[torch.arange(23)], teacher(data.tensors[0]).detach().half().float()
+    )
+    Tired.calls = 0
+    write(tmp_path, teacher, data)
+    assert Tired.calls == 1
+    assert TeacherCache.open(tmp_path, teacher=teacher, dataset=data).complete
+
+
+def test_a_cache_of_something_else_is_refused(tmp_path, teacher, data) -> None:
+    write(tmp_path, teacher, data, augment=jitter)
+    TeacherCache.open(tmp_path, teacher=teacher, dataset=data, augment=jitter)
+    other = nn.Linear(4, 6)
+    moved = TensorDataset(data.tensors[0] + 1, data.tensors[1])
+    for changed, word in (
+        ({"teacher": other}, "teacher"),
+        ({"dataset": moved}, "data"),
+        ({"augment": lambda item, rng: item}, "transform"),
+        ({"augment": None}, "transform"),
+    ):
+        same = {"teacher": teacher, "dataset": data, "augment": jitter}
+        with pytest.raises(CheckpointError, match=f"another {word}"):
+            TeacherCache.open(tmp_path, **{**same, **changed})
+    with pytest.raises(CheckpointError, match="kind full"):
+        write(tmp_path, teacher, data, augment=jitter, kind="topk", k=2)
+    cache = TeacherCache.open(tmp_path, teacher=teacher, dataset=data, augment=jitter)
+    with pytest.raises(DataError, match="23 items, got 5"):
+        cache.dataset(torch.utils.data.Subset(data, range(5)), jitter)
+
+
+def test_errors(tmp_path, teacher, data) -> None:
+    with pytest.raises(DataError, match="no cache"):
+        TeacherCache.open(tmp_path, teacher=teacher, dataset=data)
+    with pytest.raises(ConfigError, match="k in"):
+        write(tmp_path, teacher, data, kind="topk", k=7)
+    with pytest.raises(ConfigError, match="views"):
+        write(tmp_path, teacher, data, views=2)
+    teacher.bias.data += 1e6
+    with pytest.raises(DataError, match="float16"):
+        write(tmp_path / "large", teacher, data)
+    (tmp_path / "large" / "cache.json").write_text(json.dumps({"teacher": 1}))
+    with pytest.raises(DataError, match="damaged"):
+        TeacherCache.open(tmp_path / "large", teacher=teacher, dataset=data)
+
+
+def test_training_from_the_cache(tmp_path, teacher, data) -> None:
+    """The student learns from stored outputs, no teacher in sight."""
+    cache = write(tmp_path, teacher, data, views=4, augment=jitter)
+    student = nn.Linear(4, 6)
+    objective = Objective(task=(0.1, F.cross_entropy), kd=(0.9, kd))
+    batches = Batches(cache.dataset(data, jitter), 16)
+    distiller = LogitDistiller(student, objective)
+    history = fit(distiller, batches, steps=80, lr=0.05, progress=False)
+    assert history[-1]["kd"] < 0.2 * history[0]["kd"]
