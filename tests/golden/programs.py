@@ -1,262 +1,476 @@
-"""The five domain programs on tiny models: the proof that one vocabulary carries all domains.
+"""The distillers that ship, twenty steps each on tiny models and data.
 
-Each distiller is what a domain writes, at most a dozen lines. The models around them are the
-smallest that have the shape of the real ones; the packages have the real ones. Everything is
-float64, so that a curve means the same on every machine.
+Each program goes the way that a user goes, with the options of its domain, and gives the rows of
+its training. The ones in float64 mean the same on every machine; where a domain computes in
+float32, so does its program.
 """
 
+import json
+import tempfile
+from collections.abc import Callable
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+import timm
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from PIL import Image
+from torch import nn
+from torch_geometric.data import Data
+from torch_geometric.utils import to_undirected
 
-from potstill.core import Distiller, Frozen, Objective, after, decay, fit, tap
+# All names of potstill that are needed, so that a move of modules changes these lines alone.
+from potstill import acm, graph, mae, nerf, sr
+from potstill.core import Distiller, Objective, Stage, Validation, accuracy, cosine, decay, fit
+from potstill.core.criteria import RatioNet, dkd, kd
+from potstill.core.schemes import (
+    LogitDistiller,
+    MixupDistiller,
+    SnapshotDistiller,
+    TrilateralFusion,
+    UnlabeledDistiller,
+    multi_source,
+    mutual,
+    similarity_weights,
+)
+from potstill.graph.mirage import distill as condense
+from potstill.graph.mirage import train_classifier
+from potstill.graph.scale import GraphStore, distill_in_batches
+from potstill.mae.config import Data as Pictures
+from potstill.mae.config import Optim, Teacher
+from potstill.nerf.training import RATES
+from potstill.sr.config import TrainConfig
 
 STEPS = 20
+QUIET = {"steps": STEPS, "progress": False}
 
 
-# --- graph: GNN -> MLP. The teacher is a column of the datum, written once. ----------------------
+class Program(NamedTuple):
+    run: Callable[[], list[dict[str, float]] | None]
+    distiller: str  # name of the class
+    dtype: torch.dtype
 
 
-class Graph(NamedTuple):
-    x: Tensor  # [N F]
-    y: Tensor  # [N]
-    edge_index: Tensor  # [2 E]
-    train_mask: Tensor  # [N]
-    z_teacher: Tensor  # [N C]
+PROGRAMS: dict[str, Program] = {}
 
 
-class GraphToMLP(Distiller):
-    def forward(self, data, step):
-        z = self.student(data.x)
-        seen = data.train_mask
-        return self.objective(
-            step,
-            task=(z[seen], data.y[seen]),
-            low=(z, data.z_teacher, data.edge_index),
-            high=(z, data.z_teacher, data.edge_index),
-        )
+def program(distiller, dtype=torch.float32):
+    """Register a function under its name; it returns rows, or None to have them watched."""
 
+    def register(run):
+        PROGRAMS[run.__name__] = Program(run, distiller, dtype)
+        return run
 
-def low_frequency(z, t, edge_index):
-    i, j = edge_index
-    return F.kl_div(z.log_softmax(1)[i], t.softmax(1)[j], reduction="batchmean")
-
-
-def high_frequency(z, t, edge_index, tau=1.5):
-    i, j = edge_index
-    d_s, d_t = (z[i] - z[j]).abs() / tau, (t[i] - t[j]).abs() / tau
-    return F.kl_div(d_s.log_softmax(1), d_t.softmax(1), reduction="batchmean")
-
-
-def graph():
-    x, y = torch.randn(30, 6), torch.arange(30) % 3
-    edge_index = torch.randint(30, (2, 90))
-    gnn = nn.Linear(6, 3)
-    z_teacher = Frozen(gnn)(x + x[edge_index[0]][:30])
-    data = Graph(x, y, edge_index, torch.arange(30) < 9, z_teacher)
-    mlp = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 3))
-    objective = Objective(
-        task=(0.1, F.cross_entropy), low=(0.9, low_frequency), high=(0.9, high_frequency)
-    )
-    return GraphToMLP(mlp, objective), [data]
-
-
-# --- nerf: field -> field. One set of samples, both fields; stages are schedules. ----------------
-
-
-class FieldOut(NamedTuple):
-    feature: Tensor  # [M D]
-    log_density: Tensor  # [M]
-    rgb: Tensor  # [M 3]
-
-
-class Field(nn.Module):
-    def __init__(self, width):
-        super().__init__()
-        self.trunk, self.head = nn.Linear(6, width), nn.Linear(width, 8 + 1 + 3)
-
-    def forward(self, p, v):
-        h = self.head(torch.tanh(self.trunk(torch.cat([p, v], -1))))
-        return FieldOut(h[:, :8], h[:, 8], h[:, 9:].sigmoid())
-
-
-def render(field, dt):
-    alpha = 1 - torch.exp(-field.log_density.exp().view(dt.shape) * dt)  # [R S]
-    ahead = torch.cumprod(torch.cat([torch.ones_like(alpha[:, :1]), 1 - alpha[:, :-1]], 1), 1)
-    return ((alpha * ahead)[..., None] * field.rgb.view(*dt.shape, 3)).sum(1)  # [R 3]
-
-
-class FieldToField(Distiller):
-    def forward(self, rays, step):
-        p, v, dt = rays
-        s, t = self.student(p, v), self.teacher(p, v)
-        tensors = dict(
-            feature=(s.feature, t.feature),
-            density=(s.log_density, t.log_density),
-            color=(s.rgb, t.rgb),
-        )
-        if "pixel" in self.objective.at(step):
-            tensors["pixel"] = (render(s, dt), render(t, dt))
-        return self.objective(step, tensors)
-
-
-def draw_rays(step, rank, world):
-    rng = torch.Generator().manual_seed(step * world + rank)
-    random = partial(torch.rand, generator=rng, dtype=torch.float64)
-    return random(64, 3), random(64, 3), random(8, 8)
-
-
-def nerf():
-    objective = Objective(
-        feature=(decay(2e-1, 0.95), F.mse_loss),
-        density=(after(5, 2e-1), F.mse_loss),
-        color=(after(5, 2e-1), F.mse_loss),
-        pixel=(after(10, 1.0), F.mse_loss),
-    )
-    return FieldToField(Field(12), objective, teacher=Field(16)), draw_rays
-
-
-# --- mae: features of a large transformer into a small one, under one mask. ----------------------
-
-
-class Encoder(nn.Module):
-    def __init__(self, width, depth):
-        super().__init__()
-        self.embed = nn.Linear(12, width)
-        self.blocks = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
-        self.decode = nn.Linear(width, 12)
-
-    def forward(self, patches, keep):
-        x = self.embed(patches.gather(1, keep[..., None].expand(-1, -1, 12)))
-        for block in self.blocks:
-            x = x + torch.tanh(block(x))
-        return self.decode(x.mean(1, keepdim=True)).expand_as(patches)
-
-
-class Projected(nn.Module):
-    def __init__(self, projector, criterion):
-        super().__init__()
-        self.projector, self.criterion = projector, criterion
-
-    def forward(self, s, t):
-        return self.criterion(self.projector(s), t)
-
-
-class MaskedToMasked(Distiller):
-    tap_s, tap_t = "blocks.1", "blocks.2"
-
-    def forward(self, batch, step):
-        patches, keep, mask = batch
-        with tap(self.student, self.tap_s) as h_s:
-            pixels = self.student(patches, keep)
-        with tap(self.teacher, self.tap_t, stop=True) as h_t:
-            self.teacher(patches, keep)
-        return self.objective(
-            step,
-            pixels=(pixels, patches, mask),
-            feature=(h_s[self.tap_s].output, h_t[self.tap_t].output),
-        )
-
-
-def masked_mse(x, y, mask):
-    return (((x - y) ** 2).mean(-1) * mask).sum() / mask.sum()
-
-
-def mae():
-    patches = torch.randn(4, 9, 12)
-    order = torch.rand(4, 9).argsort(1)
-    mask = torch.ones(4, 9).scatter(1, order[:, :3], 0.0)
-    objective = Objective(
-        pixels=(1.0, masked_mse), feature=(1.0, Projected(nn.Linear(6, 8), F.l1_loss))
-    )
-    distiller = MaskedToMasked(Encoder(6, 2), objective, teacher=Encoder(8, 4))
-    return distiller, [(patches, order[:, :3], mask)]
-
-
-# --- sr: a large upscaler into a light one. ------------------------------------------------------
-
-
-def upscaler(width):
-    return nn.Sequential(
-        nn.Conv2d(3, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, 12, 1), nn.PixelShuffle(2)
-    )
-
-
-class UpscalerToUpscaler(Distiller):
-    def forward(self, batch, step):
-        lr, hr = batch
-        sr = self.student(lr)
-        tensors = dict(task=(sr, hr))
-        if "output" in self.objective.at(step):
-            tensors["output"] = (sr, self.teacher(lr))
-        return self.objective(step, tensors)
-
-
-def sr():
-    hr = torch.rand(4, 3, 12, 12)
-    objective = Objective(task=(1.0, F.l1_loss), output=(after(3, 0.5), F.l1_loss))
-    distiller = UpscalerToUpscaler(upscaler(4), objective, teacher=upscaler(8))
-    return distiller, [(F.avg_pool2d(hr, 2), hr)]
-
-
-# --- acm: module by module. The student is never run end to end. ---------------------------------
-
-
-class Learners(nn.Module):
-    """K learners whose ordered partial sums are the outputs per budget: [B D] -> [B K+1 D]."""
-
-    def __init__(self, width, learners):
-        super().__init__()
-        self.learners = nn.ModuleList(nn.Linear(width, width) for _ in range(learners))
-
-    def forward(self, x):
-        outputs = torch.stack([torch.zeros_like(x)] + [net(x) for net in self.learners], 1)
-        return outputs.cumsum(1)
-
-
-def every_budget(outputs, target):
-    return F.mse_loss(outputs[:, 1:], target[:, None].expand_as(outputs[:, 1:]))
-
-
-class ModuleToModule(Distiller):
-    def forward(self, images, step):
-        names = self.objective.names
-        with tap(self.teacher, *names) as t:
-            self.teacher(images)
-        return self.objective(
-            step, {n: (self.student.get_submodule(n)(t[n].input), t[n].output) for n in names}
-        )
-
-
-def acm():
-    def net(make):
-        return nn.Sequential(*(nn.Sequential(nn.LayerNorm(5), make()) for _ in range(2)))
-
-    teacher = net(lambda: nn.Linear(5, 5))
-    student = net(lambda: Learners(5, 3))
-    objective = Objective.each(["0.1", "1.1"], 1.0, every_budget)
-    return ModuleToModule(student, objective, teacher=teacher), [torch.randn(16, 5)]
-
-
-PROGRAMS = {"acm": acm, "graph": graph, "mae": mae, "nerf": nerf, "sr": sr}
-
-
-def build(name):
-    """The distiller and the batches of a program, in float64, the same every time."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        torch.manual_seed(0)
-        return PROGRAMS[name]()
-    finally:
-        torch.set_default_dtype(before)
+    return register
 
 
 def curve(name):
-    """One row a step: the total and the terms, without times."""
-    distiller, batches = build(name)
-    rows = fit(distiller, batches, steps=STEPS, lr=1e-2, progress=False)
-    return [{k: v for k, v in row.items() if k not in ("seconds", "lr")} for row in rows]
+    """One row a step, without times."""
+    return observe(name)[0]
+
+
+def observe(name):
+    """The curve, and the keys of what a checkpoint holds, by class of distiller."""
+    run, _, dtype = PROGRAMS[name]
+    watched, keys = [], {}
+
+    def note(module, arguments, losses):
+        if isinstance(module, Distiller):
+            terms = {name: float(value) for name, value in losses.terms.items()}
+            watched.append({"step": float(len(watched)), "loss": float(losses.total), **terms})
+            keys[type(module).__name__] = list(module.state_dict())
+
+    before = torch.get_default_dtype(), torch.get_num_threads()
+    handle = nn.modules.module.register_module_forward_hook(note)
+    torch.set_default_dtype(dtype)
+    torch.set_num_threads(1)  # the order of sums is part of the printed digits
+    torch.manual_seed(0)
+    try:
+        rows = run() or watched
+    finally:
+        handle.remove()
+        torch.set_default_dtype(before[0])
+        torch.set_num_threads(before[1])
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows], keys
+
+
+# --- core: every scheme, and what `fit` can do ----------------------------------------------------
+
+
+def mlp(classes=4, width=12):
+    return nn.Sequential(nn.Linear(6, width), nn.ReLU(), nn.Dropout(0.1), nn.Linear(width, classes))
+
+
+def labelled(batches=3, size=16):
+    return [(torch.randn(size, 6), torch.randint(4, (size,))) for _ in range(batches)]
+
+
+def terms(**more):
+    return Objective(task=(0.3, F.cross_entropy), kd=(0.7, partial(kd, T=2.0)), **more)
+
+
+@program("LogitDistiller", torch.float64)
+def core_logits():
+    data = labelled()
+    x, y = data[0]
+    return fit(
+        LogitDistiller(mlp(), terms(dkd=(decay(0.2, 0.9), dkd)), teacher=mlp(width=24)),
+        data,
+        schedule=cosine(warmup=0.2),
+        accumulate=2,
+        clip=0.5,
+        ema=0.9,
+        validation=Validation(lambda student: accuracy(student(x), y), every=5),
+        **QUIET,
+    )
+
+
+@program("LogitDistiller", torch.float64)
+def core_stages():
+    first = Objective(kd=(1.0, kd))
+    stages = [
+        Stage(steps=8, objective=first, trainable=["student.3.*"], lr=1e-2, schedule=cosine()),
+        Stage(steps=12),
+    ]
+    return fit(
+        LogitDistiller(mlp(), terms(), teacher=mlp(width=24)),
+        [(x, y, 3 * torch.randn(16, 4)) for x, y in labelled()],
+        stages=stages,
+        **QUIET,
+    )
+
+
+@program("MixupDistiller", torch.float64)
+def core_mixup():
+    soft = Objective(task=(0.5, F.cross_entropy), kd=(0.5, lambda s, t, y: kd(s, t)))
+    distiller = MixupDistiller(mlp(), soft, teacher=mlp(), num_classes=4, alpha=0.8, share=0.5)
+    return fit(distiller, labelled(), **QUIET)
+
+
+@program("MutualDistiller", torch.float64)
+def core_mutual():
+    peers = [mlp(), mlp(width=8), mlp(width=16)]
+    return fit(mutual(peers, partial(kd, T=1.0), weight=decay(1.0, 0.95)), labelled(), **QUIET)
+
+
+@program("SnapshotDistiller", torch.float64)
+def core_snapshots():
+    return fit(SnapshotDistiller(mlp(), terms(), k=2, every=3), labelled(), **QUIET)
+
+
+@program("UnlabeledDistiller", torch.float64)
+def core_unlabeled():
+    distiller = UnlabeledDistiller(mlp(), Objective(kd=(1.0, kd)), teacher=mlp(width=24))
+    return fit(distiller, labelled(), **QUIET)
+
+
+class Heads(nn.Module):
+    def __init__(self, **heads):
+        super().__init__()
+        self.trunk = nn.Linear(6, 8)
+        self.heads = nn.ModuleDict({name: nn.Linear(8, n) for name, n in heads.items()})
+
+    def forward(self, x):
+        h = self.trunk(x).relu()
+        return {name: head(h) for name, head in self.heads.items()}
+
+
+@program("MultiSourceDistiller", torch.float64)
+def core_sources():
+    weights = similarity_weights({"birds": 0.8, "cars": 0.2, "far": -0.1}, power=2.0)
+    sources = {"birds": mlp(5), "cars": mlp(3), "far": mlp(2)}
+    distiller = multi_source(Heads(task=4, birds=5, cars=3, far=2), sources, weights)
+    return fit(distiller, [(x, y, torch.randn(8, 6)) for x, y in labelled()], **QUIET)
+
+
+@program("TrilateralFusion", torch.float64)
+def core_fusion():
+    distiller = TrilateralFusion(mlp(), mlp(width=24), RatioNet(36), inner_lr=0.1)
+    return fit(distiller, list(zip(labelled(), labelled(), strict=True)), **QUIET)
+
+
+# --- graph ----------------------------------------------------------------------------------------
+
+RECIPE = graph.Recipe(hidden=16, epochs=STEPS)
+
+
+def nodes():
+    """40 nodes of 3 classes, 8 of them without labels, and logits of a teacher."""
+    y = torch.arange(40) % 3
+    edges = torch.randint(40, (2, 90))
+    edges = to_undirected(edges[:, edges[0] != edges[1]], num_nodes=40)
+    part = torch.arange(40) // 8
+    masks = {"train_mask": part < 2, "val_mask": part == 2, "test_mask": part == 3}
+    data = Data(x=torch.randn(40, 8) + y[:, None], edge_index=edges, y=y, **masks)
+    return graph.check_graph(data), 2 * torch.randn(40, 3) + F.one_hot(y)
+
+
+def distilled(method):
+    data, z = nodes()
+    return graph.distill(data, z, RECIPE, method).history
+
+
+@program("Supervised")
+def graph_teacher():
+    return graph.train_teacher(nodes()[0], RECIPE).history
+
+
+@program("GraphToMLP")
+def graph_ff_g2m():
+    return distilled("ff-g2m")
+
+
+@program("GraphToMLP")
+def graph_krd():
+    return distilled("krd")
+
+
+@program("GraphToMLP")
+def graph_hgmd():
+    return distilled("hgmd")
+
+
+@program("BatchesToMLP")
+def graph_batches():
+    data, z = nodes()
+    store = GraphStore.make(data.x, data.edge_index, z, data.y, data.train_mask)
+    sizes = {"nodes": 16, "edges": 24, "labelled": 8}
+    return distill_in_batches(store, RECIPE, **sizes, **QUIET)[1]
+
+
+@program("_Classification")
+def graph_mirage():
+    graphs = []
+    for label in torch.arange(12) % 2:
+        edges = to_undirected(torch.randint(6, (2, 7 + int(label))), num_nodes=6)
+        x = F.one_hot(torch.randint(3 - int(label), (6,)), 3).float()
+        graphs.append(Data(x=x, edge_index=edges, y=label[None]))
+    small = condense(graphs, hops=2, graphs_per_class=3)
+    train_classifier(small, graphs, hidden=8, steps=STEPS, batch_size=8)
+
+
+# --- nerf -----------------------------------------------------------------------------------------
+
+SIZES = {
+    "hash": nerf.HashConfig(levels=4, log2_rows=10, base=4, finest=24, hidden=16),
+    "mlp": nerf.MLPConfig(depth=2, width=16, skip=1, bands=4, hidden=16),
+    "vm": nerf.VMConfig(resolution=12, density=2, color=4, hidden=16),
+    "grid": nerf.GridConfig(resolution=16, degree=1),
+}
+
+
+def scene():
+    return nerf.analytic(size=16, views=6, tests=1, steps=32)
+
+
+def field_of(kind):
+    return nerf.make_field(kind, scene().space, SIZES[kind], occupancy=12)
+
+
+def trained(kind, **options):
+    sizes = {"samples": 600, "rays": 256}
+    return nerf.train_field(field_of(kind), scene(), **sizes, **options, **QUIET)[1]
+
+
+@program("ImagesToField")
+def nerf_hash():
+    return trained("hash", distortion=2e-3)
+
+
+@program("ImagesToField")
+def nerf_vm():
+    return trained("vm", variation=1e-3)
+
+
+@program("ImagesToField")
+def nerf_mlp():
+    return trained("mlp", background="black", every=10)
+
+
+@program("ImagesToField")
+def nerf_grid():
+    return trained("grid")
+
+
+def known():
+    """A teacher that needs no training, and where it is looked at from."""
+    teacher = field_of("hash")
+    with torch.no_grad():
+        for values in teacher.parameters():
+            values.add_(0.2 * torch.randn_like(values))
+    teacher.refresh(torch.Generator().manual_seed(0), everywhere=True)
+    return teacher, nerf.prior_of(scene().train.cameras, scene().space)
+
+
+@program("FieldToField")
+def nerf_convert():
+    teacher, prior = known()
+    schedule = nerf.Schedule(feature_until=0.2, points_until=0.5, sparsity=1e-2, feature_decay=0.9)
+    sizes = {"config": SIZES["vm"], "samples": 600, "rays": 256}
+    return nerf.convert(teacher, "vm", prior, schedule, **sizes, **QUIET)[1].rows
+
+
+@program("FieldToField")
+def nerf_pools():
+    teacher, prior = known()
+    student = nerf.student_of(teacher, "mlp", SIZES["mlp"])
+    nerf.transfer(teacher, student)
+    sets = {"views": 10, "steps": 4}
+    schedule = nerf.Schedule(feature_until=0.0, points_until=0.1, pools=True)
+    return fit(
+        nerf.FieldToField(student, teacher, schedule, samples=600, prior=prior, **sets),
+        nerf.VirtualRays(prior, 256, **sets),
+        lr=RATES["mlp"],
+        optimizer=nerf.RowAdam,
+        schedule=cosine(final=0.02, warmup=0.01),
+        **QUIET,
+    )
+
+
+# --- mae ------------------------------------------------------------------------------------------
+
+
+def encoder(width, depth):
+    shape = {"image_size": 16, "patch_size": 4, "width": width, "depth": depth}
+    return mae.Encoder("vit_tiny_patch16_224", heads=2, **shape)
+
+
+@contextmanager
+def pictures():
+    """A folder with 16 small images of two classes below ``images``."""
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for k in range(16):
+            path = folder / "images" / "ab"[k % 2] / f"{k}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
+        yield folder
+
+
+def rows_in(folder):
+    return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+
+
+@program("MaskedToMasked")
+def mae_pretrain():
+    with pictures() as folder:
+        teacher = mae.Student(encoder(24, 4), mae.Decoder(depth=0), fixed_positions=False)
+        teacher.save_pretrained(folder / "teacher")
+        config = mae.Pretrain(
+            folder / "run",
+            encoder(16, 2),
+            mae.Decoder(depth=1, width=16, heads=2),
+            Teacher(str(folder / "teacher")),
+            optim=Optim(epochs=STEPS, batch_size=8, accumulate=2, base_lr=1e-2, ema=0.9),
+            data=Pictures(str(folder / "images"), resident=True),
+            normalize_pixels=True,
+            device="cpu",
+        )
+        mae.pretrain(config, progress=False)
+        return rows_in(folder / "run")
+
+
+@program("MaskedToMasked", torch.float64)
+def mae_align():
+    vits = [timm.create_model(e.name, **e.options()) for e in (encoder(16, 4), encoder(24, 4))]
+    student = mae.MaskedAutoencoder(vits[0], decoder=None)
+    options = {"layers": [(1, 2), (2, 2)], "projector": "mlp", "prune_teacher": True}
+    return fit(
+        mae.MaskedToMasked(student, vits[1], masking=mae.BlockMasking(0.5, 2), **options),
+        [torch.randn(4, 3, 16, 16) for _ in range(3)],
+        optimizer=mae.adamw(),
+        schedule=cosine(warmup=0.2),
+        clip=1.0,
+        **QUIET,
+    )
+
+
+@program("Classification")
+def mae_finetune():
+    with pictures() as folder:
+        config = mae.Finetune(
+            folder / "run",
+            encoder=encoder(16, 2),
+            optim=Optim(epochs=10, batch_size=8, base_lr=1e-2, layer_decay=0.75, final=0.1),
+            data=Pictures(str(folder / "images"), resident=True),
+            device="cpu",
+        )
+        mae.finetune(config, progress=False)
+        return rows_in(folder / "run")
+
+
+@program("_Linear", torch.float64)
+def mae_probe():
+    features, labels = torch.randn(32, 8), torch.arange(32) % 4
+    part = (features, labels)
+    mae.linear_probe(*part, *part, epochs=STEPS // 2, batch_size=16, progress=False)
+
+
+# --- sr -------------------------------------------------------------------------------------------
+
+
+def upscaled(**weights):
+    rng = np.random.default_rng(0)
+    pairs = sr.degrade([rng.integers(0, 256, (24, 32, 3), dtype=np.uint8) for _ in range(3)], 2)
+    student = sr.IMDN(2, channels=8, blocks=2, global_skip="bicubic")
+    teacher = sr.IMDN(2, channels=12, blocks=4)
+    config = TrainConfig(steps=STEPS, batch=4, patch=8, device="cpu", ema=0.9, **weights)
+    return sr.train(student, pairs, config, teacher=teacher, progress=False)
+
+
+@program("UpscalerToUpscaler")
+def sr_output():
+    return upscaled(output=0.5)
+
+
+@program("UpscalerToUpscaler")
+def sr_all_terms():
+    return upscaled(task=0.5, output=0.5, affinity=10.0, wavelet=0.1, contrastive=0.01)
+
+
+# --- acm ------------------------------------------------------------------------------------------
+
+
+def vit():
+    """A small model, lively everywhere (timm starts heads and biases at zero), and batches."""
+    shape = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 3, "num_heads": 2}
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=5, global_pool="avg", **shape)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model, [(torch.randn(6, 3, 16, 16), torch.randint(5, (6,))) for _ in range(3)]
+
+
+@program("ModuleDistillation", torch.float64)
+def acm_distill():
+    model, batches = vit()
+    adaptive = acm.acmize(model, ("mlp", "qkvo"), layers=[0, 2])
+    return acm.distill(adaptive, model, batches, distance="huber", boosted=True, **QUIET)
+
+
+@program("GatePretraining", torch.float64)
+def acm_gates():
+    model, batches = vit()
+    return acm.pretrain_gates(acm.acmize(model), model, batches, threshold=0.9, **QUIET)
+
+
+@program("EndToEnd")
+def acm_finetune():
+    model, batches = vit()
+    adaptive = acm.acmize(model)
+    adaptive.acm_phases = ("distill", "gate")
+    with torch.no_grad():  # gates that choose differently for different tokens
+        for module in acm.acms(adaptive).values():
+            module.gate.choose.weight.normal_(std=2.0)
+            module.gate.choose.bias.normal_(std=0.1)
+    return acm.finetune(adaptive, batches, budget=0.4, lr=1e-3, **QUIET)
+
+
+@program("Shrinking", torch.float64)
+def acm_shrinking():
+    model, batches = vit()
+    return fit(acm.Shrinking(acm.acmize(model), STEPS, delay=0.3), batches, **QUIET)

@@ -20,11 +20,11 @@ from potstill.core import (
     Run,
     Stage,
     Validation,
-    checkpoint,
     cosine,
     fit,
 )
 from potstill.core.errors import CheckpointError, Interrupted
+from potstill.core.store import checkpoint
 
 FORK = multiprocessing.get_context("fork")  # children share the imports: kills are cheap
 
