@@ -80,7 +80,9 @@ def observe(name):
     def note(module, arguments, losses):
         if isinstance(module, Distiller):
             terms = {name: float(value) for name, value in losses.terms.items()}
-            watched.append({"step": float(len(watched)), "loss": float(losses.total), **terms})
+            watched.append(
+                {"step": float(len(watched)), "loss": float(losses.total.detach()), **terms}
+            )
             keys[type(module).__name__] = list(module.state_dict())
 
     before = torch.get_default_dtype(), torch.get_num_threads()
@@ -448,7 +450,7 @@ def vit():
 @program("ModuleDistillation", torch.float64)
 def acm_distill():
     model, batches = vit()
-    adaptive = acm.acmize(model, ("mlp", "qkvo"), layers=[0, 2])
+    adaptive = acm.acmize(model, ("mlp", "qkvo"), layers=[1])
     return acm.distill(adaptive, model, batches, distance="huber", boosted=True, **QUIET)
 
 

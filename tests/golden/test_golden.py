@@ -8,6 +8,7 @@ import importlib.util
 import io
 import statistics
 import tokenize
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,7 @@ def test_the_curve_is_the_golden_one_and_no_teacher_is_saved(name):
     assert not [key for key in keys[distiller] if key.startswith(("teacher", "sources"))]
 
 
+@cache
 def shipped():
     """Source of every subclass of `Distiller` in the packages, and its bases, by name."""
     found = {"Distiller": ("", set())}
