@@ -367,7 +367,7 @@ def mae_pretrain():
             encoder(16, 2),
             mae.Decoder(depth=1, width=16, heads=2),
             Teacher(str(folder / "teacher")),
-            optim=Optim(epochs=STEPS, batch_size=8, accumulate=2, base_lr=1e-2, ema=0.9),
+            optim=Optim(epochs=STEPS, batch_size=8, accumulate=2, base_lr=5e-2, ema=0.9),
             data=Pictures(str(folder / "images"), resident=True),
             normalize_pixels=True,
             device="cpu",
@@ -397,7 +397,7 @@ def mae_finetune():
         config = mae.Finetune(
             folder / "run",
             encoder=encoder(16, 2),
-            optim=Optim(epochs=10, batch_size=8, base_lr=1e-2, layer_decay=0.75, final=0.1),
+            optim=Optim(epochs=10, batch_size=8, base_lr=0.3, layer_decay=0.75, final=0.1),
             data=Pictures(str(folder / "images"), resident=True),
             device="cpu",
         )
