@@ -17,7 +17,6 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Column as Cell
 
 from apps.tour.chapter import Chapter, Figures, Tell, measure
-from potstill.core.command.environment import DOMAINS
 from potstill.core.measure.bench import Measured
 from potstill.core.measure.report import number
 
@@ -111,7 +110,7 @@ def _display(names: Sequence[str], console: Console) -> Any:
         disable=not console.is_terminal,
     )
     tasks: dict[str, TaskID] = {
-        name: progress.add_task(name, total=1.0, start=False, what=DOMAINS[name]) for name in names
+        name: progress.add_task(name, total=1.0, start=False, what="waiting") for name in names
     }
 
     def show(name: str, what: str, share: float) -> None:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from potstill.core import Objective
-from potstill.core.errors import CheckpointError, ConfigError, DataError
+from potstill.core.errors import BackendError, CheckpointError, ConfigError, DataError
 from potstill.core.store.pretrained import MissingModelError, Pretrained
 from potstill.core.vocabulary.distiller import Distiller
 
@@ -62,9 +66,9 @@ class Tied(nn.Module, Pretrained):
 
 
 class Odd(nn.Module, Pretrained):
-    def __init__(self, inner: nn.Module) -> None:
+    def __init__(self, inner: nn.Module | None = None, **sizes: int) -> None:
         super().__init__()
-        self.inner = inner
+        self.inner, self.sizes = inner, sizes
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +78,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args, **kwargs):
         raise AssertionError("asked the Hub")
 
-    monkeypatch.setattr("potstill.core.store.pretrained.snapshot_download", refuse)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
 
 
 def same_state(a: nn.Module, b: nn.Module) -> bool:
@@ -149,10 +153,10 @@ def test_an_interrupted_save_leaves_the_old_model(tmp_path: Path, monkeypatch) -
     first = Net(2)
     first.save_pretrained(tmp_path)
 
-    def stop(self, path, about):
+    def stop(self, name, about):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Pretrained, "_complete_config", stop)
+    monkeypatch.setattr(Pretrained, "_card", stop)
     with pytest.raises(KeyboardInterrupt):
         Net(2).save_pretrained(tmp_path)
     assert same_state(Net.from_pretrained(tmp_path), first)
@@ -168,6 +172,8 @@ def test_what_json_cannot_hold_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"Odd\.save_pretrained.*inner"):
         Odd(nn.Linear(1, 1)).save_pretrained(tmp_path / "odd")
     assert not (tmp_path / "odd" / "model.safetensors").exists()
+    Odd(small=2).save_pretrained(tmp_path / "odd")
+    assert Odd.from_pretrained(tmp_path / "odd").sizes == {"small": 2}
 
 
 def test_the_export_holds_no_teacher_and_no_projector(tmp_path: Path) -> None:
@@ -259,7 +265,7 @@ def test_a_name_of_the_hub_loads_what_was_fetched(tmp_path: Path, monkeypatch) -
         asked.update(options, name=name)
         return str(tmp_path)
 
-    monkeypatch.setattr("potstill.core.store.pretrained.snapshot_download", fetch)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
     assert same_state(Net.from_pretrained("owner/name", revision="v1"), model)
     assert (asked["name"], asked["revision"]) == ("owner/name", "v1")
     assert asked["allow_patterns"] == ["config.json", "model.safetensors"]  # no pickle
@@ -269,6 +275,70 @@ def test_an_unreachable_hub_is_one_error(monkeypatch) -> None:
     def fail(*args, **kwargs):
         raise huggingface_hub.errors.LocalEntryNotFoundError("no network")
 
-    monkeypatch.setattr("potstill.core.store.pretrained.snapshot_download", fail)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
     with pytest.raises(DataError, match="'owner/name' must be a folder or a repository"):
         Net.from_pretrained("owner/name")
+
+
+def test_folders_need_no_hub_and_the_hub_says_what_it_needs(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # as if it were not installed
+    model = Net(2)
+    model.save_pretrained(tmp_path)
+    assert same_state(Net.from_pretrained(tmp_path), model)
+    for ask in (
+        lambda: Net.from_pretrained("owner/name"),
+        lambda: model.push_to_hub("owner/name"),
+        lambda: model.save_pretrained(tmp_path, push_to_hub=True),
+    ):
+        with pytest.raises(BackendError, match=r"pip install 'potstill-core\[hub\]'"):
+            ask()
+
+
+def test_a_model_is_uploaded_whole(tmp_path: Path, monkeypatch) -> None:
+    asked: dict[str, object] = {}
+
+    class Api:
+        def __init__(self, token):
+            asked["token"] = token
+
+        def create_repo(self, repo_id, private, exist_ok):
+            asked.update(private=private, exist_ok=exist_ok)
+            return SimpleNamespace(repo_id=f"me/{repo_id}")
+
+        def create_branch(self, repo_id, branch, exist_ok):
+            asked.update(branch=branch)
+
+        def upload_folder(self, folder_path, **options):
+            copied = shutil.copytree(folder_path, tmp_path / "uploaded", dirs_exist_ok=True)
+            asked.update(options, files=sorted(path.name for path in copied.iterdir()))
+            return "https://hub/me/net/commit/1"
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    model = Net(2)
+    options = {"token": "secret", "private": True, "branch": "v1", "commit_message": "first"}
+    address = model.save_pretrained(
+        tmp_path / "net", teacher="a large one", push_to_hub=True, **options
+    )
+    assert address == "https://hub/me/net/commit/1"
+    assert asked == {
+        **options,
+        "repo_id": "me/net",
+        "revision": "v1",
+        "exist_ok": True,
+        "files": ["README.md", "config.json", "model.safetensors"],
+    }
+    assert same_state(Net.from_pretrained(tmp_path / "uploaded"), model)
+    assert "a large one" in (tmp_path / "uploaded" / "README.md").read_text()
+    model.push_to_hub("me/other", create_pr=True)
+    assert (asked["create_pr"], asked["token"], asked["revision"]) == (True, None, None)
+
+
+def test_a_card_has_the_metadata_of_its_class_and_of_the_parents(tmp_path: Path) -> None:
+    class Licensed(Net, license="mit", tags=["graphs"]):
+        pass
+
+    Licensed(2).save_pretrained(tmp_path)
+    _, front, text = (tmp_path / "README.md").read_text().split("---\n", 2)
+    expected = {"library_name": "potstill", "license": "mit", "tags": ["distillation", "graphs"]}
+    assert yaml.safe_load(front) == expected
+    assert "Someone, Somewhere 2024" in text

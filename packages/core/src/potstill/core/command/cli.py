@@ -194,23 +194,24 @@ def _file(path: Path, root: App) -> Callable[[App, tuple[str, ...], ArgumentColl
     """A source of options for cyclopts: ``path``, by command (``graph: {distill: ...}``) or flat.
 
     A flat file is what a run leaves behind as ``config.yaml``. In a file by command the options of
-    other commands are left alone, but a name that is no command at all is refused.
+    other commands are left alone, those of domains that are not installed too; what reads like a
+    misspelt command is refused.
     """
     values = configs.read(path)
 
     def apply(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-        from potstill.core.command.environment import DOMAINS
-
         section: Any = values
-        known = {*root, *DOMAINS}
+        known = set(root)
         if known & set(values):
             node = root
             for command in commands:
                 for key in section:
-                    if key not in known:
-                        raise ConfigError(
-                            f"config: {key!r} in {path} is no command; {nearest(key, known)}"
-                        )
+                    if key in known:
+                        continue
+                    guess = nearest(key, known)
+                    elsewhere = node is root and isinstance(section[key], dict)
+                    if not elsewhere or guess.startswith("did"):
+                        raise ConfigError(f"config: {key!r} in {path} is no command; {guess}")
                 section, node = section.get(command) or {}, node[command]
                 if not isinstance(section, dict):
                     raise ConfigError(
@@ -224,17 +225,12 @@ def _file(path: Path, root: App) -> Callable[[App, tuple[str, ...], ArgumentColl
 
 
 def _unknown(word: str, plugins: dict[str, EntryPoint]) -> str:
-    from potstill.core.command.environment import DOMAINS
-
-    if word in DOMAINS:
-        return f"{word!r} is not installed; pip install potstill-{word}"
-    guess = nearest(word, {"env", "bench", *plugins, *DOMAINS})
-    lines = [f"unknown command {word!r}" + (f"; {guess}" if guess.startswith("did") else "")]
-    lines.append(f"  installed: {', '.join(sorted(plugins)) or 'no domain'}; always: bench, env")
-    for name, what in DOMAINS.items():
-        if name not in plugins:
-            lines.append(f"  {what}: pip install potstill-{name}")
-    return "\n".join(lines)
+    guess = nearest(word, {"env", "bench", *plugins})
+    return (
+        f"unknown command {word!r}" + (f"; {guess}" if guess.startswith("did") else "") + "\n"
+        f"  installed: {', '.join(sorted(plugins)) or 'no domain'}; always: bench, env\n"
+        f"  if it is a domain of potstill: pip install potstill-{word}"
+    )
 
 
 def _works(point: EntryPoint) -> bool:

@@ -17,27 +17,17 @@ from packaging.requirements import Requirement
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["DOMAINS", "environment", "show_environment"]
-
-DOMAINS = {
-    "acm": "adaptive computation modules for vision transformers",
-    "graph": "graph networks to MLPs",
-    "mae": "masked autoencoders",
-    "nerf": "radiance fields",
-    "sr": "super-resolution",
-}
-"""Published domains, for the advice what to install; the core imports none of them."""
+__all__ = ["environment", "show_environment"]
 
 
 def environment() -> dict[str, Any]:
     """Versions, devices, optional packages and the data root, as plain values.
 
     Returns:
-        ``potstill`` (versions of its installed packages), ``missing`` (install command by domain),
-        ``python``, ``platform``, ``memory_gib``, ``torch`` (version, CUDA, threads, devices; or
-        ``error``), ``dependencies`` (versions; None when missing), ``optional`` (one row per
-        package of an extra: package, version or None, extra, install command) and ``data`` (root,
-        and whether it exists).
+        ``potstill`` (versions of its installed packages), ``python``, ``platform``, ``memory_gib``,
+        ``torch`` (version, CUDA, threads, devices; or ``error``), ``dependencies`` (versions; None
+        when missing), ``optional`` (one row per package of an extra: package, version or None,
+        extra, install command) and ``data`` (root, and whether it exists).
 
     Example:
         >>> report = environment()
@@ -53,9 +43,6 @@ def environment() -> dict[str, Any]:
     plain = {r.name: _version(r.name) for _, r in requirements if not _extra(r)}
     return {
         "potstill": installed,
-        "missing": {
-            name: f"pip install potstill-{name}" for name in DOMAINS if name not in installed
-        },
         "python": platform.python_version(),
         "platform": platform.platform(),
         "memory_gib": _memory(),
@@ -104,8 +91,6 @@ def show_environment(report: dict[str, Any], console: Console) -> None:
     for row in report["optional"]:
         found = row["version"]
         table.add_row(row["package"], found or "-", row["extra"], "" if found else row["install"])
-    for name, command in report["missing"].items():
-        table.add_row(f"potstill-{name}", "-", DOMAINS[name], command)
     console.print()
     # Markup off: brackets of an extra are not a style.
     console.print(table, markup=False)
