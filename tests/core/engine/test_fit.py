@@ -20,7 +20,8 @@ from potstill.core import (
     cosine,
     fit,
 )
-from potstill.core.engine.batches import Shard, stream
+from potstill.core.engine.batches import Shard
+from potstill.core.engine.source import as_source
 from potstill.core.errors import BackendError, ConfigError, NonFiniteError
 
 
@@ -303,8 +304,8 @@ def test_options_that_cannot_work_are_refused(options, message):
         (lambda p: Batches([1], 0), "batch_size must be at least 1"),
         (lambda p: Batches([1, 2, 3], 2).steps_per_epoch(2), "exceed the 3 items"),
         (lambda p: Batches([1, 2, 3], 2, drop_last=False).steps_per_epoch(2), "equal batches"),
-        (lambda p: stream([], 0, Shard()), "batches must be"),
-        (lambda p: stream(torch.utils.data.DataLoader([1]), 0, Shard()), "cannot be resumed"),
+        (lambda p: as_source([]), "batches must be"),
+        (lambda p: as_source(torch.zeros(3, 2)), "a dataset of single items"),
     ],
 )
 def test_parts_that_cannot_work_are_refused(make, message, tmp_path):
@@ -343,9 +344,9 @@ def test_the_last_batch_may_be_short_and_the_order_kept():
 
 
 def test_a_function_of_the_step_and_ready_batches_are_sources():
-    drawn = stream(lambda step, rank, world: (step, rank, world), 7, Shard(0, 1, 2))
+    drawn = as_source(lambda step, rank, world: (step, rank, world)).stream(7, Shard(0, 1, 2))
     assert [next(drawn), next(drawn)] == [(7, 1, 2), (8, 1, 2)]
-    ready = stream(["a", "b", "c"], 1, Shard(0, 1, 2))
+    ready = as_source(["a", "b", "c"]).stream(1, Shard(0, 1, 2))
     assert [next(ready) for _ in range(3)] == ["a", "c", "b"]
 
 

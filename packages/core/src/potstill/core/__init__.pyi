@@ -3,6 +3,7 @@ from .engine.device import Engine as Engine
 from .engine.fit import fit as fit
 from .engine.plan import Run as Run
 from .engine.plan import Stage as Stage
+from .engine.plan import Turn as Turn
 from .engine.plan import Validation as Validation
 from .errors import BackendError as BackendError
 from .errors import CheckpointError as CheckpointError

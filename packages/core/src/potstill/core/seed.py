@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 
-__all__ = ["generator", "key", "seed_all"]
+__all__ = ["generator", "key", "seed_all", "seeded"]
 
 
 def key(*parts: int | str) -> int:
@@ -42,3 +44,19 @@ def seed_all(*parts: int | str) -> None:
         torch.mps.manual_seed(value)
     np.random.seed(value)  # noqa: NPY002  (the global stream is what third-party code draws from)
     random.seed(value)
+
+
+@contextmanager
+def seeded(*parts: int | str) -> Iterator[None]:
+    """Set the global streams of the CPU from ``parts`` in a block, and give them back after it."""
+    before = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
+    value = key(*parts)
+    torch.default_generator.manual_seed(value)
+    np.random.seed(value)  # noqa: NPY002
+    random.seed(value)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before[0])
+        np.random.set_state(before[1])  # noqa: NPY002
+        random.setstate(before[2])

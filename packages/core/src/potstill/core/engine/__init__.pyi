@@ -2,10 +2,16 @@ from .batches import Batches as Batches
 from .batches import MapDataset as MapDataset
 from .batches import Shard as Shard
 from .device import Engine as Engine
+from .device import resolve_device as resolve_device
 from .history import History as History
 from .history import plot_curves as plot_curves
+from .plan import MakeOptimizer as MakeOptimizer
 from .plan import Plan as Plan
 from .plan import Run as Run
 from .plan import Stage as Stage
+from .plan import Turn as Turn
 from .plan import Validation as Validation
 from .ranks import run_ranks as run_ranks
+from .signature import sketch as sketch
+from .source import Source as Source
+from .source import as_source as as_source

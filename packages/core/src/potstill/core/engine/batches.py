@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch.utils.data import DataLoader, Sampler, default_collate
 
+from potstill.core.engine.signature import describe, sketch
 from potstill.core.errors import ConfigError
-from potstill.core.seed import generator
+from potstill.core.seed import generator, seeded
 
-__all__ = ["Batches", "MapDataset", "Shard", "Source", "stream"]
-
-Source = "Batches | Sequence[Any] | Callable[[int, int, int], Any]"
-"""What `fit` takes: `Batches`, ready batches that are cycled, or ``draw(step, rank, world)``."""
+__all__ = ["Batches", "MapDataset", "Shard"]
 
 
 @runtime_checkable
@@ -132,6 +130,14 @@ class Batches:
             )
         )
 
+    def fingerprint(self) -> str:
+        """Kind and size of the dataset, and digests of three of its items and of the options."""
+        size = len(self.dataset)
+        with seeded("fingerprint"):
+            items = [self.dataset[i] for i in sorted({0, size // 2, size - 1})]
+        options = self.shuffle, self.drop_last, describe(self.collate), describe(self.augment)
+        return f"{type(self.dataset).__qualname__} of {size} items {sketch(items, options)}"
+
 
 class _Order(Sampler[list[tuple[int, int]]]):
     """(epoch, index) of every item of one rank, batch after batch, without end."""
@@ -168,28 +174,3 @@ class _Keyed:
         if self.augment is None:
             return item
         return self.augment(item, generator("augment", self.seed, epoch, index))
-
-
-def stream(source: Any, start: int, shard: Shard) -> Iterator[Any]:
-    """Batches of any source from step ``start`` on, without end.
-
-    Raises:
-        ConfigError: ``source`` is none of the three kinds, or an empty sequence.
-    """
-    if isinstance(source, Batches):
-        return source.stream(start, shard)
-    if isinstance(source, Sequence) and not isinstance(source, str) and len(source) > 0:
-        return (source[(step * shard.world + shard.rank) % len(source)] for step in _count(start))
-    if callable(source) and not isinstance(source, type):
-        return (source(step, shard.rank, shard.world) for step in _count(start))
-    raise ConfigError(
-        "fit: batches must be Batches(dataset, batch_size), a non-empty sequence of ready batches "
-        f"or a function draw(step, rank, world), got {type(source).__name__}; a DataLoader's order "
-        "cannot be resumed: give its dataset to Batches"
-    )
-
-
-def _count(start: int) -> Iterator[int]:
-    while True:
-        yield start
-        start += 1

@@ -7,6 +7,7 @@ neither the data order nor the checkpoints, and it is imported here only.
 from __future__ import annotations
 
 import gc
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from inspect import signature
@@ -27,7 +28,7 @@ from torch.optim import Optimizer
 
 from potstill.core.errors import BackendError, ConfigError
 
-__all__ = ["Engine"]
+__all__ = ["Engine", "resolve_device"]
 
 # torch renamed the option in 2.15 and warns about the old name.
 _SYNC_BUFFERS = next(
@@ -73,13 +74,12 @@ class Engine:
     ) -> None:
         from accelerate import Accelerator
 
-        _check(device, precision, parallel)
+        on_cpu = _check(device, precision, parallel).type == "cpu"
         self.precision = precision
         self.parallel = parallel
         self.find_unused = find_unused
         self._accelerator = Accelerator(
-            cpu=device == "cpu" or (device == "auto" and not _has_accelerator()),
-            mixed_precision="no" if precision == "fp32" else precision,
+            cpu=on_cpu, mixed_precision="no" if precision == "fp32" else precision
         )
         self._wrapped: list[nn.Module] = []
 
@@ -114,12 +114,13 @@ class Engine:
 
         return send_to_device(batch, self.device, non_blocking=True)
 
-    def wrap(self, module: nn.Module) -> nn.Module:
-        """Make ``module`` train in all processes; itself where there is one.
+    def wrap(self, module: nn.Module, instead_of: nn.Module | None = None) -> nn.Module:
+        """A view of ``module`` that trains in all processes; itself where there is one.
 
-        Call it again when the set of trainable parameters has changed.
+        The view is of the parameters that require a gradient now, so each set of them needs one;
+        ``instead_of`` is a view that is not needed any more.
         """
-        self._wrapped.clear()
+        self._wrapped = [view for view in self._wrapped if view is not instead_of]
         if self.world == 1:
             return module
         if self.sharded:
@@ -174,6 +175,14 @@ class Engine:
         box = [value]
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all processes, by rank, on the main one."""
+        if self.world == 1:
+            return [value]
+        values = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
 
     def barrier(self) -> None:
         """Wait for all processes."""
@@ -253,35 +262,55 @@ class Engine:
         return f"Engine({self.device}, {self.precision}{ranks})"
 
 
-def _check(device: str, precision: str, parallel: str) -> None:
+def resolve_device(device: str) -> torch.device:
+    """The device that a word means on this machine.
+
+    Args:
+        device: ``"auto"`` (CUDA, else MPS, else CPU), ``"cpu"``, ``"cuda"``, ``"cuda:<number>"`` or
+            ``"mps"``.
+
+    Raises:
+        ConfigError: Another word.
+        BackendError: The device is not there.
+    """
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if device == "auto":
+        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d{1,2})?|mps", device):
+        raise ConfigError(f"device must be auto, cpu, cuda or mps, got {device!r}")
+    found = torch.device(device)
+    if found.type == "cuda" and not cuda:
+        why = "finds no GPU and driver" if torch.version.cuda else "was built without CUDA"
+        raise BackendError(
+            f"device={device!r} was requested, but no CUDA device is available; this torch "
+            f"({torch.__version__}) {why}: install a driver or another build, or pass device='cpu'"
+        )
+    if found.index is not None and found.index >= torch.cuda.device_count():
+        raise BackendError(
+            f"device={device!r} was requested, but there are {torch.cuda.device_count()} CUDA "
+            "devices, counted from 0; pass device='cuda'"
+        )
+    if device == "mps" and not mps:
+        raise BackendError(
+            "device='mps' was requested, but no MPS device is available; pass device='cpu'"
+        )
+    return found
+
+
+def _check(device: str, precision: str, parallel: str) -> torch.device:
     if precision not in ("fp32", "bf16", "fp16"):
         raise ConfigError(f"Engine: precision must be fp32, bf16 or fp16, got {precision!r}")
     if parallel not in ("ddp", "fsdp"):
         raise ConfigError(f"Engine: parallel must be ddp or fsdp, got {parallel!r}")
-    if device not in ("auto", "cpu", "cuda", "mps"):
+    found = resolve_device(device)
+    if found.index is not None:  # accelerate takes the first GPU, or that of the process
         raise ConfigError(
             f"Engine: device must be auto, cpu, cuda or mps, got {device!r}; choose a single GPU "
             "with CUDA_VISIBLE_DEVICES"
         )
-    if device == "cuda" and not torch.cuda.is_available():
-        raise BackendError(
-            "Engine: device cuda is not available; this torch "
-            + (
-                f"({torch.__version__}) finds no GPU and driver"
-                if torch.version.cuda
-                else f"({torch.__version__}) was built without CUDA: install another build"
-            )
-            + ", or pass device='cpu'"
-        )
-    if device == "mps" and not torch.backends.mps.is_available():
-        raise BackendError("Engine: device mps is not available; pass device='cpu'")
-    on_cpu = device == "cpu" or (device == "auto" and not _has_accelerator())
-    if precision == "fp16" and on_cpu:
+    if precision == "fp16" and found.type == "cpu":
         raise BackendError("Engine: fp16 needs a GPU; on the CPU use precision='bf16'")
-
-
-def _has_accelerator() -> bool:
-    return torch.cuda.is_available() or torch.backends.mps.is_available()
+    return found
 
 
 def _bare(optimizer: Any) -> Optimizer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -12,25 +13,26 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import Adam, Optimizer
+from torch.optim import Adam
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from potstill.core.engine.batches import Batches, Shard, stream
+from potstill.core.engine.batches import Shard
 from potstill.core.engine.device import Engine
 from potstill.core.engine.history import History, Row, Show, plot_curves
-from potstill.core.engine.plan import Plan, Run, Stage, Validation
+from potstill.core.engine.plan import MakeOptimizer, Plan, Run, Stage, Validation
+from potstill.core.engine.player import Defaults, Player, players_of
+from potstill.core.engine.signature import differences, signature
+from potstill.core.engine.source import Source, as_source
 from potstill.core.errors import CheckpointError, ConfigError, Interrupted, NonFiniteError
 from potstill.core.files import atomic
 from potstill.core.seed import seed_all
 from potstill.core.store import checkpoint
 from potstill.core.vocabulary.distiller import Distiller
 from potstill.core.vocabulary.objective import Losses
-from potstill.core.vocabulary.schedule import Schedule, constant
+from potstill.core.vocabulary.schedule import Schedule
+from potstill.core.vocabulary.teacher import Frozen
 
 __all__ = ["fit"]
-
-MakeOptimizer = Callable[..., Optimizer]
-"""Called as ``optimizer([(name, parameter), ...], lr=lr)``; torch's optimizers are such."""
 
 
 def fit(
@@ -38,6 +40,7 @@ def fit(
     batches: Any,
     *,
     steps: int | None = None,
+    epochs: float | None = None,
     seconds: float | None = None,
     clock: Callable[[], float] = time.monotonic,
     lr: float = 1e-3,
@@ -59,14 +62,17 @@ def fit(
     is a pure function of (seed, step, rank), so an interrupted run goes on as if nothing had
     happened, and neither validation nor logging changes the result. When it is over the student
     has its best validated weights, else its moving average if there is one, else the last, and is
-    in eval mode.
+    in eval mode; everything else about distiller and teacher is as it was: device, trainable flags,
+    objective.
 
     Args:
         distiller: Student, objective and teacher; moved to the engine's device.
-        batches: `Batches`; or a sequence of ready batches, cycled (full batch: ``[data]``); or a
-            function ``draw(step, rank, world)``. With ``accumulate`` they count micro-batches.
+        batches: `Batches`; a sequence of ready batches, cycled (full batch: ``[data]``); a function
+            ``draw(step, rank, world)``; a ``DataLoader``; or another iterable of batches: see
+            `potstill.core.engine.as_source`. With ``accumulate`` they count micro-batches.
         steps: Budget in steps of the optimizer.
-        seconds: Budget in seconds of ``clock``; with ``steps`` whichever ends first.
+        epochs: Budget in passes over the data, where an epoch is known.
+        seconds: Budget in seconds of ``clock``; of several budgets, whichever ends first.
         clock: Tells the time that the budget and the rows count: the wall's, or for instance
             ``time.process_time`` for CPU-seconds, or a watch that stands still while one evaluates.
         lr: Learning rate, > 0.
@@ -75,7 +81,8 @@ def fit(
         accumulate: Micro-batches per step; their gradients are averaged.
         clip: Largest total norm of the gradient; the norm is logged as ``grad_norm``.
         ema: Decay of a moving average of the student, in (0, 1).
-        stages: Intervals with their own objective, parameters and learning rate.
+        stages: Intervals with their own objective, parameters and learning rate, or with several
+            players in turns.
         validation: How to choose the best weights, and when to stop early.
         run: Folder for checkpoints, history and curves; a run found there is continued.
         engine: Device, precision and processes; ``Engine()`` by default.
@@ -84,12 +91,14 @@ def fit(
 
     Returns:
         One row a step: ``step``, ``loss``, the unweighted terms by name, ``lr``, ``seconds``,
-        validation scores, and ``stage`` and ``grad_norm`` where they apply.
+        validation scores, and ``stage`` and ``grad_norm`` where they apply; with turns, ``loss``,
+        terms, ``lr`` and ``grad_norm`` of each as ``turn/loss`` and so on, means over its updates.
 
     Raises:
         ConfigError: No budget, or options that contradict each other.
         NonFiniteError: A loss is NaN or infinite; names step, terms and samples.
-        CheckpointError: The folder holds a run with another seed, data, model or objective.
+        CheckpointError: The folder holds another run: other data, student, teacher, terms, weights,
+            optimizer, rates, stages, seed or precision. The message says what differs.
         Interrupted: SIGTERM or SIGINT came; a checkpoint has been written.
 
     Example:
@@ -116,15 +125,25 @@ def fit(
         engine = engine or stack.enter_context(Engine())
         if ema is not None and engine.sharded:
             raise ConfigError("fit: ema needs every process to hold the student; use ddp, not fsdp")
+        if engine.sharded and any(stage.turns for stage in stages):
+            raise ConfigError("fit: turns need a whole student in every process; use ddp, not fsdp")
+        source = as_source(batches)
+        if epochs is not None:
+            steps = _steps(source, epochs, steps, stages, accumulate, engine.world)
+        caveat = getattr(source, "caveat", "")
+        if run is not None and caveat:
+            warnings.warn(caveat, stacklevel=2)
+        own = {n: p.requires_grad for n, p in distiller.named_parameters()}
+        defaults = Defaults(
+            distiller.objective, optimizer, lr, schedule, clip, lambda name: own.get(name, True)
+        )
         loop = _Loop(
             distiller=distiller,
-            batches=batches,
+            source=source,
             plan=Plan(steps, seconds, stages),
             clock=clock,
-            default=Stage(share=1.0, lr=lr, schedule=schedule or constant()),
-            optimizer=optimizer,
+            defaults=defaults,
             accumulate=accumulate,
-            clip=clip,
             ema=ema,
             validation=validation,
             run=run,
@@ -135,6 +154,28 @@ def fit(
         return loop.train(stack.enter_context(_showing(progress, engine)))
 
 
+def _steps(
+    source: Source, epochs: float, steps: int | None, stages: Sequence[Stage], accumulate: int,
+    world: int,
+) -> int:  # fmt: skip
+    """Steps of the optimizer in ``epochs``, or ``steps`` where these are fewer."""
+    if not epochs > 0:
+        raise ConfigError(f"fit: epochs must be positive, got {epochs}")
+    if any(stage.steps is not None for stage in stages):
+        raise ConfigError("fit: epochs= needs stages with share=, got stages with steps=")
+    per_epoch = source.steps_per_epoch(world)
+    if per_epoch is None:
+        raise ConfigError(
+            f"fit: epochs={epochs:g} needs a source whose epoch is known, got one without a "
+            "length; give steps= or seconds= instead"
+        )
+    taken = {sum(turn.times / turn.every for turn in s.turns) or 1.0 for s in stages} or {1.0}
+    if len(taken) > 1:
+        raise ConfigError("fit: epochs= needs stages that take equally many batches; give steps=")
+    counted = max(int(epochs * per_epoch / (accumulate * taken.pop())), 1)
+    return counted if steps is None else min(counted, steps)
+
+
 class _Loop:
     """The state of a run, and the verbs that change it."""
 
@@ -142,41 +183,43 @@ class _Loop:
         self,
         *,
         distiller: Distiller,
-        batches: Any,
+        source: Source,
         plan: Plan,
         clock: Callable[[], float],
-        default: Stage,
-        optimizer: MakeOptimizer,
+        defaults: Defaults,
         accumulate: int,
-        clip: float | None,
         ema: float | None,
         validation: Validation | None,
         run: Run | None,
         engine: Engine,
         seed: int,
     ) -> None:
-        self.distiller = distiller.to(engine.device)
-        self.batches = batches
+        self.distiller = distiller
+        self.source = source
         self.plan = plan
         self.now = clock
-        self.default = default
-        self.make_optimizer = optimizer
+        self.defaults = defaults
         self.accumulate = accumulate
-        self.clip = clip
         self.validation = validation
         self.run = run
         self.engine = engine
         self.shard = Shard(seed, engine.rank, engine.world)
-        self.own_objective = distiller.objective
-        self.own_grads = {n: p.requires_grad for n, p in distiller.named_parameters()}
+        self.restore = _Restore(distiller, moved=not engine.sharded)
+        distiller.progress = 0.0  # weights that follow it are compared as they are at the start
+        self.signature = signature(
+            distiller, source, plan, defaults, self.shard,
+            {"accumulate": accumulate, "ema": ema, "precision": engine.precision},
+        ) if run else {}  # fmt: skip
+        distiller.to(engine.device)
         self.average = (
             None
             if ema is None
             else AveragedModel(distiller.student, multi_avg_fn=get_ema_multi_avg_fn(ema))
         )
 
-        self.module: nn.Module = distiller
+        self.players: list[Player] = []
         self.step = 0
+        self.taken = 0
         self.elapsed = 0.0
         self.stage = -1
         self.stage_start = 0
@@ -184,18 +227,22 @@ class _Loop:
         self.best_score: float | None = None
         self.waited = 0
         self.saved_at = 0.0
-        self.history = self._resume()
+        try:
+            self.history = self._resume()
+        except BaseException:
+            self.restore()
+            raise
 
     # --- the loop -------------------------------------------------------------------------------
 
     def train(self, show: Show) -> list[Row]:
         """Run to the end of the budget, or until validation says stop."""
         self.distiller.train()
-        source = stream(self.batches, self.step * self.accumulate, self.shard)
+        batches = self.source.stream(self.taken, self.shard)
         with _signals(watch=self.run is not None) as received:
             self.began = self.now() - self.elapsed
             while not self._done():
-                row, stop = self._step(source, received)
+                row, stop = self._step(batches, received)
                 self.step += 1
                 if self.validation is not None and self._validation_due():
                     row.update(self._validate(self.validation))
@@ -220,46 +267,58 @@ class _Loop:
             self._enter(number, self.step)
         return False
 
-    def _step(self, source: Iterator[Any], received: list[int]) -> tuple[Row, int]:
-        """One step of the optimizer; returns its row, and the signal that came, if any."""
-        engine, local = self.engine, self.step - self.stage_start
+    def _step(self, batches: Iterator[Any], received: list[int]) -> tuple[Row, int]:
+        """One step: the turns of its players; returns its row, and the signal that came, if any."""
+        local = self.step - self.stage_start
         self.distiller.progress = self.plan.fraction(self.step, self.elapsed)
-        self._follow_terms(local)
-        factor = (self.current.schedule or constant())(self.progress)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * factor
+        playing = [player for player in self.players if local % player.every == 0]
+        for player in playing:
+            player.prepare(local, self.progress)
         seed_all("step", self.shard.seed, self.step, self.shard.rank)
 
-        sums: list[float] = []
-        for micro in range(self.accumulate):
-            batch = engine.place(next(source))
-            with engine.accumulating(self.module, last=micro + 1 == self.accumulate):
-                with engine.autocast():
-                    losses: Losses = self.module(batch, local)
-                sums = self._collect(losses, sums, received, micro)
-                engine.backward(losses.total / self.accumulate)
-        norm = None if self.clip is None else engine.clip(self.trained, self.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        row, stopped = {"step": float(self.step)}, False
+        for player in playing:
+            if len(self.players) > 1:
+                player.take_turn()
+            stopped |= self._play(player, batches, local, received, row)
         if self.average is not None:
             self.average.update_parameters(self.distiller.student)
+        row["seconds"] = self.elapsed
+        # The signal's number survives the mean over processes and micro-batches as "not zero".
+        return row, (max(received) if received else signal.SIGTERM) if stopped else 0
 
-        loss, stop, elapsed, *terms = [value / self.accumulate for value in sums]
+    def _play(
+        self, player: Player, batches: Iterator[Any], local: int, received: list[int], row: Row
+    ) -> bool:
+        """The updates of a player in a step, into its columns; says whether a signal came."""
+        engine, count = self.engine, self.accumulate * player.times
+        sums: list[float] = []
+        norms: list[float] = []
+        for micro in range(count):
+            last = (micro + 1) % self.accumulate == 0
+            batch = engine.place(next(batches))
+            with engine.accumulating(player.module, last):
+                with engine.autocast():
+                    losses: Losses = player.module(batch, local)
+                sums = self._collect(losses, sums, received)
+                engine.backward(losses.total / self.accumulate)
+            self.taken += 1
+            if last and (norm := player.update()) is not None:
+                norms.append(norm)
+
+        loss, stopped, elapsed, *terms = [value / count for value in sums]
         self.elapsed = elapsed
-        row = {"step": float(self.step), "loss": loss}
+        row[f"{player.prefix}loss"] = loss
         if len(self.plan.stages) > 1:
             row["stage"] = float(self.stage)
-        row.update(zip(losses.terms, terms, strict=True))
-        row["lr"] = self.optimizer.param_groups[0]["lr"]
-        if norm is not None:
-            row["grad_norm"] = norm
-        row["seconds"] = elapsed
-        # The signal's number survives the mean over processes and micro-batches as "not zero".
-        return row, (max(received) if received else signal.SIGTERM) if stop else 0
+        for name, term in zip(losses.terms, terms, strict=True):
+            row[player.prefix + name] = term
+        row[f"{player.prefix}lr"] = player.optimizer.param_groups[0]["lr"]
+        if norms:
+            row[f"{player.prefix}grad_norm"] = sum(norms) / len(norms)
+        return bool(stopped)
 
-    def _collect(
-        self, losses: Losses, sums: list[float], received: list[int], micro: int
-    ) -> list[float]:
+    def _collect(self, losses: Losses, sums: list[float], received: list[int]) -> list[float]:
         """Add up loss, signal, time and terms, averaged over the processes, before the backward.
 
         Every process sees the same numbers, so all of them stop together.
@@ -270,16 +329,16 @@ class _Loop:
         known = torch.tensor(state, dtype=wide, device=values.device)
         numbers = self.engine.mean(torch.cat([values[:1], known, values[1:]])).tolist()
         if not all(map(_is_finite, [numbers[0], *numbers[3:]])):
-            raise NonFiniteError(self._describe(losses, micro))
+            raise NonFiniteError(self._describe(losses))
         return [a + b for a, b in zip(sums or [0.0] * len(numbers), numbers, strict=True)]
 
-    def _describe(self, losses: Losses, micro: int) -> str:
+    def _describe(self, losses: Losses) -> str:
         values = {name: float(value) for name, value in losses.terms.items()}
         guilty = [name for name, value in values.items() if not _is_finite(value)]
         shown = ", ".join(f"{name}={value:.6g}" for name, value in values.items())
         where = ""
-        if isinstance(self.batches, Batches):
-            ids = self.batches.indices(self.step * self.accumulate + micro, self.shard)
+        if hasattr(self.source, "indices"):
+            ids = self.source.indices(self.taken, self.shard)
             where = f"; samples {ids[:16]}{' ...' if len(ids) > 16 else ''}"
         return (
             f"fit: the loss is {float(losses.total.detach()):.6g} at step {self.step}, from "
@@ -290,54 +349,13 @@ class _Loop:
     # --- stages ---------------------------------------------------------------------------------
 
     def _enter(self, number: int, start: int) -> None:
-        """Begin stage ``number``: its objective, its parameters, a new optimizer."""
-        given, default = self.plan.stages[number], self.default
+        """Begin stage ``number``: its objectives, its parameters, new optimizers."""
         if self.stage >= 0:
+            self.players = []
             self.engine.release()
         self.stage, self.stage_start = number, start
-        self.current = Stage(
-            share=1.0,
-            trainable=given.trainable,
-            lr=given.lr or default.lr,
-            schedule=given.schedule or default.schedule,
-        )
-        self.distiller.objective = given.objective or self.own_objective
-        self.distiller.to(self.engine.device).train()
-        for name, parameter in self.distiller.named_parameters():
-            parameter.requires_grad_(self.own_grads.get(name, True) and given.trains(name))
-        self.active: frozenset[str] | None = None
-        self.module = self.engine.wrap(self.distiller)
-        named = [(n, p) for n, p in self.distiller.named_parameters() if p.requires_grad]
-        if not named:
-            raise ConfigError(
-                f"fit: stage {number} has nothing to train: no parameter of the distiller matches "
-                f"{given.trainable}; names look like "
-                f"{next((n for n, _ in self.distiller.named_parameters()), 'student.weight')!r}"
-            )
-        optimizer = self.make_optimizer(named, lr=self.current.lr)
-        for group in optimizer.param_groups:
-            group["initial_lr"] = group["lr"]
-        self.trained = [parameter for _, parameter in named]
-        self.optimizer = self.engine.prepare_optimizer(optimizer)
-
-    def _follow_terms(self, local: int) -> None:
-        """Several processes: criteria without weight take no part in the exchange of gradients."""
-        if self.engine.world == 1:
-            return
-        objective = self.distiller.objective
-        active = frozenset(objective.at(local))
-        if active == self.active:
-            return
-        given = self.plan.stages[self.stage]
-        for name, parameter in self.distiller.named_parameters():
-            parameter.requires_grad_(self.own_grads.get(name, True) and given.trains(name))
-        for name in objective.names:
-            criterion = objective.module(name)
-            if criterion is not None and name not in active:
-                criterion.requires_grad_(False)
-        if self.active is not None or active != frozenset(objective.names):
-            self.module = self.engine.wrap(self.distiller)
-        self.active = active
+        stage = self.plan.stages[number]
+        self.players = players_of(self.distiller, self.engine, stage, self.defaults, number)
 
     # --- validation -----------------------------------------------------------------------------
 
@@ -402,34 +420,24 @@ class _Loop:
         by_step = self.run.every is not None and self.step % self.run.every == 0
         return bool(stop) or by_time or by_step
 
-    def _signature(self) -> dict[str, Any]:
-        """What must be the same for a run to be continued."""
-        data: Any = "function of the step"
-        if isinstance(self.batches, Batches):
-            data = [len(self.batches.dataset), self.batches.batch_size * self.shard.world]
-        elif isinstance(self.batches, Sequence):
-            data = len(self.batches)
-        return {
-            "seed": self.shard.seed,
-            "data (items, global batch)": data,
-            "accumulate": self.accumulate,
-            "stages": len(self.plan.stages),
-            "terms": list(self.own_objective.names),
-            "student": [[n, list(p.shape)] for n, p in self.distiller.student.named_parameters()],
-        }
-
     def _save(self) -> None:
         assert self.run is not None
-        engine = self.engine
+        engine, players = self.engine, self.players
+        several = len(players) > 1  # else the objective is part of the distiller's state
         state = {
             "signature": self.signature,
             "step": self.step,
+            "taken": self.taken,
             "elapsed": self.elapsed,
             "stage": self.stage,
             "stage_start": self.stage_start,
             "rows": len(self.history.rows),
             "distiller": engine.state_of(self.distiller),
-            "optimizer": engine.state_of_optimizer(self.distiller, self.optimizer),
+            "objectives": [engine.state_of(p.objective) for p in players if several],
+            "optimizers": {
+                p.name: engine.state_of_optimizer(self.distiller, p.optimizer) for p in players
+            },
+            "source": engine.gather(self._state_of_source()),
             "average": None if self.average is None else self.average.state_dict(),
             "best": self.best,
             "best_score": self.best_score,
@@ -443,39 +451,86 @@ class _Loop:
 
     def _resume(self) -> History:
         """Continue from the newest whole checkpoint, if there is one."""
-        self.signature = self._signature()
         on_disk = self.run if self.engine.main else None
         path = self.engine.agree(on_disk and checkpoint.newest(on_disk.checkpoints))
         if path is None:
             return History(on_disk)
-        state = checkpoint.load(path)
-        for name, value in self.signature.items():
-            if state["signature"].get(name) != value:
-                raise CheckpointError(
-                    f"fit: {path.parent.parent} holds a run with another {name} "
-                    f"({_short(state['signature'].get(name))}, now {_short(value)}); choose "
-                    "another folder, or restore the option"
-                )
-        self.step, self.elapsed = state["step"], state["elapsed"]
+        assert self.run is not None
+        state, anyway = checkpoint.load(path), self.run.resume == "anyway"
+        differing = differences(state["signature"], self.signature)
+        if differing and not anyway:
+            raise CheckpointError(
+                f"fit: {path.parent.parent} holds a run with another "
+                f"{'; another '.join(differing)}; choose another folder, restore the option, or "
+                'continue deliberately with Run(folder, resume="anyway")'
+            )
+        self.step, self.taken, self.elapsed = state["step"], state["taken"], state["elapsed"]
         self.saved_at = self.elapsed
         self._enter(state["stage"], state["stage_start"])
         self.engine.put_state(self.distiller, state["distiller"])
-        self.engine.put_state_of_optimizer(self.distiller, self.optimizer, state["optimizer"])
+        for player, objective in zip(self.players, state["objectives"], strict=False):
+            self.engine.put_state(player.objective, objective)
+        for player in self.players:
+            self._resume_optimizer(player, state["optimizers"].get(player.name), anyway)
         if self.average is not None and state["average"] is not None:
             self.average.load_state_dict(state["average"])
+        if state["source"] and hasattr(self.source, "load_state_dict"):
+            self.source.load_state_dict(state["source"][self.engine.rank])
         self.best, self.best_score = state["best"], state["best_score"]
         self.waited = state["waited"]
         return History(on_disk, state["rows"])
 
+    def _resume_optimizer(self, player: Player, state: Any, anyway: bool) -> None:
+        try:
+            self.engine.put_state_of_optimizer(self.distiller, player.optimizer, state)
+        except (KeyError, ValueError, TypeError) as error:
+            if not anyway:
+                raise
+            warnings.warn(f"fit: the optimizer begins anew, since its state does not fit: {error}",
+                          stacklevel=2)  # fmt: skip
+
+    def _state_of_source(self) -> dict[str, Any]:
+        state: dict[str, Any] = getattr(self.source, "state_dict", dict)()
+        return state
+
     def close(self) -> None:
         """Give the distiller back as it came, apart from its weights."""
         self.history.close()
-        self.distiller.objective = self.own_objective
-        for name, parameter in self.distiller.named_parameters():
-            parameter.requires_grad_(self.own_grads.get(name, parameter.requires_grad))
-        self.module = self.distiller
+        self.players = []
         self.distiller.eval()
         self.engine.release()
+        self.restore()
+
+
+class _Restore:
+    """What `fit` changes for as long as it runs: objective, turn, flags, device, teachers."""
+
+    def __init__(self, distiller: Distiller, moved: bool) -> None:
+        self.distiller, self.objective = distiller, distiller.objective
+        self.grads = {n: p.requires_grad for n, p in distiller.named_parameters()}
+        self.teachers = [m for m in distiller.modules() if isinstance(m, Frozen)]
+        # A shell moves what is below it, so that comes first, and teachers after.
+        homes = [(m, _device_of(m)) for m in (distiller, *map(_model, self.teachers))]
+        self.homes = [(m, home) for m, home in homes if moved and home is not None]
+        for teacher in self.teachers:
+            teacher.freeze()
+
+    def __call__(self) -> None:
+        self.distiller.objective, self.distiller.turn = self.objective, ""
+        for name, parameter in self.distiller.named_parameters():
+            parameter.requires_grad_(self.grads.get(name, parameter.requires_grad))
+        for module, home in self.homes:
+            module.to(home)
+        for teacher in self.teachers:
+            teacher.release()
+
+
+def _model(teacher: Frozen) -> nn.Module:
+    return teacher.model
+
+
+def _device_of(module: nn.Module) -> torch.device | None:
+    return next((p.device for p in module.parameters()), None)
 
 
 @contextmanager
@@ -505,8 +560,3 @@ def _signals(watch: bool) -> Iterator[list[int]]:
 
 def _is_finite(value: float) -> bool:
     return value == value and abs(value) != float("inf")
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) < 80 else text[:77] + "..."

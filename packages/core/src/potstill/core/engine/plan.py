@@ -10,12 +10,72 @@ from pathlib import Path
 from typing import Literal
 
 from torch import nn
+from torch.optim import Optimizer
 
 from potstill.core.errors import ConfigError
 from potstill.core.vocabulary.objective import Objective
 from potstill.core.vocabulary.schedule import Schedule
 
-__all__ = ["Plan", "Run", "Stage", "Validation"]
+__all__ = ["MakeOptimizer", "Plan", "Run", "Stage", "Turn", "Validation"]
+
+MakeOptimizer = Callable[..., Optimizer]
+"""Called as ``optimizer([(name, parameter), ...], lr=lr)``; torch's optimizers are such."""
+
+Trainable = Sequence[str] | Callable[[str], bool]
+"""Patterns such as ``"student.blocks.*"``, or a predicate on the name of a parameter."""
+
+
+def matches(trainable: Trainable | None, name: str) -> bool:
+    """Whether the parameter called ``name`` is among ``trainable``; None means all."""
+    if trainable is None:
+        return True
+    if callable(trainable):
+        return bool(trainable(name))
+    return any(fnmatchcase(name, pattern) for pattern in trainable)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One player of a stage in which several alternate: adversary, critic, bilevel weights.
+
+    A step runs the turns of its stage in order. Each trains its own parameters with its own
+    optimizer; during its turn all other parameters are constants, ``distiller.objective`` is its
+    objective and ``distiller.turn`` its name. Its columns in the history are ``name/term``.
+
+    Args:
+        name: Name in the history, in checkpoints and in ``distiller.turn``.
+        trainable: Parameters of the distiller that train in this turn; turns may share some.
+        objective: Terms of this turn; those of the stage by default.
+        optimizer: Optimizer factory; that of `fit` by default.
+        lr: Learning rate; that of the stage by default.
+        schedule: Factor of the learning rate; that of the stage by default.
+        clip: Largest total norm of the gradient; that of `fit` by default.
+        times: Updates per step, each with batches of its own.
+        every: Steps from one turn to the next; 1 is every step.
+    """
+
+    name: str
+    trainable: Trainable
+    objective: Objective | None = None
+    optimizer: MakeOptimizer | None = None
+    lr: float | None = None
+    schedule: Schedule | None = None
+    clip: float | None = None
+    times: int = 1
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.name or "/" in self.name:
+            raise ConfigError(f"Turn: name must be a word without '/', got {self.name!r}")
+        if isinstance(self.trainable, str):
+            raise ConfigError(
+                f"Turn: trainable must be a sequence of patterns, got {self.trainable!r}; "
+                f"write [{self.trainable!r}]"
+            )
+        if self.times < 1 or self.every < 1:
+            raise ConfigError(
+                f"Turn: times and every must be at least 1, got {self.times} and {self.every}"
+            )
 
 
 @dataclass(frozen=True)
@@ -29,20 +89,22 @@ class Stage:
         steps: Length in steps; or
         share: length as a share of the budget in (0, 1]; the shares of all stages sum to 1.
         objective: The terms of this stage.
-        trainable: Which of the distiller's parameters train: patterns such as
+        trainable: Parameters of the distiller that train: patterns such as
             ``"student.blocks.*"``, or a predicate on the name.
         lr: Learning rate.
         schedule: Factor of the learning rate.
-        name: For the progress line.
+        name: Label of the progress line.
+        turns: Players that alternate within each step; none for one player.
     """
 
     steps: int | None = None
     share: float | None = None
     objective: Objective | None = None
-    trainable: Sequence[str] | Callable[[str], bool] | None = None
+    trainable: Trainable | None = None
     lr: float | None = None
     schedule: Schedule | None = None
     name: str = ""
+    turns: Sequence[Turn] = ()
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.share is None):
@@ -53,14 +115,9 @@ class Stage:
             raise ConfigError(f"Stage: steps must be at least 1, got {self.steps}")
         if self.share is not None and not 0 < self.share <= 1:
             raise ConfigError(f"Stage: share must be in (0, 1], got {self.share}")
-
-    def trains(self, name: str) -> bool:
-        """Whether the parameter called ``name`` trains in this stage."""
-        if self.trainable is None:
-            return True
-        if callable(self.trainable):
-            return bool(self.trainable(name))
-        return any(fnmatchcase(name, pattern) for pattern in self.trainable)
+        names = [turn.name for turn in self.turns]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"Stage: turns must have different names, got {', '.join(names)}")
 
 
 @dataclass(frozen=True)
@@ -115,7 +172,9 @@ class Run:
         every: Steps between checkpoints, besides those by time and at the end.
         minutes: Time between checkpoints.
         keep: How many checkpoints to keep.
-        resume: Continue from the newest whole checkpoint; else the folder must be new.
+        resume: Continue from the newest whole checkpoint, if it is of the same run; ``"anyway"``
+            continues deliberately with other data, teacher, terms or optimizer; False refuses a
+            folder that holds a run.
         tensorboard: Write event files too (extra ``potstill-core[tensorboard]``).
     """
 
@@ -123,7 +182,7 @@ class Run:
     every: int | None = None
     minutes: float = 5.0
     keep: int = 2
-    resume: bool = True
+    resume: bool | Literal["anyway"] = True
     tensorboard: bool = False
 
     def __post_init__(self) -> None:

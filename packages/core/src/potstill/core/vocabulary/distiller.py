@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from potstill.core.errors import ConfigError
 from potstill.core.vocabulary.objective import Losses, Objective
 from potstill.core.vocabulary.teacher import Frozen
 
@@ -23,6 +24,10 @@ class Distiller(nn.Module):
     Attributes:
         progress: Share of the whole budget that is used up, in [0, 1]: `fit` sets it before each
             step, for weights that follow a budget in seconds, where no step is known beforehand.
+        turn: Name of the turn that is being played, where a stage has several; else empty.
+
+    Raises:
+        ConfigError: Student and teacher share parameters that would train.
 
     Example:
         >>> import torch.nn.functional as F
@@ -37,11 +42,14 @@ class Distiller(nn.Module):
     """
 
     progress: float = 0.0
+    turn: str = ""
 
     def __init__(
         self, student: nn.Module, objective: Objective, teacher: nn.Module | None = None
     ) -> None:
         super().__init__()
+        if teacher is not None:
+            _check_apart(type(self).__name__, student, teacher)
         self.student = student
         self.objective = objective
         self.teacher = None if teacher is None else Frozen(teacher)
@@ -56,4 +64,17 @@ class Distiller(nn.Module):
         raise NotImplementedError(
             f"{type(self).__name__}: write forward(self, batch, step) -> Losses, ending in "
             "`return self.objective(step, name=(student, teacher, ...))`"
+        )
+
+
+def _check_apart(name: str, student: nn.Module, teacher: nn.Module) -> None:
+    """Refuse a student that would be frozen with its teacher."""
+    model = teacher.model if isinstance(teacher, Frozen) else teacher
+    held = {id(parameter) for parameter in model.parameters()}
+    shared = [n for n, p in student.named_parameters() if id(p) in held and p.requires_grad]
+    if model is student or shared:
+        raise ConfigError(
+            f"{name}: student and teacher must not share parameters that train, got "
+            f"{'the same module' if model is student else ', '.join(shared[:3])}; "
+            "pass copy.deepcopy(teacher)"
         )

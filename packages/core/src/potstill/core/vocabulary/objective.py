@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -93,6 +93,10 @@ class Objective(nn.Module):
     def names(self) -> tuple[str, ...]:
         """The names of all terms, in order."""
         return tuple(self._terms)
+
+    def items(self) -> Iterator[tuple[str, tuple[Weight, Criterion]]]:
+        """Name, weight and criterion of each term, in order."""
+        return iter(self._terms.items())
 
     def module(self, name: str) -> nn.Module | None:
         """The criterion called ``name`` if it is a module, which may have parameters."""

@@ -16,6 +16,7 @@ class Frozen(nn.Module):
     The model is held outside the module tree, so that no parameter of it reaches an optimizer,
     a checkpoint or a distributed wrapper; it still follows ``.to(device)``. Its parameters get
     ``requires_grad=False``; its buffers are not written (batch statistics stay as they are).
+    `fit` leaves the model as it was before it was frozen.
 
     Args:
         model: Any module, or another ``Frozen``.
@@ -31,12 +32,31 @@ class Frozen(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         model = model.model if isinstance(model, Frozen) else model
-        self._held = (model.eval().requires_grad_(False),)
+        self._held = (model,)
+        self._before: tuple[list[tuple[nn.Parameter, bool]], list[tuple[nn.Module, bool]]] | None
+        self._before = None
+        self.freeze()
 
     @property
     def model(self) -> Any:
         """The wrapped model; tap this one."""
         return self._held[0]
+
+    def freeze(self) -> None:
+        """Set eval mode and no gradients; `release` undoes it."""
+        if self._before is None:
+            parameters = [(p, p.requires_grad) for p in self.model.parameters()]
+            self._before = parameters, [(m, m.training) for m in self.model.modules()]
+        self.model.eval().requires_grad_(False)
+
+    def release(self) -> None:
+        """Give the model back its flags, as they were before it was frozen."""
+        parameters, modules = self._before or ((), ())
+        for parameter, flag in parameters:
+            parameter.requires_grad_(flag)
+        for module, training in modules:
+            module.training = training
+        self._before = None
 
     def train(self, mode: bool = True) -> Frozen:
         """Do nothing: ``distiller.train()`` must not wake the teacher's dropout."""
