@@ -15,7 +15,7 @@ from potstill.core import latency
 from potstill.core.measure.bench import Figure, Pair, Skip, at_least, at_most, benchmark, close
 from potstill.graph import GCNTeacher, HighFrequency, LowFrequency, MLPStudent, load
 from potstill.graph.comparison import single_node_call
-from potstill.graph.edges import available
+from potstill.graph.kernels import CONTRASTS
 from potstill.graph.tensors import rows
 
 HARD = "issue 4: Must hold"
@@ -40,8 +40,8 @@ def gradient(function: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
 
 def criterion(name: str, backend: str) -> Pair:
     """Both terms, forward and backward, against the same edge by edge."""
-    if backend == "native" and available("native"):
-        raise Skip(available("native"))
+    if why := CONTRASTS[backend].missing:
+        raise Skip(why)
     data, z_s, z_t = problem(name)
     edges, tau = data.edge_index, SHAPES[name][2]
     low, high = LowFrequency(), HighFrequency(tau, backend=backend)

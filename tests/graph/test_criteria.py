@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from potstill.core.errors import ConfigError, ShapeError
+from potstill.core.errors import BackendError, ConfigError, ShapeError
 from potstill.core.testing import (
     assert_criterion,
     requires_cuda,
@@ -18,7 +18,7 @@ from potstill.core.testing import (
     with_package,
 )
 from potstill.graph.criteria import HighFrequency, LowFrequency, SoftLabel
-from potstill.graph.edges import available, resolve
+from potstill.graph.kernels import CONTRASTS
 
 BACKENDS = ["torch", "native"]
 
@@ -113,7 +113,7 @@ def test_high_frequency_is_the_sum_over_edges(symmetric, weighted, reduction):
 def test_backends_agree_with_double_precision(backend, classes, keep, monkeypatch):
     skip_without(backend)
     if not keep:
-        monkeypatch.setattr("potstill.graph.edges._KEEP", 0)
+        monkeypatch.setattr("potstill.graph.kernels.contrast._KEEP", 0)
     z_s, z_t, edges, _ = problem(50, classes, 300, seed=classes)
     high = HighFrequency(1.5, backend=backend, edge_chunk=64)
     value, slope = gradient(lambda z: high(z, z_t, edges), z_s)
@@ -143,8 +143,8 @@ def test_the_native_kernel_leaves_subnormal_numbers_alone():
     """In a process of its own: a library linked with -ffast-math flushes them for everybody."""
     skip_without("native")
     program = (
-        "from potstill.graph.native import library; import numpy, torch; "
-        "library('edges'), library('product'); "
+        "from potstill.graph.kernels.native import kernel; import numpy, torch; "
+        "kernel('edges'), kernel('product'); "
         "assert numpy.float32(1e-40) * numpy.float32(1) > 0; assert torch.tensor(1e-40) * 1 > 0"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True)
@@ -163,17 +163,17 @@ def test_native_holds_for_any_scale_of_logits(seed, classes, tau, scale):
 
 INTERPRETED = """
 import torch
-from potstill.graph import edges
 from potstill.graph.criteria import HighFrequency
-from potstill.graph.triton_edges import edge_contrast
+from potstill.graph.kernels import contrast
+from potstill.graph.kernels.triton import edge_contrast
 rng = torch.Generator().manual_seed(0)
 pairs = torch.unique(torch.randint(0, 20, (2, 150), generator=rng), dim=1)
 pairs = pairs[:, pairs[0] != pairs[1]]
-for edges._KEEP in (2**28, 0):
+for contrast._KEEP in (2**28, 0):
     for classes in (1, 7, 40):
         z_s, z_t = torch.randn(2, 20, classes, generator=rng)
         made = HighFrequency(1.5, backend="torch")._prepare(z_t, pairs, None)
-        expected, exact = edges._with_torch(z_s, made, True)
+        expected, exact = contrast.edge_contrast(z_s, made, True)
         value, slope = edge_contrast(z_s, made, True)
         torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(slope, exact, rtol=1e-4, atol=1e-7)
@@ -279,20 +279,19 @@ def test_errors_say_what_to_do():
         HighFrequency(tau=0)
     with pytest.raises(ConfigError, match="reduction must be edge or node, got 'sum'"):
         LowFrequency("sum")
-    with pytest.raises(ConfigError, match="backend must be auto, torch, native, triton"):
+    with pytest.raises(ConfigError, match="must be a known one, got 'cuda'; known: auto, triton"):
         HighFrequency(backend="cuda")
 
 
 def test_auto_falls_back_to_torch_without_a_compiler(monkeypatch):
-    from potstill.graph import edges
-
-    monkeypatch.setattr(edges, "available", lambda backend: "no compiler")
-    assert resolve("auto") == "torch"
-    with pytest.raises(edges.BackendError, match="backend 'native' must be able to run"):
-        resolve("native")
+    monkeypatch.setitem(vars(CONTRASTS["native"]), "missing", "no compiler")
+    z_s, z_t, edges, _ = problem()
+    expected = HighFrequency(backend="torch")(z_s, z_t, edges)
+    assert torch.equal(HighFrequency()(z_s, z_t, edges), expected)
+    with pytest.raises(BackendError, match="'native' cannot run here: no compiler; or use"):
+        HighFrequency(backend="native")
 
 
 def skip_without(backend):
-    why = available(backend) if backend != "torch" else ""
-    if why:
+    if why := CONTRASTS[backend].missing:
         pytest.skip(why)

@@ -12,9 +12,9 @@ from torch_geometric.nn import GCNConv
 
 from potstill.core.errors import ConfigError, ShapeError
 from potstill.core.testing import with_package
-from potstill.graph.edges import available
+from potstill.graph.kernels import PRODUCTS
+from potstill.graph.kernels.native import csr_product
 from potstill.graph.models import GATTeacher, GCNTeacher, MLPStudent, SAGETeacher, make_teacher
-from potstill.graph.native import csr_product
 from potstill.graph.propagate import FeatureLinear
 from potstill.graph.tensors import Memo, as_features, csr, density, rows, transposed
 
@@ -168,8 +168,8 @@ def test_the_student_exports_to_onnx_and_torch_export(graph, tmp_path):
 
 @pytest.mark.parametrize("shape", [(3, 5, 1), (40, 30, 64), (200, 17, 97), (50, 9000, 40)])
 def test_the_kernel_multiplies_sparse_and_dense_matrices(shape):
-    if available("native"):
-        pytest.skip(available("native"))
+    if why := PRODUCTS["native"].missing:
+        pytest.skip(why)
     m, n, k = shape
     rng = torch.Generator().manual_seed(0)
     matrix = torch.randn(m, n, generator=rng).where(torch.rand(m, n, generator=rng) < 0.2, 0)

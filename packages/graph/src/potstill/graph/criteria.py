@@ -17,7 +17,9 @@ from torch.autograd.function import once_differentiable
 
 from potstill.core import ConfigError, ShapeError
 from potstill.graph.check import is_symmetric
-from potstill.graph.edges import Backend, Contrast, contrast, resolve
+from potstill.graph.kernels import CONTRASTS
+from potstill.graph.kernels.contrast import Contrast
+from potstill.graph.kernels.edges import contrast
 from potstill.graph.tensors import Memo, compress, product
 
 __all__ = ["HighFrequency", "LowFrequency", "SoftLabel", "match_rows"]
@@ -174,7 +176,8 @@ class HighFrequency(nn.Module):
         reduction: ``"edge"``, the mean over edges (FF-G2M), or ``"node"``, the mean over the edges
             into each node, then over nodes that have any.
         backend: ``"torch"``; ``"native"``, a C++ kernel that the machine's compiler builds on first
-            use (CPU); ``"triton"`` (CUDA); ``"auto"`` takes the fastest that runs.
+            use (CPU); ``"triton"`` (CUDA); ``"auto"`` takes the fastest that runs where the logits
+            are.
         edge_chunk: Edges at a time; bounds the memory of ``"torch"``.
         symmetric: Whether every edge has both directions; looked at when None.
 
@@ -202,7 +205,7 @@ class HighFrequency(nn.Module):
         self,
         tau: float = 1.0,
         reduction: Reduction = "edge",
-        backend: Backend = "auto",
+        backend: str = "auto",
         edge_chunk: int = 2**20,
         symmetric: bool | None = None,
     ) -> None:
@@ -213,7 +216,9 @@ class HighFrequency(nn.Module):
             raise ConfigError(f"HighFrequency: edge_chunk must be at least 1, got {edge_chunk}")
         self.tau, self.edge_chunk, self.symmetric = tau, edge_chunk, symmetric
         self.reduction = _check_reduction("HighFrequency", reduction)
-        self.backend = resolve(backend)
+        if backend != "auto":
+            CONTRASTS.resolve(backend)  # one that cannot run says so before anything starts
+        self.backend = backend
         self._memo = Memo()
 
     def forward(

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from potstill.graph.edges import available
-from potstill.graph.native import csr_product
-from potstill.graph.tensors import Memo, compress, is_sparse, product, transposed
+from potstill.graph.kernels import PRODUCTS
+from potstill.graph.tensors import Memo, compress, is_sparse, transposed
 
 __all__ = ["FeatureLinear", "propagate", "random_walk", "symmetric"]
 
@@ -36,9 +35,9 @@ class _Constant(torch.autograd.Function):
 def _product(matrix: Tensor, x: Tensor) -> Tensor:
     """``matrix @ x``, by the C++ kernel where there is enough work to pay for packing ``x``."""
     large = matrix.values().numel() >= 8 * len(x) and x.shape[1] >= 32
-    fits = x.device.type == "cpu" and x.dtype == matrix.dtype == torch.float32
-    kernel = csr_product if large and fits and not available("native") else product
-    return kernel(matrix, x)
+    single = x.dtype == matrix.dtype == torch.float32
+    backend = PRODUCTS.resolve("auto" if large and single else "torch", x.device)
+    return backend.run(matrix, x)
 
 
 def propagate(matrix: Tensor, transpose: Tensor, x: Tensor) -> Tensor:

@@ -1,11 +1,45 @@
-"""The kernel of `potstill.graph.triton_edges`; importing it needs Triton."""
+"""The Triton kernel: one program for a tile of edges, the gradient added atomically."""
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-__all__ = ["contrast_kernel"]
+from potstill.graph.kernels.contrast import Contrast
+
+__all__ = ["edge_contrast"]
+
+_TILE = 64
+
+
+def edge_contrast(z: Tensor, made: Contrast, differentiate: bool) -> tuple[Tensor, Tensor | None]:
+    """The fused form of the reference in `potstill.graph.kernels.contrast`, in float32."""
+    z = z.detach().contiguous()
+    gradient = torch.zeros_like(z)
+    edges, classes = made.i.numel(), z.shape[1]
+    tiles = triton.cdiv(edges, _TILE)
+    values = z.new_empty(tiles)
+    q_t = made.z_t if made.q_t is None else made.q_t
+    _contrast_kernel[(tiles,)](
+        z,
+        made.z_t.float().contiguous(),
+        q_t.float().contiguous(),
+        made.i,
+        made.j.contiguous(),
+        made.factor.float().contiguous(),
+        gradient,
+        values,
+        edges,
+        classes,
+        1 / made.tau,
+        KEPT=made.q_t is not None,
+        DIFFERENTIATE=differentiate,
+        TILE=_TILE,
+        WIDTH=triton.next_power_of_2(classes),
+    )
+    return values.sum(), gradient if differentiate else None
 
 
 @triton.jit
@@ -15,7 +49,7 @@ def _spread(a, b, inverse_tau, inside):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def contrast_kernel(  # type: ignore[no-untyped-def]  # noqa: D103
+def _contrast_kernel(  # type: ignore[no-untyped-def]
     z,
     z_t,
     q_t,

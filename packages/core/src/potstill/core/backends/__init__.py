@@ -1,0 +1,5 @@
+"""Backends: implementations of one function, chosen by name or by device; C++ among them."""
+
+import lazy_loader as _lazy
+
+__getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)

@@ -1,0 +1,99 @@
+"""Native code: one C++ file, compiled for this processor on first use and loaded by ctypes.
+
+It needs neither torch's headers nor ninja, so that building takes a second or two.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import threading
+from functools import cache
+from pathlib import Path
+
+from potstill.core.errors import BackendError
+from potstill.core.files import atomic
+
+__all__ = ["native_library"]
+
+_COMPILERS = ("c++", "g++", "clang++")
+_FLAGS = ("-O3", "-std=c++17", "-fPIC", "-pthread")
+_LOCK = threading.Lock()
+
+
+def native_library(source: Path, *flags: str) -> ctypes.CDLL:
+    """The library made of a C++ file: loaded already, from the cache, or compiled now.
+
+    The compiler is ``$CXX``, else c++, g++ or clang++. The cache is ``potstill/native`` in
+    ``$XDG_CACHE_HOME`` or ``~/.cache``; its keys cover source, flags, compiler and processor, so
+    that machines which share a home never run each other's instructions. Threads wait for each
+    other; processes that compile at the same time do not disturb each other.
+
+    Args:
+        source: C++ file with a plain C interface.
+        flags: More flags of the compiler. They do not reach the linker: a library linked with
+            ``-ffast-math`` would flush subnormal numbers to zero in the whole process.
+
+    Raises:
+        BackendError: No compiler, or one that fails; a cache that cannot be written; a library that
+            cannot be loaded.
+    """
+    with _LOCK:
+        return _load(source, flags)
+
+
+@cache
+def _load(source: Path, flags: tuple[str, ...]) -> ctypes.CDLL:
+    wanted = os.environ.get("CXX")
+    compiler = next(filter(None, map(shutil.which, [wanted] if wanted else _COMPILERS)), None)
+    if compiler is None:
+        raise BackendError(
+            f"no C++ compiler was found to compile {source.name}; install one (Debian: apt install "
+            "g++; macOS: xcode-select --install), or set CXX"
+        )
+    arm = platform.machine() in ("arm64", "aarch64")
+    flags = (*_FLAGS, "-mcpu=native" if arm else "-march=native", *flags)
+    parts = (source.read_text(encoding="utf-8"), compiler, *flags, _processor())
+    digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    path = Path(base, "potstill", "native", f"{source.stem}-{digest}.so")
+    try:
+        if not path.exists():
+            with atomic(path) as temporary:
+                _compile(compiler, source, flags, temporary)
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise BackendError(
+            f"the compiled {source.name} could not be written to or loaded from {path.parent}: "
+            f"{error}; set XDG_CACHE_HOME to another folder"
+        ) from error
+
+
+def _compile(compiler: str, source: Path, flags: tuple[str, ...], to: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        compiled = str(Path(folder, "compiled.o"))
+        for command in (
+            [compiler, *flags, "-c", str(source), "-o", compiled],
+            [compiler, "-shared", "-pthread", compiled, "-o", str(to)],
+        ):
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+            if done.returncode:
+                raise BackendError(
+                    f"compiling {source.name} with {Path(compiler).name} failed (exit code "
+                    f"{done.returncode}): {done.stderr.strip()[-2000:]}; set CXX to another one"
+                )
+
+
+def _processor() -> str:
+    """Model and instruction sets, as far as the system names them."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return f"{platform.system()} {platform.processor()} {platform.machine()}"
+    names = ("model name", "flags", "CPU part", "Features")
+    return "\n".join(sorted({line for line in lines if line.startswith(names)}))

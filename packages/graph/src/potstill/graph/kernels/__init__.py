@@ -1,0 +1,5 @@
+"""Kernels: the divergence along edges and the sparse product, in torch, C++ and Triton."""
+
+import lazy_loader as _lazy
+
+__getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)

@@ -1,0 +1,2 @@
+from .edges import CONTRASTS as CONTRASTS
+from .product import PRODUCTS as PRODUCTS
