@@ -1,4 +1,4 @@
-"""The hash grid of the `cpu` backend against straightforward torch, and against its floor."""
+"""The hash grid of the `native` backend against straightforward torch, and against its floor."""
 
 import time
 
@@ -7,15 +7,16 @@ import torch
 from potstill.core.measure import copy_bandwidth
 from potstill.core.measure.bench import Figure, Pair, Skip, at_least, benchmark, close
 from potstill.nerf import Levels, RowAdam
-from potstill.nerf.backends import native, reference
+from potstill.nerf.backends import ENCODERS
 
 POINTS = 65_536
+native, reference = ENCODERS["native"].run, ENCODERS["torch"].run
 SOURCE = "issue 8: CPU backend, L 16, F 2, 65,536 points, 2 threads"
 
 
 def grid(log2_rows: int) -> tuple[Levels, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Levels with growth 1.5, points, a table in [-1, 1] and a gradient of the output."""
-    if reason := native.missing():
+    if reason := ENCODERS["native"].missing:
         raise Skip(reason)
     levels = Levels.geometric(16, 2, log2_rows, 16, round(16 * 1.5**15))
     x, dy = torch.rand(POINTS, 3), torch.randn(POINTS, 32)
@@ -25,8 +26,8 @@ def grid(log2_rows: int) -> tuple[Levels, torch.Tensor, torch.Tensor, torch.Tens
 def forward(log2_rows: int) -> Pair:
     levels, x, table, _ = grid(log2_rows)
     return Pair(
-        ours=lambda: native.encode(x, table, levels),
-        baseline=lambda: reference.encode(x, table, levels),
+        ours=lambda: native(x, table, levels),
+        baseline=lambda: reference(x, table, levels),
         check=close(rtol=0, atol=2e-6),
         work=POINTS,
         unit="points/s",
@@ -49,8 +50,8 @@ def both(log2_rows: int) -> Pair:
         assert float((ours - baseline).abs().max()) <= 1e-5 * float(baseline.abs().max())
 
     return Pair(
-        ours=lambda: gradient(native.encode),
-        baseline=lambda: gradient(reference.encode),
+        ours=lambda: gradient(native),
+        baseline=lambda: gradient(reference),
         check=check,
         work=POINTS,
         unit="points/s",
@@ -77,8 +78,8 @@ def step(log2_rows: int) -> Pair:
         assert 0.3 < float(moved) < 1.0, moved
 
     return Pair(
-        ours=lambda: advance(native.encode, tables[0], ours),
-        baseline=lambda: advance(reference.encode, tables[1], baseline),
+        ours=lambda: advance(native, tables[0], ours),
+        baseline=lambda: advance(reference, tables[1], baseline),
         check=check,
         work=POINTS,
         unit="points/s",
@@ -142,7 +143,7 @@ def hash_threads(quick: bool) -> dict[str, Figure]:
     def run(threads: int) -> None:
         torch.set_num_threads(threads)
         table.grad = None
-        native.encode(x, table, levels).backward(dy)
+        native(x, table, levels).backward(dy)
 
     before = torch.get_num_threads()
     try:
@@ -203,11 +204,11 @@ def numba_against_cpp(quick: bool) -> dict[str, Figure]:
     out = np.empty((POINTS, 32), dtype=np.float32)
     arguments = (x.numpy(), table.numpy(), scale, *columns, hashed, out)
     taken = race(
-        {"numba": lambda: encode(*arguments), "cpp": lambda: native.encode(x, table, levels)},
+        {"numba": lambda: encode(*arguments), "cpp": lambda: native(x, table, levels)},
         2 if quick else 30,
         time.thread_time,
     )
-    assert np.abs(out - native.encode(x, table, levels).numpy()).max() < 1e-2
+    assert np.abs(out - native(x, table, levels).numpy()).max() < 1e-2
     ratio = (
         sorted(taken["cpp"])[len(taken["cpp"]) // 2]
         / sorted(taken["numba"])[len(taken["numba"]) // 2]

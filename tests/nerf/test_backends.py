@@ -10,9 +10,8 @@ import torch
 from potstill.core.errors import BackendError, ConfigError, ShapeError
 from potstill.core.testing import requires_cuda
 from potstill.nerf import Levels, RowAdam
-from potstill.nerf.backends import build, native, reference, tcnn
+from potstill.nerf.backends import ENCODERS, MARCHERS, native, reference, tcnn
 from potstill.nerf.backends.gradients import POOL
-from potstill.nerf.backends.registry import BACKENDS, backend_rows, resolve
 
 
 def parity(encode, device="cpu", tolerance=1e-6, levels=None, count=2048):
@@ -35,12 +34,12 @@ def parity(encode, device="cpu", tolerance=1e-6, levels=None, count=2048):
     assert error.max() <= 1e-4
 
 
-@pytest.mark.parametrize("name", ["torch", "cpu"])
+@pytest.mark.parametrize("name", ["torch", "native"])
 @pytest.mark.parametrize("features", [1, 2, 4, 8])
 @pytest.mark.parametrize("count", [1, 16])
 def test_parity_with_the_float64_oracle(name, features, count):
     levels = Levels.geometric(count, features, 13, 16, 512 if count > 1 else 16)
-    parity(BACKENDS[name].encode, levels=levels)
+    parity(ENCODERS[name].run, levels=levels)
 
 
 def test_parity_of_a_large_hashed_table():
@@ -92,10 +91,9 @@ def test_triton_kernels_in_the_interpreter():
     pytest.importorskip("triton")
     program = (
         "from test_backends import parity\n"
-        "from potstill.nerf.backends import tritongrid\n"
+        "from potstill.nerf.backends import triton\n"
         "from potstill.nerf import Levels\n"
-        "assert not tritongrid.missing()\n"
-        "parity(tritongrid.encode, levels=Levels.geometric(3, 2, 9, 4, 40), count=200)\n"
+        "parity(triton.encode, levels=Levels.geometric(3, 2, 9, 4, 40), count=200)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program],
@@ -109,14 +107,14 @@ def test_triton_kernels_in_the_interpreter():
 @requires_cuda
 @pytest.mark.parametrize("name", ["torch", "triton", "tcnn"])
 def test_parity_on_cuda(name):
-    if reason := BACKENDS[name].missing():
+    if reason := ENCODERS[name].missing:
         pytest.skip(reason)
-    parity(BACKENDS[name].encode, device="cuda", tolerance=1e-5)
+    parity(ENCODERS[name].run, device="cuda", tolerance=1e-5)
 
 
 @requires_cuda
 def test_nerfacc_marches_like_the_reference():
-    if reason := BACKENDS["nerfacc"].missing():
+    if reason := MARCHERS["nerfacc"].missing:
         pytest.skip(reason)
     from potstill.nerf import Space
 
@@ -130,58 +128,45 @@ def test_nerfacc_marches_like_the_reference():
         torch.full_like(rays.base, 0.5),
         *(space.edges().cuda(), space.affine(rays.origins), occupied),
     )
-    ours, theirs = BACKENDS["torch"].march(*arguments), BACKENDS["nerfacc"].march(*arguments)
+    ours, theirs = (MARCHERS[name].run(*arguments) for name in ("torch", "nerfacc"))
     # intervals that end at the border of the box count in one and not in the other
     assert (ours[3] - theirs[3]).abs().max() <= 1
 
 
 def test_auto_takes_the_best_that_runs():
-    assert resolve("auto", "cpu").name == ("torch" if native.missing() else "cpu")
-    assert {row["backend"] for row in backend_rows()} == set(BACKENDS)
+    best = "torch" if ENCODERS["native"].missing else "native"
+    assert ENCODERS.resolve("auto", "cpu").name == MARCHERS.resolve("auto", "cpu").name == best
 
 
 @pytest.mark.parametrize("name", ["triton", "tcnn", "nerfacc"])
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
 def test_cuda_backends_say_why_they_cannot_run(name):
-    function = "march" if name == "nerfacc" else "encode"
+    backends = MARCHERS if name == "nerfacc" else ENCODERS
     with pytest.raises(BackendError, match=f"'{name}' cannot run here: torch finds no CUDA device"):
-        resolve(name, function=function)
+        backends.resolve(name)
 
 
 def test_unknown_backends_and_wrong_devices_are_refused():
     with pytest.raises(ConfigError, match="did you mean 'triton'"):
-        resolve("tritn")
-    with pytest.raises(ConfigError, match="'triton' does not march"):
-        resolve("triton", function="march")
+        ENCODERS.resolve("tritn")
+    with pytest.raises(ConfigError, match="march: .* got 'triton'; known: auto, nerfacc, native"):
+        MARCHERS.resolve("triton")
     with pytest.raises(BackendError, match="runs on cpu, got tensors on cuda"):
-        resolve("cpu", "cuda")
+        ENCODERS.resolve("native", "cuda")
 
 
-def test_without_a_compiler_torch_is_used_and_the_report_says_so(monkeypatch):
-    from potstill.nerf.backends import registry
-
-    monkeypatch.setattr(build, "compiler", lambda: None)
-    build.library.cache_clear()
-    registry._missing.cache_clear()
-    try:
-        assert resolve("auto", "cpu").name == "torch"
-        with pytest.raises(BackendError, match="no C\\+\\+ compiler found; install one"):
-            resolve("cpu")
-    finally:
-        build.library.cache_clear()
-        registry._missing.cache_clear()
-
-
-def test_a_compiler_that_fails_is_quoted(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(build, "compiler", lambda: "false")
-    build.library.cache_clear()
-    try:
-        with pytest.raises(BackendError, match="must compile native.cpp, got exit code 1"):
-            build.library()
-        assert not list(tmp_path.rglob("*.so"))
-    finally:
-        build.library.cache_clear()
+def test_without_a_compiler_torch_is_used(monkeypatch):
+    monkeypatch.setitem(vars(ENCODERS["native"]), "missing", "no C++ compiler was found")
+    assert ENCODERS.resolve("auto", "cpu").name == "torch"
+    with pytest.raises(BackendError, match="no C\\+\\+ compiler was found; or use backend 'torch'"):
+        ENCODERS.resolve("native")
+    module = torch.nn.Module()
+    module.table = torch.nn.Parameter(torch.ones(4, 2))
+    optimizer = RowAdam(module.named_parameters(), lr=0.1)
+    module.table.grad = torch.eye(4)[:, :2].clone()
+    monkeypatch.setattr(native, "row_adam", None)
+    optimizer.step()  # not by the kernel
+    assert module.table[:2].detach().ne(1).any(1).all()
 
 
 def test_tables_travel_to_tiny_cuda_nn_and_back():

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from potstill.core.errors import CheckpointError, ConfigError, DataError, ShapeError
 from potstill.nerf import HashGrid, Levels, frequencies, harmonics
+from potstill.nerf.backends import ENCODERS
 from potstill.nerf.backends.reference import corner_rows
-from potstill.nerf.backends.registry import BACKENDS
 
 
 def oracle(x, table, levels):
@@ -46,7 +46,7 @@ def points(count, seed=0):
     return torch.cat([x, special])
 
 
-@pytest.mark.parametrize("backend", ["torch", "cpu"])
+@pytest.mark.parametrize("backend", ["torch", "native"])
 @pytest.mark.parametrize("features", [1, 2, 4, 8])
 @pytest.mark.parametrize("log2_rows", [10, 15])
 def test_hash_grid_is_the_naive_sum(backend, features, log2_rows):
@@ -103,7 +103,7 @@ def test_a_damaged_level_table_is_refused():
         Levels.from_dict({"features": 2, "scale": [1.0]})
 
 
-@pytest.mark.parametrize("backend", ["torch", "cpu"])
+@pytest.mark.parametrize("backend", ["torch", "native"])
 def test_bad_points_are_errors_and_odd_tensors_work(backend):
     grid = HashGrid(Levels.geometric(3, 2, 8, 4, 16), backend)
     for bad in (torch.zeros(4, 2), torch.zeros(4, 3, dtype=torch.int64), torch.zeros(3)):
@@ -127,8 +127,8 @@ def test_points_outside_the_cube_wrap_alike():
     x = torch.cat([torch.cartesian_prod(faces, faces, faces), torch.randn(200, 3, generator=draw)])
     table = torch.rand(levels.total, 2, generator=draw)
     torch.testing.assert_close(
-        BACKENDS["cpu"].encode(x, table, levels),
-        BACKENDS["torch"].encode(x, table, levels),
+        ENCODERS["native"].run(x, table, levels),
+        ENCODERS["torch"].run(x, table, levels),
         rtol=0,
         atol=1e-6,
     )

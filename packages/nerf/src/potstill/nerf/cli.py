@@ -32,14 +32,14 @@ def train(config: Annotated[TrainConfig, Parameter(name="*")] | None = None) -> 
     """
     config = config or TrainConfig()
     from potstill.core import Engine, Run, seed_all
-    from potstill.nerf.backends.registry import resolve
+    from potstill.nerf.backends import ENCODERS
     from potstill.nerf.distill.priors import prior_of
     from potstill.nerf.fields.make import make_field, save_field
     from potstill.nerf.pictures import compare
     from potstill.nerf.training import score, train_field
 
     with Engine(device=config.device) as engine:
-        backend = resolve(config.backend, engine.device.type)  # before anything else starts
+        backend = ENCODERS.resolve(config.backend, engine.device)  # before anything else starts
         scene = _scene(config)
         _show_facts(scene, {"backend": f"{backend.name} ({backend.about})"})
         configs.record(config, config.out, ignore=("device", "backend"))
@@ -316,9 +316,9 @@ def backends() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from potstill.nerf.backends.registry import backend_rows
+    from potstill.nerf.backends import ENCODERS, MARCHERS
 
-    rows = backend_rows()
+    rows = [*ENCODERS.rows(), *MARCHERS.rows()]
     table = Table(*rows[0], title="backends")
     for row in rows:
         table.add_row(*row.values())

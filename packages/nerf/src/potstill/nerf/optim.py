@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.adam import adam
 
 from potstill.core import ConfigError
-from potstill.nerf.backends import native
+from potstill.nerf.backends import ENCODERS, native
 from potstill.nerf.backends.gradients import POOL
 
 __all__ = ["RowAdam"]
@@ -146,7 +146,7 @@ class RowAdam(Optimizer):
 
 def _is_native(tensors: Iterable[Tensor]) -> bool:
     fit = all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors)
-    return fit and all(t.is_contiguous() for t in tensors) and not native.missing()
+    return fit and all(t.is_contiguous() for t in tensors) and not ENCODERS["native"].missing
 
 
 def _flags(gradient: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-// Native kernels of the `cpu` backend: hash grid, row-lazy Adam, occupancy marching.
+// Kernels of the `native` backend: hash grid, row-lazy Adam, occupancy marching.
 //
 // A plain C interface without torch headers: it compiles in seconds and depends on no version of
 // torch. The definitions are those of potstill.nerf.encodings.hashgrid.

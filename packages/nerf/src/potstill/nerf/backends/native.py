@@ -1,8 +1,10 @@
-"""The ``cpu`` backend: C++ kernels under autograd."""
+"""The ``native`` backend: C++ kernels under autograd."""
 
 from __future__ import annotations
 
 import ctypes
+import platform
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,23 +12,31 @@ import torch
 from torch import Tensor
 
 from potstill.core import BackendError
-from potstill.nerf.backends.build import library
+from potstill.core.backends import native_library
 from potstill.nerf.backends.gradients import POOL, TOUCHED_BYTES
 from potstill.nerf.encodings.levels import Levels
 
-__all__ = ["WIDTHS", "encode", "march", "missing", "row_adam"]
+__all__ = ["WIDTHS", "encode", "library", "march", "row_adam"]
 
 WIDTHS = (1, 2, 4, 8)
 """Features of a row that the kernels are compiled for."""
 
 
-def missing() -> str:
-    """Why the kernels cannot be built or loaded; empty when they can."""
-    try:
-        library()
-    except (BackendError, OSError) as error:
-        return str(error)
-    return ""
+_FLAGS = (
+    # floor and sqrt become instructions; a*b+c stays two roundings unless the source says fma
+    *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"),
+    # GCC and Clang use half of AVX-512 unless told otherwise
+    *(("-mprefer-vector-width=512",) if platform.machine() in ("x86_64", "AMD64") else ()),
+)
+
+
+def library() -> ctypes.CDLL:
+    """The kernels, compiled on first use.
+
+    Raises:
+        BackendError: They cannot be compiled here.
+    """
+    return native_library(Path(__file__).with_name("native.cpp"), *_FLAGS)
 
 
 def encode(x: Tensor, table: Tensor, levels: Levels) -> Tensor:

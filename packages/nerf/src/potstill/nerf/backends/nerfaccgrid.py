@@ -7,22 +7,7 @@ from torch import Tensor
 
 from potstill.core import BackendError
 
-__all__ = ["march", "missing"]
-
-
-def missing() -> str:
-    """Why nerfacc cannot run here; empty when it can.
-
-    Its CUDA code is compiled at the first call and dies with an IndexError where there is no GPU,
-    so the GPU is looked for first.
-    """
-    if not torch.cuda.is_available():
-        return "torch finds no CUDA device, which nerfacc's sampling needs; use backend 'cpu'"
-    try:
-        import nerfacc  # noqa: F401
-    except (ImportError, OSError) as error:
-        return f"nerfacc cannot be imported ({error}); pip install nerfacc, or use backend 'torch'"
-    return ""
+__all__ = ["march"]
 
 
 def march(

@@ -7,12 +7,7 @@ from torch import Tensor
 
 from potstill.nerf.encodings.levels import PRIMES, Levels
 
-__all__ = ["corner_rows", "encode", "march", "missing"]
-
-
-def missing() -> str:
-    """Nothing: torch is always there."""
-    return ""
+__all__ = ["corner_rows", "encode", "march"]
 
 
 def encode(x: Tensor, table: Tensor, levels: Levels) -> Tensor:

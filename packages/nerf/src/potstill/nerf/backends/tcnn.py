@@ -12,23 +12,7 @@ from torch import Tensor
 from potstill.core import BackendError, ShapeError
 from potstill.nerf.encodings.levels import Levels
 
-__all__ = ["config", "encode", "from_params", "missing", "to_params"]
-
-_INSTALL = (
-    "TCNN_CUDA_ARCHITECTURES=90 pip install --no-build-isolation "
-    "'git+https://github.com/NVlabs/tiny-cuda-nn/#subdirectory=bindings/torch'"
-)
-
-
-def missing() -> str:
-    """Why tiny-cuda-nn cannot run here; empty when it can."""
-    if not torch.cuda.is_available():
-        return "torch finds no CUDA device, which tiny-cuda-nn needs; use backend 'cpu' or 'torch'"
-    try:
-        import tinycudann  # noqa: F401
-    except (ImportError, OSError) as error:  # it raises EnvironmentError where its GPU is missing
-        return f"tinycudann cannot be imported ({error}); {_INSTALL}, or use backend 'triton'"
-    return ""
+__all__ = ["config", "encode", "from_params", "to_params"]
 
 
 def config(levels: Levels) -> dict[str, Any]:

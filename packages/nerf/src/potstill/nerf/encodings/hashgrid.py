@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from potstill.core import DataError, ShapeError
-from potstill.nerf.backends.registry import resolve
+from potstill.nerf.backends import ENCODERS
 from potstill.nerf.encodings.levels import Levels
 
 __all__ = ["HashGrid"]
@@ -36,7 +36,7 @@ class HashGrid(nn.Module):
     def __init__(self, levels: Levels, backend: str = "auto") -> None:
         super().__init__()
         if backend != "auto":
-            resolve(backend)  # a backend that cannot run says so before anything starts
+            ENCODERS.resolve(backend)  # a backend that cannot run says so before anything starts
         self.levels = levels
         self.backend = backend
         self.table = nn.Parameter(torch.empty(levels.total, levels.features).uniform_(-1e-4, 1e-4))
@@ -65,7 +65,7 @@ class HashGrid(nn.Module):
                 f"HashGrid: x must be finite, got {int((~x.isfinite()).any(1).sum())} of {len(x)} "
                 "points that are not; are the poses finite?"
             )
-        encode = resolve(self.backend, x.device.type).encode
+        encode = ENCODERS.resolve(self.backend, x.device).run
         return encode(x.float().contiguous(), self.table, self.levels)
 
     def extra_repr(self) -> str:

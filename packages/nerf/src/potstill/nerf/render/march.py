@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from potstill.nerf.backends.registry import resolve
+from potstill.nerf.backends import MARCHERS
 from potstill.nerf.render.occupancy import Occupancy
 from potstill.nerf.space import Rays, Space
 
@@ -67,7 +67,7 @@ def march(
     """
     if jitter is None:
         jitter = torch.full_like(rays.base, 0.5)
-    t, dt, ray, counts = resolve(backend, rays.origins.device.type, "march").march(
+    t, dt, ray, counts = MARCHERS.resolve(backend, rays.origins.device).run(
         rays.origins,
         rays.directions,
         rays.base,

@@ -1,14 +1,75 @@
-"""Triton kernels of the hash grid; imported only by ``tritongrid`` when they are to run."""
+"""The ``triton`` backend: one program for each level and block of points.
+
+Needs no CUDA compiler. The gradient of the table is summed with atomics, so its last bits depend
+on the order of the programs.
+"""
 
 # mypy: disable-error-code=untyped-decorator
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-__all__ = ["backward_input", "backward_table", "forward"]
+from potstill.nerf.encodings.levels import Levels
+
+__all__ = ["encode"]
+
+_BLOCK = 128
+
+
+def encode(x: Tensor, table: Tensor, levels: Levels) -> Tensor:
+    """As in the reference, in float32."""
+    y: Tensor = _Encode.apply(x, table, levels)
+    return y
+
+
+class _Encode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, table: Tensor, levels: Levels) -> Tensor:
+        x, table = x.detach().float().contiguous(), table.detach().float().contiguous()
+        y = torch.empty(len(x), levels.width, device=x.device)
+        _launch(_forward, levels, x, table, y)
+        ctx.save_for_backward(x, table)
+        ctx.levels = levels
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, table = ctx.saved_tensors
+        dy = dy.float().contiguous()
+        dx = dtable = None
+        if ctx.needs_input_grad[1]:
+            dtable = torch.zeros_like(table)
+            _launch(_backward_table, ctx.levels, x, dy, dtable)
+        if ctx.needs_input_grad[0]:
+            dx = torch.zeros_like(x)
+            _launch(_backward_input, ctx.levels, x, table, dy, dx)
+        return dx, dtable, None
+
+
+def _launch(kernel: Any, levels: Levels, x: Tensor, *tensors: Tensor) -> None:
+    if not len(x):
+        return
+    scale, integers = _level_tensors(levels, x.device)
+    grid = (-(-len(x) // _BLOCK), len(levels.scale))
+    kernel[grid](
+        *(x, *tensors, scale, integers, len(x), len(levels.scale)),
+        F=levels.features,
+        BLOCK=_BLOCK,
+    )
+
+
+@cache
+def _level_tensors(levels: Levels, device: torch.device) -> tuple[Tensor, Tensor]:
+    columns = (levels.resolution, levels.rows, levels.hashed, levels.offset)
+    rows = [[int(value) for value in row] for row in zip(*columns, strict=True)]
+    return torch.tensor(levels.scale, device=device), torch.tensor(rows, device=device)
 
 
 @triton.jit
@@ -29,7 +90,7 @@ def _row(gx: Any, gy: Any, gz: Any, resolution: Any, rows: Any, hashed: Any) -> 
 
 
 @triton.jit
-def forward(
+def _forward(
     x: Any, table: Any, y: Any, scales: Any, integers: Any, count: Any, levels: Any,
     F: tl.constexpr, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
@@ -60,7 +121,7 @@ def forward(
 
 
 @triton.jit
-def backward_table(
+def _backward_table(
     x: Any, gradient: Any, out: Any, scales: Any, integers: Any, count: Any, levels: Any,
     F: tl.constexpr, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
@@ -90,7 +151,7 @@ def backward_table(
 
 
 @triton.jit
-def backward_input(
+def _backward_input(
     x: Any, table: Any, gradient: Any, out: Any, scales: Any, integers: Any, count: Any,
     levels: Any, F: tl.constexpr, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip

@@ -1,0 +1,2 @@
+from .registry import ENCODERS as ENCODERS
+from .registry import MARCHERS as MARCHERS
