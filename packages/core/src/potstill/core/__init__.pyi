@@ -1,10 +1,13 @@
 from .engine.batches import Batches as Batches
 from .engine.device import Engine as Engine
 from .engine.fit import fit as fit
+from .engine.job import Job as Job
 from .engine.plan import Run as Run
 from .engine.plan import Stage as Stage
 from .engine.plan import Turn as Turn
 from .engine.plan import Validation as Validation
+from .engine.training import Training as Training
+from .engine.unrolled import unrolled as unrolled
 from .errors import BackendError as BackendError
 from .errors import CheckpointError as CheckpointError
 from .errors import ConfigError as ConfigError

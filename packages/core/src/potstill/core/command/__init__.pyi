@@ -8,3 +8,7 @@ from .config import load as load
 from .config import read as read
 from .config import record as record
 from .environment import show_environment as show_environment
+from .terminal import progress as progress
+from .terminal import say as say
+from .terminal import table as table
+from .verbs import verb as verb

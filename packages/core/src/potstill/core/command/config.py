@@ -7,6 +7,7 @@ a file, so that ``--optim.lr 0.3`` and ``optim: {lr: 0.3}`` are read, checked an
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import enum
 import json
@@ -14,12 +15,13 @@ import os
 import tomllib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import yaml
-from cyclopts import App, Parameter
+from cyclopts import App, Parameter, Token
 from cyclopts.argument import ArgumentCollection
 from cyclopts.config import Dict
 from cyclopts.exceptions import CycloptsError, UnknownOptionError
@@ -27,7 +29,7 @@ from cyclopts.exceptions import CycloptsError, UnknownOptionError
 from potstill.core.errors import ConfigError, nearest
 from potstill.core.files import atomic
 
-__all__ = ["as_dict", "build", "dump", "explain", "load", "read", "record", "strict"]
+__all__ = ["as_dict", "build", "dump", "explain", "load", "read", "record", "strict", "taking"]
 
 T = TypeVar("T")
 
@@ -71,16 +73,7 @@ def build(cls: type[T], values: Mapping[str, Any], source: str = "values") -> T:
     """
     given = Dict(dict(values), source=source, use_commands_as_keys=False)
     app = App(config=(given, strict), result_action="return_value")
-    # Annotations as objects, not as strings: ``cls`` is local to this call.
-    hint = Annotated[cls, Parameter(name="*")]  # type: ignore[valid-type]
-
-    def identity(config: Any) -> Any:
-        return config
-
-    identity.__annotations__["config"] = hint
-    if not _has_required(cls):
-        identity.__defaults__ = (None,)  # cyclopts then leaves the call to us when nothing is given
-    app.default(identity)
+    app.default(taking(cls, lambda config: config))
     try:
         made: T | None = app([], exit_on_error=False, print_error=False)
         return cls() if made is None else made
@@ -136,7 +129,7 @@ def record(config: Any, folder: str | os.PathLike[str], *, ignore: tuple[str, ..
     Args:
         config: The resolved configuration.
         folder: Made when missing.
-        ignore: Fields that may differ, e.g. ``("device",)``.
+        ignore: Fields that may differ, by dotted name, e.g. ``("out", "training.device")``.
 
     Returns:
         The path of ``config.yaml``.
@@ -150,7 +143,8 @@ def record(config: Any, folder: str | os.PathLike[str], *, ignore: tuple[str, ..
         differing = [
             f"{key} ({before.get(key, 'absent')}, now {now.get(key, 'absent')})"
             for key in dict.fromkeys([*before, *now])
-            if before.get(key) != now.get(key) and key.split(".")[0] not in ignore
+            if before.get(key) != now.get(key)
+            and not any(f"{key}.".startswith(f"{name}.") for name in ignore)
         ]
         if differing:
             raise ConfigError(
@@ -204,6 +198,7 @@ def strict(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -
     cyclopts rounds 5.5 to 6 where an integer is asked for, and takes a lone value for a nested
     configuration as the value of its first field.
     """
+    _choose_alternatives(arguments)
     for argument in arguments:
         hints = _leaves(argument.hint)
         for token in argument.tokens:
@@ -216,6 +211,62 @@ def strict(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -
                 )
             if int in hints and not {float, str} & hints and _fraction(token.value):
                 raise CycloptsError(f"{name}{origin} must be a whole number, got {token.value}")
+
+
+def taking(cls: type[T], function: Callable[[T], Any]) -> Callable[..., Any]:
+    """``function`` of a configuration, as a command whose options are the fields of ``cls``.
+
+    cyclopts looks at classes alone, so that an option of a nested configuration would lose the
+    defaults that ``cls`` gives the others; it gets classes with these defaults instead.
+    """
+
+    def command(config: Any = None) -> Any:
+        return function(cls() if config is None else _given(config))
+
+    if _has_required(cls):
+        command.__defaults__ = None
+    # An object, not a string: the class is local to this call.
+    command.__annotations__ = {"config": Annotated[_with_defaults(cls), Parameter(name="*")]}
+    return command
+
+
+def _with_defaults(cls: type[Any], instance: Any = None) -> type[Any]:
+    """A class like ``cls``, with the defaults of ``instance``, and so on for nested ones."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    fields = []
+    for field in dataclasses.fields(cls):
+        if not field.init:
+            continue
+        value, hint = _default(field, instance), hints[field.name]
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            hint = _with_defaults(type(value), value)
+            value = hint()
+        options: dict[str, Any] = {"kw_only": field.kw_only}
+        if value is not dataclasses.MISSING:
+            options["default_factory"] = partial(copy.copy, value)
+            if value is None or isinstance(value, bool | int | float | str | tuple | Path):
+                options = {"kw_only": field.kw_only, "default": value}
+        fields.append((field.name, hint, dataclasses.field(**options)))
+    namespace = {"__doc__": cls.__doc__, "__module__": cls.__module__, "_stands_for": cls}
+    return dataclasses.make_dataclass(
+        cls.__name__, fields, bases=(cls,), frozen=True, namespace=namespace
+    )
+
+
+def _default(field: dataclasses.Field[Any], instance: Any) -> Any:
+    if instance is not None:
+        return getattr(instance, field.name)
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
+
+
+def _given(config: Any) -> Any:
+    """The configuration in its own classes again."""
+    if not dataclasses.is_dataclass(config) or isinstance(config, type):
+        return config
+    values = {f.name: _given(getattr(config, f.name)) for f in dataclasses.fields(config) if f.init}
+    return getattr(config, "_stands_for", type(config))(**values)
 
 
 def explain(error: CycloptsError, source: str = "") -> str:
@@ -233,6 +284,18 @@ def explain(error: CycloptsError, source: str = "") -> str:
         guess = nearest(keyword.replace("][", ".").strip("-[]"), known)
         message = f"{message.rstrip('.')}; {guess}"
     return message if source in message else f"{source}: {message}"
+
+
+def _choose_alternatives(arguments: ArgumentCollection) -> None:
+    """An option that is given takes the place of the defaults of its alternatives."""
+    for parent in arguments:
+        for cls in filter(dataclasses.is_dataclass, _leaves(parent.hint)):
+            names = getattr(cls, "alternatives", ())
+            children = [child for child in parent.children if child.keys[-1] in names]
+            if any(child.tokens for child in children):
+                for child in children:
+                    if not child.tokens:
+                        child.append(Token(value="null", source="default"))
 
 
 def _parse(text: str, suffix: str) -> Any:

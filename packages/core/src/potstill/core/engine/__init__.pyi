@@ -5,6 +5,9 @@ from .device import Engine as Engine
 from .device import resolve_device as resolve_device
 from .history import History as History
 from .history import plot_curves as plot_curves
+from .job import Job as Job
+from .job import JobConfig as JobConfig
+from .job import Result as Result
 from .plan import MakeOptimizer as MakeOptimizer
 from .plan import Plan as Plan
 from .plan import Run as Run
@@ -15,3 +18,4 @@ from .ranks import run_ranks as run_ranks
 from .signature import sketch as sketch
 from .source import Source as Source
 from .source import as_source as as_source
+from .training import Training as Training

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from potstill.core.criteria import tgeo, tgeo_state
+from potstill.core.engine.unrolled import unrolled
 from potstill.core.errors import ConfigError
 from potstill.core.vocabulary.distiller import Distiller
 from potstill.core.vocabulary.objective import Losses, Objective
@@ -88,17 +88,10 @@ class TrilateralFusion(Distiller):
 
     def after_step(self, x: Any, y: Tensor, z_t: Tensor, x_val: Any) -> Tensor:
         """Validation logits of the student after one step, differentiable in the ratio alone."""
-        theta = {
-            name: value.detach().requires_grad_()
-            for name, value in self.student.named_parameters()
-            if value.requires_grad
-        }
         buffers = {name: value.clone() for name, value in self.student.named_buffers()}
-        z_s = functional_call(self.student, {**theta, **buffers}, (x,))
-        lower = self.mixture(z_s, z_t, y, learn_ratio=True)
-        slopes = torch.autograd.grad(lower, list(theta.values()), create_graph=True)
-        moved = {
-            name: value.detach() - self.inner_lr * slope
-            for (name, value), slope in zip(theta.items(), slopes, strict=True)
-        }
-        return functional_call(self.student, {**moved, **buffers}, (x_val,))
+        theta = unrolled(
+            self.student,
+            lambda forward: self.mixture(forward(x), z_t, y, learn_ratio=True),
+            lr=self.inner_lr,
+        )
+        return functional_call(self.student, {**theta, **buffers}, (x_val,))
