@@ -1,4 +1,4 @@
-"""Workers that share the cores, and a browser for the tests of pages.
+"""Workers that share the cores, the data that a test may read, a browser for the tests of pages.
 
 Workers get one thread each, since pools that spin stop each other.
 """
@@ -20,6 +20,25 @@ from PIL import Image
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # before anything imports torch; processes inherit it
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(autouse=True)
+def _data_root(request, monkeypatch, tmp_path_factory):
+    """A data root with what ``requires_data`` names for this test; without it, none.
+
+    So no test passes because of data that it does not name, on whatever machine.
+    """
+    from potstill.core.store.data import root
+
+    whole, folder = root().absolute(), tmp_path_factory.getbasetemp() / "no-data"
+    named = {path for mark in request.node.iter_markers("data") for path in mark.args}
+    if named:
+        folder = tmp_path_factory.mktemp("data")
+    for path in sorted(named):
+        if not (folder / path).exists():  # below another one
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).symlink_to(whole / path)
+    monkeypatch.setenv("POTSTILL_DATA", str(folder))
 
 
 class Browser:

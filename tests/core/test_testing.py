@@ -121,7 +121,7 @@ def test_marks(monkeypatch, tmp_path):
     found = marks(requires_data("here", "gone"))
     assert found["skipif"].args == (True,)
     assert "needs gone below" in found["skipif"].kwargs["reason"]
-    assert "data" in found
+    assert found["data"].args == ("here", "gone")
     assert marks(requires_data("here"))["skipif"].args == (False,)
 
     assert marks(with_package("no_such_thing"))["skipif"].args == (True,)

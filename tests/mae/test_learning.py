@@ -22,6 +22,7 @@ from potstill.mae import (
 )
 
 CIFAR = ((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.262))
+TEACHER = "vision/tiny_vit_cifar10.safetensors", "vision/tiny_vit_cifar10.json"
 
 
 def train(distiller, batches, epochs):
@@ -32,7 +33,7 @@ def train(distiller, batches, epochs):
 
 
 @pytest.mark.slow  # about 25 s on one core: four short trainings on 2 000 images
-@requires_data("vision/cifar10_10k.zip", "vision/tiny_vit_cifar10.safetensors")
+@requires_data("vision/cifar10_10k.zip", *TEACHER)
 def test_distilled_student_beats_scratch_after_equal_fine_tuning():
     archive = locate("vision/cifar10_10k.zip") / "cifar10"
     train_set, test_set = (
@@ -41,7 +42,7 @@ def test_distilled_student_beats_scratch_after_equal_fine_tuning():
     )
     batches = ResidentImages(train_set.images[::5], train_set.targets[::5], 64, CIFAR)
     held = test_set.normalized(test_set.images), test_set.targets
-    teacher = load_model("vision/tiny_vit_cifar10.safetensors")
+    teacher = load_model(TEACHER[0])
 
     def make():
         torch.manual_seed(0)

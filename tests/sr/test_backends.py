@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from potstill.core.errors import BackendError, ConfigError
-from potstill.core.testing import requires_cuda, with_package
+from potstill.core.testing import requires_cuda, requires_data, with_package
 from potstill.sr import IMDN, IMDN_AS, IMDN_RTC, export_onnx, load_model, upscale
 from potstill.sr.backends import make_runner
 from potstill.sr.onegraph import OneGraph
@@ -17,7 +17,7 @@ needs_compiler = pytest.mark.skipif(
 SIZES = [(1, 1), (2, 2), (16, 16), (37, 53), (64, 9)]
 
 
-@pytest.mark.data
+@requires_data("sr/safetensors")
 @with_package("onnx", "onnxscript", "onnxruntime")
 def test_onnx_equals_the_network_at_any_size(official):
     model = load_model(official("IMDN_x2"))
@@ -67,7 +67,7 @@ def test_mixed_bf16_is_near(tiny):
     assert 0 < gap < 0.02 * whole.abs().max()
 
 
-@pytest.mark.data
+@requires_data("sr/safetensors", "sr/Set5")
 @pytest.mark.slow  # Set5 twice with the published network
 def test_mixed_bf16_costs_less_than_a_hundredth_of_a_decibel(official):
     from potstill.sr.evaluate import evaluate, find_set, mean

@@ -8,6 +8,7 @@ import torch
 
 from potstill.core.errors import ConfigError, ShapeError
 from potstill.core.store.data import root
+from potstill.core.testing import requires_data
 from potstill.sr import load_model, score, upscale
 from potstill.sr.evaluate import PUBLISHED, bicubic, find_set
 from potstill.sr.images import read_image
@@ -16,7 +17,7 @@ from potstill.sr.resize import imresize
 
 
 # Set14 has 5 MPx, each scored in float64 under two protocols.
-@pytest.mark.data
+@requires_data("sr/safetensors", "sr/reference_metrics.json", "sr/Set5", "sr/Set14")
 @pytest.mark.parametrize("name", ["Set5", pytest.param("Set14", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_official_weights_give_the_reference_figures(official, name, scale):
@@ -44,7 +45,7 @@ def test_official_weights_give_the_reference_figures(official, name, scale):
     assert abs(ssim - published[1]) <= 2e-4 + 5e-5
 
 
-@pytest.mark.data
+@requires_data("sr/safetensors", "sr/RealSR")
 def test_any_scale_on_a_real_camera_pair(official):
     folder = root() / "sr/RealSR"
     lr, hr = (read_image(folder / side / "cam1_02.png").rgb8() for side in ("LR", "HR"))

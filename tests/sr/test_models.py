@@ -5,6 +5,7 @@ import torch
 
 from potstill.core.errors import ConfigError, ShapeError
 from potstill.core.measure.counts import count_macs, count_parameters
+from potstill.core.testing import requires_data
 from potstill.sr import IMDN, IMDN_AS, IMDN_RTC, IMDN_RTE, load_model
 from potstill.sr.models.blocks import BicubicSkip
 from potstill.sr.resize import imresize
@@ -43,7 +44,7 @@ def test_equals_the_naive_network(naive, scale):
         torch.testing.assert_close(Staged(model)(x[:1]), reference(x[:1]), rtol=0, atol=1e-5)
 
 
-@pytest.mark.data
+@requires_data("sr/safetensors")
 @pytest.mark.parametrize("name", ["IMDN_x2", "IMDN_x3", "IMDN_x4", "IMDN_AS"])
 def test_official_weights_equal_the_naive_network(naive, official, name):
     from safetensors.torch import load_file

@@ -47,7 +47,7 @@ def test_equals_the_definition(scale):
     np.testing.assert_allclose(imresize(image, scale), expected, rtol=0, atol=1e-12)
 
 
-@requires_data("sr/Set5/LR")
+@requires_data("sr/Set5")
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_published_low_resolution_images_are_reproduced_exactly(scale):
     folder = root() / "sr/Set5"

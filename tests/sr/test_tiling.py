@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from potstill.core.errors import ConfigError
+from potstill.core.testing import requires_data
 from potstill.sr import IMDN, load_model, upscale
 from potstill.sr.staged import Moments, Staged, moments
 from potstill.sr.tiling import Box, Frame, boxes, gated, gates_from_sample, gates_recomputed
@@ -25,7 +26,7 @@ def nothing() -> None:
     pass
 
 
-@pytest.mark.data
+@requires_data("sr/safetensors")
 @pytest.mark.parametrize("size", [(1, 1), (7, 5), (97, 146), (200, 333)])
 @pytest.mark.parametrize("tile", [16, 48, 128])
 def test_exact_tiles_equal_the_whole_frame(official, size, tile):
@@ -38,7 +39,7 @@ def test_exact_tiles_equal_the_whole_frame(official, size, tile):
     assert (made.image - whole).abs().max() <= 5e-6
 
 
-@pytest.mark.data
+@requires_data("sr/safetensors")
 @pytest.mark.parametrize("size", [(4, 4), (52, 84)])
 def test_exact_tiles_of_the_strided_head(official, size):
     model = load_model(official("IMDN_AS"))
@@ -49,7 +50,7 @@ def test_exact_tiles_of_the_strided_head(official, size):
 
 
 @pytest.mark.parametrize("name", ["model_RTC", "model_RTE"])
-@pytest.mark.data
+@requires_data("sr/safetensors")
 def test_networks_without_attention_tile_exactly(official, name):
     model = load_model(official(name))
     image = torch.rand(1, 3, 90, 102, generator=torch.Generator().manual_seed(0))

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from potstill.core.errors import ConfigError, DataError
 from potstill.core.store.data import root
+from potstill.core.testing import requires_data
 from potstill.sr import IMDN, IMDN_AS, IMDN_RTC, IMDN_RTE, load_model, save_model
 from potstill.sr.weights import PRETRAINED, detect, load_tensors
 
@@ -22,7 +23,7 @@ OFFICIAL = {
 }
 
 
-@pytest.mark.data
+@requires_data("sr/safetensors", "sr/checkpoints")
 @pytest.mark.parametrize("name", OFFICIAL)
 def test_official_files_are_recognised(official, name):
     kind, config = OFFICIAL[name]

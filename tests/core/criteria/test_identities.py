@@ -1,5 +1,6 @@
 """What must hold exactly between criteria, and at their limits."""
 
+import itertools
 import math
 
 import pytest
@@ -63,7 +64,7 @@ def test_jensen_shannon_is_symmetric_and_bounded(z) -> None:
 def test_skewed_divergences_are_bounded(z, lam) -> None:
     for criterion in (c.skew_fkl, c.skew_rkl):
         rows = criterion(50 * z[0], 50 * z[1], lam=lam, reduction="none")
-        assert 0 <= rows.min() <= rows.max() <= -math.log(lam) + 1e-12
+        assert -1e-12 <= rows.min() <= rows.max() <= -math.log(lam) + 1e-12
 
 
 def test_families_tend_to_the_forward_kl(z) -> None:
@@ -144,8 +145,7 @@ def test_topk_limits(z) -> None:
     close(c.topk_kl(*z, k=C, T=2.0), forward)
     close(c.topk_kl(*z, k=C, T=2.0, tail="drop"), forward)
     bounds = [float(c.topk_kl(*z, k=k, T=2.0)) for k in range(1, C + 1)]
-    assert bounds == sorted(bounds)
-    assert bounds[-1] <= float(forward) + 1e-12
+    assert all(low <= high + 1e-12 for low, high in itertools.pairwise([*bounds, float(forward)]))
 
 
 def test_a_stored_teacher_gives_the_same(z) -> None:

@@ -154,12 +154,12 @@ def requires_cuda(test: Test) -> Test:
 
 
 def requires_data(*relative: str) -> Callable[[Test], Test]:
-    """Mark a test ``data``; it is skipped, with the path, where the data root lacks a path."""
+    """Mark a test ``data`` with the paths it reads; skip it, saying why, where one is missing."""
     absent = [path for path in relative if not (root() / path).exists()]
     reason = f"needs {', '.join(absent)} below {root()} (set POTSTILL_DATA)"
 
     def mark(test: Test) -> Test:
-        return pytest.mark.data(pytest.mark.skipif(bool(absent), reason=reason)(test))
+        return pytest.mark.data(*relative)(pytest.mark.skipif(bool(absent), reason=reason)(test))
 
     return mark
 
