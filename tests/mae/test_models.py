@@ -121,7 +121,7 @@ def test_weights_that_cannot_be_downloaded(monkeypatch):
         load_model("vit_base_patch16_224.mae")
 
 
-@requires_data("vision/tiny_vit_cifar10.safetensors")
+@requires_data("vision/tiny_vit_cifar10.safetensors", "vision/tiny_vit_cifar10.json")
 def test_the_small_teacher_loads():
     loaded = load_model("vision/tiny_vit_cifar10.safetensors")
     assert loaded.model.embed_dim == 96
