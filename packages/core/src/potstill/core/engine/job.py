@@ -205,7 +205,8 @@ class Job(ABC, Generic[C]):
         settings: dict[str, Any] = {
             "steps": own.steps, "epochs": own.epochs, "seconds": own.seconds,
             "lr": own.lr or self.lr(), "accumulate": own.accumulate,
-            "clip": own.clip or None, "ema": own.ema or None, "seed": own.seed, "engine": self.engine, "progress": progress,
+            "clip": own.clip or None, "ema": own.ema or None,
+            "seed": own.seed, "engine": self.engine, "progress": progress,
             "run": Run(self.config.out / folder),
         }  # fmt: skip
         job = self if training is None else _with(self, training)
