@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from workspace import PACKAGES, ROOT
 
 # Declared and never imported by name, with the reason.
 UNSEEN = {
@@ -32,8 +32,8 @@ OPTIONAL = {
 }
 
 
-def problems(package: Path) -> list[str]:
-    """What deptry finds in ``package``, one line each."""
+def problems(name: str) -> list[str]:
+    """What deptry finds in the package, one line each."""
     optional = "|".join(OPTIONAL)
     ignored = f"DEP001={optional},DEP002={'|'.join(UNSEEN)},DEP003={optional}"
     with tempfile.TemporaryDirectory() as folder:
@@ -46,12 +46,12 @@ def problems(package: Path) -> list[str]:
             *("--per-rule-ignores", ignored),
             *("--json-output", str(output), "--no-ansi"),
         ]
-        done = subprocess.run(command, cwd=package, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=ROOT / "packages" / name, capture_output=True, text=True)
         if not output.exists():
-            return [f"packages/{package.name}: deptry failed: {done.stderr.strip()}"]
+            return [f"packages/{name}: deptry failed: {done.stderr.strip()}"]
         found = json.loads(output.read_text())
     return [
-        f"packages/{package.name}/{row['location']['file']}:{row['location']['line'] or 1}: "
+        f"packages/{name}/{row['location']['file']}:{row['location']['line'] or 1}: "
         f"{row['error']['code']} {row['error']['message']}"
         for row in found
     ]
@@ -59,14 +59,10 @@ def problems(package: Path) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("packages", nargs="*", help="folders below packages/; all when none")
-    names = parser.parse_args().packages
-    folders = sorted((ROOT / "packages").iterdir())
-    unknown = set(names) - {folder.name for folder in folders}
-    if unknown:
-        parser.error(f"no such package: {', '.join(sorted(unknown))}")
-    chosen = [folder for folder in folders if not names or folder.name in names]
-    lines = [line for folder in chosen for line in problems(folder)]
+    names = [*PACKAGES, []]  # argparse looks the default up too
+    parser.add_argument("packages", nargs="*", choices=names, metavar="package")
+    chosen = parser.parse_args().packages or PACKAGES
+    lines = [line for name in chosen for line in problems(name)]
     print("\n".join(lines) or f"dependencies of {len(chosen)} packages: declared and used")
     return 1 if lines else 0
 

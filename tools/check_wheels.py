@@ -3,6 +3,7 @@
 hatch run wheels                    all packages, newest dependencies
 hatch run wheels graph --lowest     one package, the oldest dependencies that it declares
 hatch run wheels core --tests       and run the package's tests against the wheel
+hatch run release-check             likewise, of one package: another one after each commit
 
 For each package: the content of the wheel; a new environment that holds the wheel, the siblings it
 declares and nothing else of ours; then, from a folder outside of the clone, every module is
@@ -19,13 +20,12 @@ import subprocess
 import sys
 import tempfile
 import time
-import tomllib
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).parents[1]
-PACKAGES = sorted(path.name for path in (ROOT / "packages").iterdir())
+from workspace import PACKAGES, ROOT, project
+
 TEST_TOOLS = ["beartype", "hypothesis", "pytest>=9", "pytest-timeout", "scikit-learn"]
 
 PROBE = """
@@ -137,19 +137,19 @@ def above_floor(uv: str, python: Path, declared: list[str]) -> str:
 
 def check(uv: str, name: str, wheels: Path, options: argparse.Namespace) -> tuple[float, str]:
     """Check the wheel of ``name``; returns its size in KiB and what was left out."""
-    project = tomllib.loads((ROOT / "packages" / name / "pyproject.toml").read_text())["project"]
+    about = project(name)
     [wheel] = wheels.glob(f"potstill_{name}-*.whl")
-    check_content(wheel, name, project["version"])
+    check_content(wheel, name, about["version"])
     siblings = {
-        match[1] for each in project["dependencies"] if (match := re.match(r"potstill-(\w+)", each))
+        match[1] for each in about["dependencies"] if (match := re.match(r"potstill-(\w+)", each))
     }
     with tempfile.TemporaryDirectory(prefix=f"potstill-{name}-") as folder:
         home = Path(folder)
         run(uv, "venv", "--quiet", "--python", options.python, home / "venv", cwd=home)
         python = home / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
         install = [uv, "pip", "install", "--quiet", "--python", python, "--find-links", wheels]
-        extras = project.get("optional-dependencies", {}) if options.tests else {}
-        declared = [each for each in project["dependencies"] if not each.startswith("potstill-")]
+        extras = about.get("optional-dependencies", {}) if options.tests else {}
+        declared = [each for each in about["dependencies"] if not each.startswith("potstill-")]
         declared += [each for extra in extras.values() for each in extra]
         # As requirements of their own: what a wheel requires is not direct in the eyes of uv.
         lowest = ["--resolution", "lowest-direct", *declared] if options.lowest else []
@@ -171,20 +171,27 @@ def check(uv: str, name: str, wheels: Path, options: argparse.Namespace) -> tupl
         if options.tests:
             run(*install, *TEST_TOOLS, cwd=home)
             shutil.copytree(ROOT / "tests" / name, home / "tests" / name)
+            shutil.copy(ROOT / "tests" / "conftest.py", home / "tests")
             shutil.copy(ROOT / "pytest.toml", home)
             run(python, "-m", "pytest", "-q", "-m", "not slow", "tests", cwd=home, env=env)
     return wheel.stat().st_size / 1024, "; ".join(filter(None, [left_out, above]))
 
 
+def in_turn() -> str:
+    """Another package after each commit."""
+    count = int(run("git", "rev-list", "--count", "HEAD", cwd=ROOT))
+    return PACKAGES[count % len(PACKAGES)]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("packages", nargs="*", metavar="package", help="all when none")
+    names = [*PACKAGES, []]  # argparse looks the default up too
+    parser.add_argument("packages", nargs="*", choices=names, metavar="package")
+    parser.add_argument("--rotate", action="store_true", help="one package, in turn by the commit")
     parser.add_argument("--lowest", action="store_true", help="the oldest declared dependencies")
     parser.add_argument("--tests", action="store_true", help="run the package's tests too")
     parser.add_argument("--python", default=sys.executable, help="interpreter of the environments")
     options = parser.parse_args()
-    if unknown := set(options.packages) - set(PACKAGES):
-        parser.error(f"no such package: {', '.join(sorted(unknown))}; known: {', '.join(PACKAGES)}")
     uv, rows = find_uv(), []
     with tempfile.TemporaryDirectory(prefix="potstill-wheels-") as folder:
         wheels = Path(folder)
@@ -199,7 +206,7 @@ def main() -> int:
                 ROOT / "packages" / name,
                 cwd=ROOT,
             )
-        for name in options.packages or PACKAGES:
+        for name in options.packages or ([in_turn()] if options.rotate else PACKAGES):
             start, size, trouble, note = time.monotonic(), 0.0, "", ""
             try:
                 size, note = check(uv, name, wheels, options)

@@ -14,20 +14,13 @@ import argparse
 import re
 import subprocess
 import sys
-import tomllib
-from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-PACKAGES = sorted(path.name for path in (ROOT / "packages").iterdir())
+from workspace import PACKAGES, ROOT, project
 
 
 def git(*words: str) -> str:
     done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True)
     return done.stdout.strip()
-
-
-def project(name: str) -> dict:
-    return tomllib.loads((ROOT / "packages" / name / "pyproject.toml").read_text())["project"]
 
 
 def changelog(name: str) -> tuple[str, str, str]:

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from workspace import DOMAINS, ROOT, SOURCES
 
 from potstill.core.measure.bench import read, sections
 
-ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "build"
 FORMULA = re.compile(r" = |\bmean|\bsum_|KL\(| / \(")
 SECTION = re.compile(r"^(Args|Call|Attributes|Returns|Raises|Example):$", re.MULTILINE)
@@ -67,29 +67,35 @@ def _sentences(text: str) -> str:
     return (whole[0] if whole else text).rstrip(" .;:") + "."
 
 
+def exported(package: str) -> dict[tuple[str, str], str]:
+    """By defining module and name: from where a package exports it, or one of its folders does."""
+    top, found = ROOT / "packages" / package / "src", {}
+    for stub in sorted((top / "potstill" / package).rglob("__init__.pyi")):
+        public = ".".join(stub.parent.relative_to(top).parts)
+        for node in ast.parse(stub.read_text(encoding="utf-8")).body:
+            assert isinstance(node, ast.ImportFrom)
+            for alias in node.names:
+                module = f"{public}.{node.module or alias.name}"  # `from . import plots`
+                if not (top / module.replace(".", "/") / "__init__.pyi").exists():  # that says more
+                    found.setdefault((module, alias.name), public)
+    return found
+
+
 def criteria() -> Iterator[Criterion]:
     """Of the core, then of each domain."""
-    folder = ROOT / "packages/core/src/potstill/core/criteria"
-    package = "potstill.core.criteria"
-    for node in ast.parse((folder / "__init__.pyi").read_text(encoding="utf-8")).body:
-        assert isinstance(node, ast.ImportFrom)
-        for alias in node.names:
-            yield from _defined(
-                folder / f"{node.module}.py", f"{package}.{node.module}", package, [alias.name]
-            )
-    for path in sorted(ROOT.glob("packages/*/src/potstill/*/criteria.py")):
-        package = f"potstill.{path.parent.name}"
-        stub = (path.parent / "__init__.pyi").read_text(encoding="utf-8")
-        names = re.findall(r"^from \.criteria import (\w+)", stub, re.MULTILINE)
-        yield from _defined(path, f"{package}.criteria", package, names)
+    for package in ("core", *DOMAINS):
+        for (module, name), public in exported(package).items():
+            if module.startswith(f"potstill.{package}.criteria"):
+                path = ROOT / "packages" / package / "src" / f"{module.replace('.', '/')}.py"
+                yield from _defined(path, module, public, name)
 
 
-def _defined(path: Path, module: str, public: str, names: list[str]) -> Iterator[Criterion]:
+def _defined(path: Path, module: str, public: str, name: str) -> Iterator[Criterion]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in tree.body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name in names:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name:
             text = ast.get_docstring(node) or ""
-            yield Criterion(node.name, module, public, text, ast.get_docstring(tree) or "")
+            yield Criterion(name, module, public, text, ast.get_docstring(tree) or "")
 
 
 def criterion_page(criterion: Criterion) -> str:
@@ -149,10 +155,9 @@ def _file(criterion: Criterion) -> str:
 
 def reference(domain: str) -> str:
     """All modules that a domain exports names from; its criteria have pages of their own."""
-    stub = ROOT / "packages" / domain / "src" / "potstill" / domain / "__init__.pyi"
-    lines = re.findall(r"^from \.([\w.]*) import (\w+)", stub.read_text("utf-8"), re.MULTILINE)
-    modules = dict.fromkeys(module or name for module, name in lines)  # `from . import plots`
-    return "\n\n".join(f"::: potstill.{domain}.{m}" for m in modules if m != "criteria")
+    modules = dict.fromkeys(module for module, _ in exported(domain))
+    own = f"potstill.{domain}.criteria"
+    return "\n\n".join(f"::: {module}" for module in modules if not module.startswith(own))
 
 
 def results_page(record: Path) -> str:
@@ -177,9 +182,9 @@ def write(docs: Path) -> list[dict[str, Any]]:
     found = [c for c in criteria() if c.source and c.formulas]
     shutil.rmtree(docs, ignore_errors=True)
     shutil.copytree(ROOT / "docs", docs)
-    for page in (docs / "api").glob("*.md"):
-        if (ROOT / "packages" / page.stem).is_dir() and page.stem != "core":
-            page.write_text(f"{page.read_text('utf-8')}\n{reference(page.stem)}\n", "utf-8")
+    for name in DOMAINS:
+        page = docs / "api" / f"{name}.md"
+        page.write_text(f"{page.read_text('utf-8')}\n{reference(name)}\n", "utf-8")
     pages: dict[str, str] = {"criteria/index.md": criteria_index(found)}
     pages |= {f"criteria/{_file(c)}": criterion_page(c) for c in found}
     records = sorted((ROOT / "benchmarks" / "results").glob("*.csv"))
@@ -199,14 +204,17 @@ def write(docs: Path) -> list[dict[str, Any]]:
 
 
 def configure(navigation: list[dict[str, Any]]) -> Path:
-    """The configuration of the repository, with the pages made here before the decisions."""
+    """The configuration of the repository with the pages of domains and those made here."""
     configuration = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
     configuration |= {"docs_dir": "docs", "site_dir": "site"}
     nav = configuration["nav"]
+    for section, folder in (("Tutorials", "tutorials"), ("Reference", "api")):
+        pages = next(entry[section] for entry in nav if section in entry)
+        pages += [f"{folder}/{name}.md" for name in DOMAINS]  # called by their first heading
     where = next(i for i, entry in enumerate(nav) if "Decisions" in entry)
     configuration["nav"] = nav[:where] + navigation + nav[where:]
     handler = configuration["plugins"][1]["mkdocstrings"]["handlers"]["python"]
-    handler["paths"] = [str(ROOT / path) for path in handler["paths"]]
+    handler["paths"] = [str(ROOT / source) for source in SOURCES]
     options = handler["options"]
     options["extensions"] = [str(ROOT / path) for path in options["extensions"]]
     path = BUILD / "mkdocs.yml"

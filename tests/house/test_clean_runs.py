@@ -5,15 +5,14 @@ import sys
 from pathlib import Path
 
 import pytest
-
-PACKAGES = sorted(path.name for path in (Path(__file__).parents[2] / "packages").iterdir())
+from workspace import PACKAGES
 
 NAMES = """
 import importlib
 package = importlib.import_module("potstill.{name}")
 things = [getattr(package, name) for name in package.__all__]  # loads what is behind every name
 import torch
-assert len(things) > 10
+assert things
 assert not torch.cuda.is_initialized()
 """
 

@@ -5,12 +5,14 @@ import importlib
 from pathlib import Path
 
 import pytest
+from workspace import PACKAGES, ROOT
 
-ROOT = Path(__file__).parents[2]
 WITH_EXAMPLES = [
-    ".".join(path.relative_to(package / "src").with_suffix("").parts).removesuffix(".__init__")
-    for package in sorted((ROOT / "packages").iterdir())
-    for path in sorted((package / "src").rglob("*.py"))
+    ".".join(
+        path.relative_to(ROOT / "packages" / package / "src").with_suffix("").parts
+    ).removesuffix(".__init__")
+    for package in PACKAGES
+    for path in sorted((ROOT / "packages" / package / "src").rglob("*.py"))
     if ">>>" in path.read_text(encoding="utf-8")
 ]
 

@@ -94,15 +94,6 @@ def test_the_guide_repeats_figures_as_the_package_states_them(name: str) -> None
     assert figures <= known, figures - known
 
 
-def test_the_navigation_names_every_page() -> None:
-    # Plain text first: the file has tags that only the site generator knows.
-    text = re.sub(r"!!python/\S+", "", (ROOT / "mkdocs.yml").read_text())
-    listed = set(re.findall(r"[\w/-]+\.md", str(yaml.safe_load(text)["nav"])))
-    assert listed == {
-        path.relative_to(ROOT / "docs").as_posix() for path in ROOT.glob("docs/**/*.md")
-    }
-
-
 def test_the_citation_file_is_complete() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert {"cff-version", "message", "title", "authors", "license", "type"} <= set(citation)

@@ -3,18 +3,12 @@
 import re
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
+from workspace import PACKAGES, ROOT, project
 
-ROOT = Path(__file__).parents[2]
-PACKAGES = sorted(path.name for path in (ROOT / "packages").iterdir())
 projects = pytest.mark.parametrize("name", PACKAGES)
-
-
-def project(name: str) -> dict:
-    return tomllib.loads((ROOT / "packages" / name / "pyproject.toml").read_text())["project"]
 
 
 @projects

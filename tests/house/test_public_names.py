@@ -3,12 +3,10 @@
 import ast
 import importlib
 import inspect
-from pathlib import Path
 
 import pytest
+from workspace import PACKAGES, ROOT
 
-ROOT = Path(__file__).parents[2]
-PACKAGES = sorted(path.name for path in (ROOT / "packages").iterdir())
 MODULES = [
     ".".join(path.relative_to(ROOT / "packages" / name / "src").with_suffix("").parts)
     for name in PACKAGES

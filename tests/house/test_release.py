@@ -1,12 +1,10 @@
 """What `tools/release.py` checks before a tag is made."""
 
-import importlib.util
 import subprocess
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
 VERSION = '[project]\nname = "potstill-{name}"\nversion = "{version}"\ndependencies = [{needs}]\n'
 TODAY = (
     "# Changelog\n\n## 0.2.0 - 2026-11-21\n\n- Something new.\n\n## 0.1.0 - 2026-01-01\n\n- Old.\n"
@@ -15,13 +13,12 @@ TODAY = (
 
 @pytest.fixture
 def release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    spec = importlib.util.spec_from_file_location("release", ROOT / "tools" / "release.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    monkeypatch.setattr(module, "ROOT", tmp_path)
-    monkeypatch.setattr(module, "PACKAGES", ["core", "graph"])
+    import release
+    import workspace
+
+    for module in (release, workspace):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(release, "PACKAGES", ["core", "graph"])
     for name, needs in (("core", ""), ("graph", '"potstill-core>=0.2,<0.3"')):
         folder = tmp_path / "packages" / name
         folder.mkdir(parents=True)
@@ -30,7 +27,7 @@ def release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         (folder / "CHANGELOG.md").write_text(TODAY)
     git(tmp_path, "init", "-q")
     commit(tmp_path)
-    return module
+    return release
 
 
 def git(folder: Path, *words: str) -> None:
