@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from potstill.acm import (
+    BACKENDS,
     CIFAR10,
     IMAGENET,
     Images,
@@ -41,8 +42,8 @@ from potstill.acm import (
     profile,
     record_gates,
 )
-from potstill.acm.backends import require
 from potstill.core import Engine, atomic, locate
+from potstill.core.engine import resolve_device
 from potstill.core.measure.report import Column, Report
 
 TEACHER = {
@@ -159,9 +160,8 @@ def main() -> None:
     options = parser.parse_args()
     if not options.demo and (options.images is None or options.model is None):
         parser.error("give a folder of images and --model, or --demo")
-    available = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(available if options.device == "auto" else options.device)
-    require(options.backend, device)
+    device = resolve_device(options.device)
+    BACKENDS.resolve(options.backend, device)
     model: Any
     if options.demo:
         model = demo_model(options.steps)

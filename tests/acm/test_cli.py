@@ -72,7 +72,7 @@ def test_bench(tmp_path, capsys):
         (["convert", "x", *SMALL, "--learners", "0"], 2, "learners must be at least 1, got 0"),
         (["convert", "x", *SMALL, "--checkpoint", "no.pth"], 1, "must be a .safetensors file"),
         (["bench", "--backend", "tritn"], 2, "did you mean 'triton'"),
-        (["bench", "--device", "tpu"], 2, "device must be auto, cpu or cuda"),
+        (["bench", "--device", "tpu"], 2, "device must be auto, cpu, cuda or mps"),
         (["distill", "nowhere", "x", "--data", "y"], 1, "nothing there"),
         (["distill", "a", "x", "--data", "y", "--budget", "0"], 2, r"budget must be in (0, 1]"),
         (["profile", "a", "--data", "y", "--statistics", "z"], 2, "must be imagenet or cifar10"),

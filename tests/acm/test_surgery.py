@@ -175,7 +175,7 @@ def test_bad_input(vit):
         acmize(acmize(vit))
     with pytest.raises(ConfigError, match="did you mean 'gathered'"):
         acmize(vit, backend="gatherd")
-    with pytest.raises(BackendError, match="use sorted_prefix"):
+    with pytest.raises(BackendError, match="use backend 'sorted_prefix'"):
         acmize(vit, backend="triton")
     with pytest.raises(ConfigError, match="k of 'blocks.0.mlp' must be from 1 to 4 .* got 0"):
         deacmize(acmize(vit), 0)

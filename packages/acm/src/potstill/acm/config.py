@@ -132,7 +132,7 @@ class Timing:
         budgets: Mean budgets.
         learners: Learners of each module.
         whole: Time the whole model, not its first MLP.
-        backend: auto, sorted_prefix, dense_masked, gathered, grouped_mm or triton.
+        backend: auto, sorted_prefix, torch, gathered, grouped_mm or triton.
         device: auto, cpu or cuda.
         bf16: Time in bfloat16.
     """

@@ -48,7 +48,7 @@ def export(
     if form not in ("gathered", "dense_masked"):
         raise ConfigError(f"export: form must be gathered or dense_masked, got {form!r}")
     write = to_onnx if suffix == ".onnx" else to_exported
-    with _backend(model, form), torch.no_grad():
+    with _backend(model, "gathered" if form == "gathered" else "torch"), torch.no_grad():
         return write(model, example, path, dynamic={0: "batch"}, tolerance=tolerance)
 
 

@@ -13,7 +13,7 @@ from timm.layers.activations import QuickGELU
 from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 
-from potstill.acm.backends import require
+from potstill.acm.backends import BACKENDS
 from potstill.acm.layers import ACM, acms, require_acms
 from potstill.acm.learners import split_widths
 from potstill.acm.splitting import split_linear, split_mlp
@@ -131,7 +131,7 @@ def acmize(
         (192, 192, 192, 192)
     """
     _check(model, targets, learners, flops_factor, initial)
-    require(backend, next((p.device for p in model.parameters()), torch.device("cpu")))
+    BACKENDS.resolve(backend, next((p.device for p in model.parameters()), "cpu"))
     if predicate is not None:
         chosen = [(n, m, "map") for n, m in _outermost(model, predicate)]
     else:

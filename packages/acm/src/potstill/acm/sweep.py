@@ -72,7 +72,7 @@ def sweep_layer(
         BackendError: The backend cannot run here.
         ConfigError: A budget out of range.
     """
-    backends.require(backend, acm.up.device)
+    backends.BACKENDS.resolve(backend, acm.up.device)
     x = torch.randn(tokens, acm.inputs, device=acm.up.device, dtype=acm.up.dtype)
     chosen = {
         b: random_choices(tokens, acm.count, b, least=acm.least).to(x.device) for b in budgets

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from potstill.acm import plots
-from potstill.acm.backends import require
+from potstill.acm.backends import BACKENDS
 from potstill.acm.budget import costs
 from potstill.acm.calibrate import calibrate as tilt
 from potstill.acm.config import Convert, Phases, Reading, Timing
@@ -28,7 +28,6 @@ from potstill.acm.profile import profile as measure
 from potstill.acm.surgery import acmize
 from potstill.acm.sweep import dense_of, sweep_layer, sweep_model
 from potstill.core import (
-    BackendError,
     ConfigError,
     DataError,
     Engine,
@@ -37,6 +36,7 @@ from potstill.core import (
     fingerprint,
 )
 from potstill.core.command import record
+from potstill.core.engine import resolve_device
 from potstill.core.measure.report import Column, Report
 
 __all__ = ["bench", "calibrate", "convert", "distill", "export", "profile"]
@@ -130,10 +130,11 @@ def profile(model: Path, images: Reading, device: str) -> Report:
     Raises:
         DataError: Images are missing.
     """
-    student: Any = from_pretrained(model).to(_device(device))
-    dense = _teacher(model).to(_device(device)) if (model / _DENSE).exists() else None
+    where = resolve_device(device)
+    student: Any = from_pretrained(model).to(where)
+    dense = _teacher(model).to(where) if (model / _DENSE).exists() else None
     found = _read(images, student)
-    batches = [tuple(t.to(_device(device)) for t in b) for b in found.batches(images.batch)]
+    batches = [tuple(t.to(where) for t in b) for b in found.batches(images.batch)]
     most = min(acm.count for acm in acms(student).values())
     columns = {
         "top-1 %": Column("%", best="max"), "budget": Column(digits=3), "spread": Column(digits=2),
@@ -206,8 +207,8 @@ def bench(timing: Timing) -> Report:
     Raises:
         BackendError: The backend or the device is not there.
     """
-    device = _device(timing.device)
-    require(timing.backend, device)
+    device = resolve_device(timing.device)
+    BACKENDS.resolve(timing.backend, device)
     depth = {} if timing.whole else {"depth": 1}
     dense = _create(timing.model, False, depth).to(device).eval()
     dense = dense.bfloat16() if timing.bf16 else dense
@@ -344,13 +345,3 @@ def _size(model: Any, given: int | None) -> int:
 def _read(images: Reading, model: nn.Module) -> Images:
     statistics = CIFAR10 if images.statistics == "cifar10" else IMAGENET
     return load_images(images.data, size=_size(model, None), statistics=statistics)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name not in ("cpu", "cuda"):
-        raise ConfigError(f"acm: device must be auto, cpu or cuda, got {name!r}")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise BackendError("acm: device must be there, got cuda without a GPU; use device=cpu")
-    return torch.device(name)
