@@ -8,6 +8,7 @@ from .history import plot_curves as plot_curves
 from .job import Job as Job
 from .job import JobConfig as JobConfig
 from .job import Result as Result
+from .job import fit_with as fit_with
 from .plan import MakeOptimizer as MakeOptimizer
 from .plan import Plan as Plan
 from .plan import Run as Run

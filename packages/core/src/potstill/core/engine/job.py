@@ -26,9 +26,15 @@ from potstill.core.seed import seed_all
 from potstill.core.vocabulary.distiller import Distiller
 from potstill.core.vocabulary.schedule import Schedule, cosine
 
-__all__ = ["Job", "JobConfig", "Result"]
+__all__ = ["Job", "JobConfig", "Result", "fit_with"]
 
 Progress = bool | str | Callable[[Row, float], None]
+
+OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": partial(torch.optim.Adam, fused=True),
+    "adamw": partial(torch.optim.AdamW, fused=True),
+    "sgd": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
+}
 
 
 class JobConfig(Protocol):
@@ -84,11 +90,7 @@ class Job(ABC, Generic[C]):
         ConfigError: The folder holds a run with another configuration.
     """
 
-    optimizers: ClassVar[Mapping[str, Callable[..., torch.optim.Optimizer]]] = {
-        "adam": partial(torch.optim.Adam, fused=True),
-        "adamw": partial(torch.optim.AdamW, fused=True),
-        "sgd": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
-    }
+    optimizers: ClassVar[Mapping[str, Callable[..., torch.optim.Optimizer]]] = OPTIMIZERS
     movable: ClassVar[tuple[str, ...]] = (
         "out", "training.device", "training.parallel", "training.workers",
     )  # fmt: skip
@@ -129,14 +131,7 @@ class Job(ABC, Generic[C]):
         Raises:
             ConfigError: An unknown name.
         """
-        training = self.config.training
-        if training.optimizer not in self.optimizers:
-            raise ConfigError(
-                f"Training: optimizer must be a known one, got {training.optimizer!r}; "
-                f"{nearest(training.optimizer, self.optimizers)}"
-            )
-        decay = training.weight_decay or 0.0
-        return partial(self.optimizers[training.optimizer], weight_decay=decay)
+        return _optimizer(self.config.training, self.optimizers)
 
     def lr(self) -> float:
         """The peak learning rate where ``training.lr`` names none."""
@@ -202,16 +197,13 @@ class Job(ABC, Generic[C]):
             **options: Other options of `fit`; they win over ``training``.
         """
         own = training or self.config.training
+        job = self if training is None else _with(self, training)
         settings: dict[str, Any] = {
-            "steps": own.steps, "epochs": own.epochs, "seconds": own.seconds,
-            "lr": own.lr or self.lr(), "accumulate": own.accumulate,
-            "clip": own.clip or None, "ema": own.ema or None,
-            "seed": own.seed, "engine": self.engine, "progress": progress,
+            "lr": own.lr or self.lr(), "optimizer": job.optimizer(distiller),
+            "schedule": job.schedule(), "engine": self.engine, "progress": progress,
             "run": Run(self.config.out / folder),
         }  # fmt: skip
-        job = self if training is None else _with(self, training)
-        settings |= {"optimizer": job.optimizer(distiller), "schedule": job.schedule()}
-        rows = fit(distiller, batches, **{**settings, **options})
+        rows = fit_with(own, distiller, batches, **{**settings, **options})
         self.history += rows
         return rows
 
@@ -230,6 +222,56 @@ class Job(ABC, Generic[C]):
         with atomic(self.config.out / "result.json") as temporary:
             temporary.write_text(json.dumps(summary, indent=1, default=str), encoding="utf-8")
         return summary
+
+
+def fit_with(
+    training: Training,
+    distiller: Distiller,
+    batches: Any,
+    *,
+    engine: Engine | None = None,
+    **options: Any,
+) -> list[Row]:
+    """`potstill.core.fit` with options of training, where there is no job.
+
+    Args:
+        training: Budget, optimizer, precision, device and seed.
+        distiller: Student, teacher and objective.
+        batches: Anything that `fit` takes.
+        engine: Device and processes; those that ``training`` names by default.
+        **options: Other options of `fit`; they win over ``training``.
+
+    Returns:
+        Rows of `fit`.
+
+    Raises:
+        ConfigError: An unknown optimizer, or what `fit` refuses.
+    """
+    settings: dict[str, Any] = {
+        "steps": training.steps, "epochs": training.epochs, "seconds": training.seconds,
+        "accumulate": training.accumulate, "clip": training.clip or None,
+        "ema": training.ema or None, "seed": training.seed,
+    }  # fmt: skip
+    settings["schedule"] = cosine(training.final, training.warmup)
+    settings |= {"lr": training.lr} if training.lr else {}
+    if "optimizer" not in options:
+        settings["optimizer"] = _optimizer(training, OPTIMIZERS)
+    with ExitStack() as stack:
+        engine = engine or stack.enter_context(
+            Engine(training.device, training.precision, training.parallel)
+        )
+        return fit(distiller, batches, engine=engine, **{**settings, **options})
+
+
+def _optimizer(
+    training: Training, known: Mapping[str, Callable[..., torch.optim.Optimizer]]
+) -> MakeOptimizer:
+    if training.optimizer not in known:
+        raise ConfigError(
+            f"Training: optimizer must be a known one, got {training.optimizer!r}; "
+            f"{nearest(training.optimizer, known)}"
+        )
+    return partial(known[training.optimizer], weight_decay=training.weight_decay or 0.0)
 
 
 def _with(job: Job[Any], training: Training) -> Job[Any]:

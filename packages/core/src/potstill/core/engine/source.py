@@ -60,9 +60,10 @@ def as_source(batches: Any) -> Source:
         return _Ready(batches)
     if _has_state(batches) and isinstance(batches, Iterable):
         return _Streamed(batches)
+    if isinstance(getattr(batches, "dataset", batches), IterableDataset):
+        return _Streamed(batches)
     if isinstance(batches, DataLoader):
-        endless = isinstance(batches.dataset, IterableDataset)
-        return _Streamed(batches) if endless else _Loaded(batches)
+        return _Loaded(batches)
     if callable(batches) and not isinstance(batches, type):
         return _Drawn(batches)
     if hasattr(batches, "__getitem__") and not isinstance(batches, Sequence):

@@ -37,7 +37,8 @@ def unrolled(
             current parameters.
         lr: Step size; a tensor may require a gradient.
         steps: Number of steps, at least 1.
-        parameters: Where to start, by name; by default the trainable parameters, detached.
+        parameters: Where to start, by name; by default the trainable parameters, detached, or all
+            where none is trainable, as in a turn that trains something else.
         create_graph: Second derivatives; without them (first order) the slopes are constants.
 
     Returns:
@@ -60,8 +61,9 @@ def unrolled(
     if steps < 1:
         raise ConfigError(f"unrolled: steps must be at least 1, got {steps}")
     if parameters is None:
-        named = ((n, p) for n, p in model.named_parameters() if p.requires_grad)
-        theta = {name: value.detach().requires_grad_() for name, value in named}
+        named = dict(model.named_parameters())
+        free = {name: value for name, value in named.items() if value.requires_grad}
+        theta = {name: value.detach().requires_grad_() for name, value in (free or named).items()}
     else:
         theta = {n: v if v.requires_grad else v.detach().requires_grad_()
                  for n, v in parameters.items()}  # fmt: skip
