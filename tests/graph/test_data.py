@@ -1,6 +1,7 @@
 """Graphs by name: counts, offline behaviour, and refusal of altered pickles."""
 
 import shutil
+import sys
 
 import pytest
 
@@ -74,3 +75,9 @@ def test_missing_files_are_named_and_not_fetched(name, monkeypatch, tmp_path):
 def test_unknown_names_get_a_suggestion():
     with pytest.raises(ConfigError, match="no graph is called 'Coora'; did you mean 'cora'"):
         load("Coora")
+
+
+def test_the_digits_say_what_they_need(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)  # as if it were not installed
+    with pytest.raises(DataError, match=r"pip install 'potstill-graph\[digits\]'"):
+        load("digits")

@@ -5,6 +5,7 @@ from itertools import chain, combinations
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 from torch_geometric.data import Batch, Data
 from torch_geometric.utils import to_undirected
 
@@ -232,6 +233,16 @@ def test_mutag_from_end_to_end():
     model = train_classifier(found, split.val, steps=40, hidden=16)
     assert auc(model, split.val) > 0.5
     assert model(Batch.from_data_list(list(found)[:3])).shape == (3, 2)
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_auc_is_that_of_scikit_learn(classes: int) -> None:
+    logits = torch.randn(60, classes, generator=torch.Generator().manual_seed(classes)).round()
+    labels = torch.arange(60) % classes
+    p = logits.softmax(1).numpy()
+    expected = roc_auc_score(labels, p[:, 1] if classes == 2 else p, multi_class="ovr")
+    assert auc(logits, labels) == pytest.approx(expected, abs=1e-6)
+    assert auc(logits, torch.zeros(60, dtype=torch.long)) == 0.5
 
 
 @requires_data("graph/tu/NCI1/raw")

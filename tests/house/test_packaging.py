@@ -23,10 +23,14 @@ def test_the_top_entry_of_the_changelog_is_the_version(name: str) -> None:
 def test_projects_agree_on_what_is_common(name: str) -> None:
     this, core = project(name), project("core")
     assert this["name"] == f"potstill-{name}"
-    for key in ("requires-python", "license", "readme", "authors"):
+    for key in ("requires-python", "license", "readme", "authors", "classifiers"):
         assert this[key] == core[key], key
+    urls = {
+        key: url.replace("/packages/core/", f"/packages/{name}/")
+        for key, url in core["urls"].items()
+    }
+    assert this["urls"] == urls
     dependencies = {re.split(r"[<>=~!\[ ]", d)[0]: d for d in this["dependencies"]}
-    assert dependencies["torch"] == "torch>=2.11"
     if name != "core":
         major, minor = core["version"].split(".")[:2]
         assert (
@@ -34,6 +38,18 @@ def test_projects_agree_on_what_is_common(name: str) -> None:
             == f"potstill-core>={major}.{minor},<{major}.{int(minor) + 1}"
         )
         assert this["entry-points"]["potstill.domains"] == {name: f"potstill.{name}.cli:app"}
+
+
+def test_a_dependency_has_one_floor() -> None:
+    """So that packages that are installed together want the same."""
+    found: dict[str, set[str]] = {}
+    for about in map(project, PACKAGES):
+        extras = about.get("optional-dependencies", {}).values()
+        for requirement in (*about["dependencies"], *(each for extra in extras for each in extra)):
+            name, bounds = re.match(r"([\w-]+)(?:\[\w+\])?([^;]*)", requirement).groups()
+            found.setdefault(name, set()).add(bounds)
+    assert {name: bounds for name, bounds in found.items() if len(bounds) > 1} == {}
+    assert all(bounds != {""} for bounds in found.values())
 
 
 @projects

@@ -2,12 +2,13 @@
 
 import io
 import os
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from potstill.core.errors import ConfigError, DataError
+from potstill.core.errors import BackendError, ConfigError, DataError
 from potstill.sr import Picture, read_image, write_image
 
 GREY = np.arange(12 * 10, dtype=np.uint8).reshape(12, 10)
@@ -214,3 +215,12 @@ def test_formats(tmp_path, suffix):
     again = read_image(write_image(Picture(RGB, icc=PROFILE), tmp_path / f"a.{suffix}"))
     assert np.abs(again.color.astype(int) - RGB).mean() < 6
     assert again.icc == PROFILE
+
+
+def test_sixteen_bits_say_what_they_need(tmp_path, monkeypatch):
+    path = write_image(Picture(WIDE), tmp_path / "wide.png")
+    monkeypatch.setitem(sys.modules, "cv2", None)  # as if it were not installed
+    for ask in (lambda: read_image(path), lambda: write_image(Picture(WIDE), tmp_path / "b.png")):
+        with pytest.raises(BackendError, match=r"pip install 'potstill-sr\[opencv\]'"):
+            ask()
+    assert [p.name for p in tmp_path.iterdir()] == ["wide.png"]

@@ -115,9 +115,14 @@ def _find(name: str, source: _Source, download: bool) -> Path:
 
 def _digits(path: Path) -> Data:
     """Scikit-learn's digits (Alpaydin and Kaynak, UCI, 1998), with their nearest neighbours."""
-    from sklearn.datasets import load_digits
-    from sklearn.neighbors import kneighbors_graph
-
+    try:
+        from sklearn.datasets import load_digits
+        from sklearn.neighbors import kneighbors_graph
+    except ImportError as error:
+        raise DataError(
+            "load: 'digits' come with scikit-learn, which cannot be imported; "
+            "pip install 'potstill-graph[digits]'"
+        ) from error
     images, labels = load_digits(return_X_y=True)
     near = kneighbors_graph(images, n_neighbors=5).tocoo()
     edges = torch.from_numpy(np.stack([near.row, near.col])).long()

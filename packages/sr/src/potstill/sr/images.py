@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from potstill.core import ConfigError, DataError, atomic
+from potstill.core import BackendError, ConfigError, DataError, atomic
 
 __all__ = ["FORMATS", "SUFFIXES", "Picture", "check_output", "read_image", "write_image"]
 
@@ -201,6 +201,7 @@ def write_image(
     Raises:
         ConfigError: Another suffix; a file is there already; alpha in a JPEG.
         DataError: The folder cannot be written, the disk is full, or the file would pass 4 GB.
+        BackendError: A 16-bit picture, and OpenCV is not installed.
     """
     path = Path(path)
     transparent = picture.alpha is not None
@@ -241,8 +242,7 @@ def _holds_sixteen_bits(image: Image.Image) -> bool:
 
 def _sixteen_bit(path: Path, image: Image.Image) -> Picture:
     """A 16-bit colour file, by OpenCV."""
-    import cv2
-
+    cv2 = _opencv()
     # Not by path: OpenCV knows no names outside the system's code page, and limits sizes.
     values = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
     if values is None or values.dtype != np.uint16:
@@ -257,6 +257,17 @@ def _sixteen_bit(path: Path, image: Image.Image) -> Picture:
     return Picture(color, None if alpha is None else _upright(alpha, turn).copy(), kind, *kept)
 
 
+def _opencv() -> Any:
+    try:
+        import cv2
+    except ImportError as error:
+        raise BackendError(
+            f"16-bit colour needs OpenCV, which cannot be imported: {error}; "
+            "pip install 'potstill-sr[opencv]'"
+        ) from error
+    return cv2
+
+
 def _upright(values: NDArray[Any], orientation: int) -> NDArray[Any]:
     """Undo the EXIF orientation, 1 to 8."""
     if orientation in (5, 6, 7, 8):
@@ -268,8 +279,7 @@ def _upright(values: NDArray[Any], orientation: int) -> NDArray[Any]:
 
 def _write_wide(picture: Picture, path: Path, form: str) -> None:
     """16-bit PNG or TIFF with OpenCV, since Pillow holds no 16-bit colour."""
-    import cv2
-
+    cv2 = _opencv()
     planes = picture.color[..., :1] if picture.kind == "L" else picture.color[..., ::-1]
     if picture.alpha is not None:
         planes = picture.color[..., ::-1]  # OpenCV has no grey with alpha

@@ -6,8 +6,11 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
+from scipy.stats import rankdata
 from torch import Tensor, nn
 from torch_geometric.data import Batch, Data
 from torch_geometric.io import read_tu_data
@@ -206,18 +209,22 @@ def train_classifier(
 def auc(model_or_logits: Any, labels_or_graphs: Any) -> float:
     """Area under the ROC curve of logits and labels, or of a model on whole graphs.
 
-    With more than two classes the mean of one against the rest. 0.5 where only one class is there.
+    With more than two classes the mean of one against the rest, over those that are there. 0.5
+    where only one class is there.
     """
-    from sklearn.metrics import roc_auc_score
-
     if not isinstance(model_or_logits, Tensor):
         batch = Batch.from_data_list([_bare(graph) for graph in labels_or_graphs])
         return _score(model_or_logits.eval(), batch)
-    p, y = model_or_logits.softmax(1).cpu(), labels_or_graphs.cpu()
-    if len(y.unique()) < 2:
-        return 0.5
-    score = p[:, 1] if p.shape[1] == 2 else p
-    return float(roc_auc_score(y.numpy(), score.numpy(), multi_class="ovr"))
+    p, y = model_or_logits.softmax(1).cpu().numpy(), labels_or_graphs.cpu().numpy()
+    there = [1] if p.shape[1] == 2 else np.unique(y)
+    areas = [_area(p[:, label], y == label) for label in there] if len(np.unique(y)) > 1 else [0.5]
+    return float(np.mean(areas))
+
+
+def _area(score: NDArray[Any], positive: NDArray[Any]) -> float:
+    """The share of pairs of a positive and a negative in the right order; equal ones count half."""
+    ones, zeros = positive.sum(), (~positive).sum()
+    return float((rankdata(score)[positive].sum() - ones * (ones + 1) / 2) / (ones * zeros))
 
 
 def _score(model: nn.Module, batch: Any) -> float:

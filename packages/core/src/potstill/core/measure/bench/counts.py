@@ -58,8 +58,9 @@ def peak_allocated(call: Callable[[], Any], device: str = "cpu") -> int:
     from torch.profiler import ProfilerActivity, profile
 
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it complains of a missing GPU
+    # One cycle, whose events torch 2.10 warns of losing unless told to keep them.
     with profile(
-        activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=False
+        activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True
     ) as profiler:
         call()
     with TemporaryDirectory() as folder:
