@@ -11,7 +11,6 @@ from apps.tour.mae import reconstructions
 from apps.tour.widgets import paragraph, table
 from potstill.core import ConfigError
 from potstill.mae import ImageSet, block_similarity, eval_transform, features_of, knn_probe
-from potstill.mae.data import image_path
 from potstill.mae.models import Student, statistics_of
 
 
@@ -21,7 +20,7 @@ def images(source: str, student: Student) -> tuple[Digits, Digits]:
     if not source:
         parts = digits()
         return tuple(Digits(F.interpolate(p.images, size=size), p.labels) for p in parts)
-    found = ImageSet(image_path(source), labels=True)
+    found = ImageSet(source, labels=True)
     found.transform = eval_transform(size, statistics_of(student.encoder.vit))
     pixels, labels = zip(*(found[i] for i in range(len(found))), strict=True)
     every, targets = torch.stack(pixels), torch.tensor(labels)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import timm
@@ -11,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from potstill.core import Distiller, Losses, Objective, cosine, fit, generator, seed_all
+from potstill.core.images import ResidentImages
 
 __all__ = ["MODEL", "Digits", "digits", "draws", "to_bytes", "train_classifier", "vit"]
 
@@ -47,14 +47,9 @@ def digits() -> tuple[Digits, Digits]:
     )
 
 
-def draws(part: Digits, size: int) -> Callable[[int, int, int], tuple[Tensor, Tensor]]:
-    """Random batches for ``fit``: a pure function of the step."""
-
-    def draw(step: int, rank: int, world: int) -> tuple[Tensor, Tensor]:
-        rows = torch.randint(len(part.labels), (size,), generator=generator("rows", step, rank))
-        return part.images[rows], part.labels[rows]
-
-    return draw
+def draws(part: Digits, size: int) -> ResidentImages:
+    """Random batches for ``fit``."""
+    return ResidentImages(*part, size, shift=0, flip=False)
 
 
 def to_bytes(images: Tensor) -> Tensor:

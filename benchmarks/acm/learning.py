@@ -36,16 +36,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from potstill.acm import (
-    CIFAR10,
-    IMAGENET,
-    Images,
     acmize,
     acms,
     calibrate,
     deacmize,
     distill,
     finetune,
-    load_images,
     predict,
     pretrain_gates,
     profile,
@@ -61,9 +57,11 @@ from potstill.core import (
     cosine,
     count_macs,
     fit,
+    key,
     latency,
     locate,
 )
+from potstill.core.images import CIFAR10, IMAGENET, Images, ResidentImages, load_images
 from potstill.core.measure.bench import Figure, at_least, at_most, benchmark
 from potstill.core.measure.report import Column, Report
 from potstill.core.store import sha256
@@ -142,10 +140,10 @@ class Study:
     def steps(self, epochs: int) -> int:
         return self.epoch * (1 if self.quick else epochs)
 
-    def draws(self, name: str) -> Callable[[int, int, int], tuple[Tensor, Tensor]]:
+    def draws(self, name: str) -> ResidentImages:
         # The CIFAR-10 teacher does not know shifts: moved by 4 pixels it loses 13 of 46 points.
         shift = 0 if self.task.name == "cifar10" else 8
-        return self.train.draws(self.batch, seed=hash_of(name, self.seed), shift=shift)
+        return self.train.draws(self.batch, seed=key(name, self.seed), shift=shift)
 
     # --- arms -----------------------------------------------------------------------------------
 
@@ -268,12 +266,6 @@ class Study:
 
 def decayed(parameters: Any, lr: float) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=lr, weight_decay=0.05)
-
-
-def hash_of(name: str, seed: int) -> int:
-    from potstill.core import key
-
-    return key(name, seed)
 
 
 def times(models: dict[str, nn.Module], images: Tensor, rounds: int) -> dict[str, float]:

@@ -12,22 +12,18 @@ is CPU time of training with one thread. About 20 minutes on one core.
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import math
 import statistics
 import time
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
-from PIL import Image
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -39,18 +35,17 @@ from potstill.core import (
     cosine,
     ece,
     fit,
-    generator,
     locate,
     seed_all,
 )
 from potstill.core.criteria import Taid, dist, dkd, kd, pld, soft_ce
+from potstill.core.images import CIFAR10, Images, load_images
 from potstill.core.measure.bench import Figure as BenchFigure
 from potstill.core.measure.bench import benchmark
 from potstill.core.measure.report import Column, Report
 from potstill.core.schemes import Ensemble, LogitDistiller, MixupDistiller
 
 ARCHIVE = "vision/cifar10_10k.zip"
-MEAN, STD = (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.262)
 BATCH, LEARNING_RATE = 128, 2e-3
 TEACHER_EPOCHS, STUDENT_EPOCHS = 12, 8
 SEEDS = (0, 1, 2)
@@ -70,56 +65,21 @@ def network(width: int) -> nn.Sequential:
 
 @dataclass
 class Data:
-    """All images in memory, normalized."""
+    """All images in memory."""
 
-    x: Tensor
-    y: Tensor
-    x_test: Tensor
-    y_test: Tensor
+    train: Images
+    test: Images
 
     @classmethod
     def load(cls, every: int = 1) -> Data:
-        parts: dict[str, tuple[list[np.ndarray], list[int]]] = {"train": ([], []), "test": ([], [])}
-        with zipfile.ZipFile(locate(ARCHIVE)) as archive:
-            names = sorted(name for name in archive.namelist() if name.endswith(".jpg"))
-            classes = sorted({name.split("/")[2] for name in names})
-            for name in names[::every]:
-                _, part, label, _ = name.split("/")
-                image = Image.open(io.BytesIO(archive.read(name)))
-                parts[part][0].append(np.asarray(image))
-                parts[part][1].append(classes.index(label))
-        tensors = []
-        for images, labels in parts.values():
-            x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
-            x = (x - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
-            tensors += [x, torch.tensor(labels)]
-        return cls(*tensors)
+        folder = locate(ARCHIVE) / "cifar10"
+        parts = [load_images(folder / part, statistics=CIFAR10) for part in ("train", "test")]
+        return cls(*(part.take(torch.arange(0, len(part), every)) for part in parts))
 
     @property
     def steps(self) -> int:
         """Of an epoch."""
-        return len(self.x) // BATCH
-
-    def batches(self, seed: int) -> Callable[[int, int, int], tuple[Tensor, Tensor]]:
-        """Shuffled batches with shifts of up to 4 pixels and flips, a function of the step."""
-
-        def draw(step: int, rank: int, world: int) -> tuple[Tensor, Tensor]:
-            epoch, index = divmod(step, self.steps)
-            order = torch.randperm(len(self.x), generator=generator("order", seed, epoch))
-            rows = order[index * BATCH : (index + 1) * BATCH]
-            rng = generator("augment", seed, step)
-            dy, dx = torch.randint(0, 9, (2, len(rows), 1), generator=rng)
-            columns = torch.arange(32).expand(len(rows), -1)
-            flip = torch.rand(len(rows), 1, generator=rng) < 0.5
-            columns = torch.where(flip, 31 - columns, columns) + dx
-            lines = torch.arange(32) + dy
-            padded = F.pad(self.x[rows], (4, 4, 4, 4))
-            items = torch.arange(len(rows))[:, None, None]
-            return padded[items, :, lines[:, :, None], columns[:, None]].permute(
-                0, 3, 1, 2
-            ), self.y[rows]
-
-        return draw
+        return len(self.train) // BATCH
 
 
 @dataclass
@@ -135,7 +95,7 @@ def train(distiller: Distiller, data: Data, epochs: int, seed: int) -> Outcome:
     start = time.process_time()
     fit(
         distiller,
-        data.batches(seed),
+        data.train.draws(BATCH, seed),
         steps=epochs * data.steps,
         lr=LEARNING_RATE,
         optimizer=partial(torch.optim.AdamW, weight_decay=0.01),
@@ -145,8 +105,9 @@ def train(distiller: Distiller, data: Data, epochs: int, seed: int) -> Outcome:
     )
     seconds = (time.process_time() - start) / epochs
     with torch.no_grad():
-        logits = distiller.student.eval()(data.x_test)
-    return Outcome(accuracy(logits, data.y_test), ece(logits, data.y_test), seconds)
+        logits = distiller.student.eval()(data.test.normalized(data.test.pixels))
+    labels = data.test.labels
+    return Outcome(accuracy(logits, labels), ece(logits, labels), seconds)
 
 
 CE = F.cross_entropy

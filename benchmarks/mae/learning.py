@@ -1,4 +1,4 @@
-"""What masked distillation buys on CIFAR-10 (10 000 / 2 000 images), against its honest controls.
+"""What masked distillation buys on CIFAR10-10 (10 000 / 2 000 images), against its honest controls.
 
     python -m benchmarks.mae.learning --out runs/learning      # table, curves, ratio sweep
     python -m benchmarks mae learning masking-ratio --check    # the same, recorded and judged
@@ -31,24 +31,21 @@ from timm.models.vision_transformer import VisionTransformer
 
 from potstill.core import Distiller, Frozen, Losses, Objective, atomic, cosine, fit, locate
 from potstill.core.criteria import kd
+from potstill.core.images import CIFAR10, ImageSet, ResidentImages
 from potstill.core.measure.bench import Figure as BenchFigure
 from potstill.core.measure.bench import at_least, benchmark
 from potstill.core.measure.report import Column, Report
 from potstill.mae import (
     Classification,
     FeatureDistance,
-    ImageSet,
     MaskedAutoencoder,
     MaskedToMasked,
     RandomMasking,
-    ResidentImages,
     adamw,
     top1,
 )
-from potstill.mae.data import Normalization
 from potstill.mae.plots import masking_ratio_curve, save
 
-CIFAR: Normalization = ((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.262))
 BATCH, LEARNING_RATE, GOAL = 128, 2e-3, 46.0
 
 
@@ -93,17 +90,19 @@ class Bench:
         train, test = (
             ImageSet(archive / "cifar10" / part, labels=True) for part in ("train", "test")
         )
-        resident = ResidentImages.of(train, BATCH, CIFAR)
+        resident = ResidentImages.of(train, BATCH, CIFAR10)
         if limit is not None:  # every n-th image, so that classes stay balanced
             every = len(resident.images) // limit
             resident = ResidentImages(
-                resident.images[::every], resident.targets[::every], BATCH, CIFAR
+                resident.images[::every], resident.targets[::every], BATCH, CIFAR10
             )
-        held = ResidentImages.of(test, BATCH, CIFAR)
+        held = ResidentImages.of(test, BATCH, CIFAR10)
         return cls(train, resident, held.normalized(held.images), held.targets, load_teacher())
 
     def batches(self, seed: int) -> ResidentImages:
-        return ResidentImages(self.resident.images, self.resident.targets, BATCH, CIFAR, seed=seed)
+        return ResidentImages(
+            self.resident.images, self.resident.targets, BATCH, CIFAR10, seed=seed
+        )
 
 
 @dataclass
@@ -299,7 +298,7 @@ def gains(curves: Curves) -> dict[str, float]:
 
 def table(curves: Curves) -> Report:
     report = Report(
-        "Masked distillation on CIFAR-10 (10 000 / 2 000)",
+        "Masked distillation on CIFAR10-10 (10 000 / 2 000)",
         columns={
             "CPU time": Column("s", digits=3),
             "top-1": Column("%", best="max"),
@@ -340,7 +339,7 @@ def draw_curves(curves: Curves) -> Figure:
         axes.plot(x, y, style, marker="o", markersize=3, color=colors[kind], label=name)
     axes.axhline(GOAL, color="#57606a", linewidth=0.8)
     axes.set(xlabel="CPU time, pre-training included (s)", ylabel="top-1 on 2 000 images (%)")
-    axes.set_title(f"CIFAR-10 subset, mean of {len(runs)} seeds", loc="left")
+    axes.set_title(f"CIFAR10-10 subset, mean of {len(runs)} seeds", loc="left")
     axes.legend(fontsize=8, ncols=2)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
@@ -388,7 +387,7 @@ EQUAL, TIME = "issue 6: equal fine-tuning epochs", "issue 6: equal CPU time"
     },
 )
 def learning(quick: bool) -> dict[str, BenchFigure]:
-    """CIFAR-10 subset: DMAE and alignment only against scratch, logits and MAE (points)."""
+    """CIFAR10-10 subset: DMAE and alignment only against scratch, logits and MAE (points)."""
     arms = {name: ARMS[name] for name in ARMS}
     if quick:
         short = {"scratch 5", "logit distillation 5", "MAE only 5+5", *OURS}
@@ -408,7 +407,7 @@ def learning(quick: bool) -> dict[str, BenchFigure]:
     data=("vision/cifar10_10k.zip", "vision/tiny_vit_cifar10.safetensors"), threads=1, budget=500
 )
 def masking_ratio(quick: bool) -> dict[str, BenchFigure]:
-    """CIFAR-10 subset: DMAE at masking ratios 50, 75 and 90 %."""
+    """CIFAR10-10 subset: DMAE at masking ratios 50, 75 and 90 %."""
     bench = Bench.load(1280 if quick else None)
     figures = {}
     sweep = collect(SWEEP, (0,) if quick else (0, 1, 2), bench)

@@ -9,10 +9,10 @@ from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 
 from potstill.core.errors import CheckpointError, ConfigError, DataError
+from potstill.core.images import IMAGENET
 from potstill.core.store.data import locate
 from potstill.core.testing import requires_data
 from potstill.mae import Decoder, Encoder, RandomMasking, Student, load_model, write_weights
-from potstill.mae.data import IMAGENET
 from potstill.mae.models import create_encoder, statistics_of
 
 TINY = Encoder("vit_tiny_patch16_224", image_size=32, patch_size=8, width=48, depth=2, heads=3)
@@ -101,7 +101,7 @@ def test_licence_is_told(monkeypatch, caplog):
     def offline(name, pretrained=False, **options):
         return create(name, pretrained=False, **options)
 
-    monkeypatch.setattr("potstill.mae.models.timm.create_model", offline)
+    monkeypatch.setattr("timm.create_model", offline)
     loaded = load_model("vit_base_patch16_224.mae", Encoder(depth=1))
     assert loaded.licence == "cc-by-nc-4.0"
     assert "not for commercial use; augreg and DeiT teachers are Apache-2.0" in caplog.text
@@ -114,7 +114,7 @@ def test_weights_that_cannot_be_downloaded(monkeypatch):
     def broken(name, **options):
         raise OSError("no route to host")
 
-    monkeypatch.setattr("potstill.mae.models.timm.create_model", broken)
+    monkeypatch.setattr("timm.create_model", broken)
     with pytest.raises(
         DataError, match=r"must be downloadable, got OSError: no route.*give the fi"
     ):

@@ -10,15 +10,16 @@ import torch
 from torch import Tensor
 
 from potstill.core import tap
-from potstill.mae.data import ImageSet, eval_transform
-from potstill.mae.distiller import MaskedToMasked, Normalization
+from potstill.core.images import ImageSet, Statistics
+from potstill.mae.data import eval_transform
+from potstill.mae.distiller import MaskedToMasked
 from potstill.mae.encoder import MaskedViT
 from potstill.mae.masking import Masking
 
 __all__ = ["denormalized", "painted_images", "patch_errors", "sample", "step_times"]
 
 
-def sample(source: ImageSet, size: int, statistics: Normalization, count: int) -> Tensor:
+def sample(source: ImageSet, size: int, statistics: Statistics, count: int) -> Tensor:
     """Normalised images, evenly spread over ``source``: [count 3 size size]."""
     transform = eval_transform(size, statistics, 1.0)
     chosen = torch.linspace(0, len(source) - 1, min(count, len(source))).long().tolist()
@@ -26,7 +27,7 @@ def sample(source: ImageSet, size: int, statistics: Normalization, count: int) -
     return torch.stack([transform(i[0] if isinstance(i, tuple) else i) for i in items])
 
 
-def denormalized(images: Tensor, statistics: Normalization) -> Tensor:
+def denormalized(images: Tensor, statistics: Statistics) -> Tensor:
     """Back to values in [0, 1]."""
     mean, std = (torch.tensor(v).view(1, -1, 1, 1).to(images) for v in statistics)
     return (images * std + mean).clamp(0, 1)
@@ -36,7 +37,7 @@ def painted_images(
     student: Any,
     source: ImageSet,
     size: int,
-    statistics: Normalization,
+    statistics: Statistics,
     masking: Masking,
     *,
     normalized: bool = False,

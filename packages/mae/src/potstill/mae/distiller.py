@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from potstill.core import ConfigError, Distiller, Losses, Objective, Weight, tap
+from potstill.core.adapters import Renormalized
+from potstill.core.images import Statistics
 from potstill.mae.autoencoder import MaskedAutoencoder
 from potstill.mae.criteria import FeatureDistance, PixelLoss, Projector, alignment
 from potstill.mae.encoder import MaskedViT
@@ -17,12 +19,9 @@ from potstill.mae.layers import Layers, layer_map
 from potstill.mae.masking import Masking, RandomMasking
 from potstill.mae.patches import patchify
 
-__all__ = ["MaskedToMasked", "Normalization"]
+__all__ = ["MaskedToMasked"]
 
 _log = logging.getLogger(__name__)
-
-Normalization = tuple[tuple[float, ...], tuple[float, ...]]
-"""Mean and standard deviation per channel, of images in [0, 1]."""
 
 
 class MaskedToMasked(Distiller):
@@ -44,8 +43,8 @@ class MaskedToMasked(Distiller):
         distance: How features are compared.
         projector: From the student's to the teacher's width.
         normalize_pixels: Paint patches of mean 0 and variance 1.
-        statistics: Mean and standard deviation of the student's and of the teacher's input, when
-            they differ: the teacher's images are normalised anew.
+        statistics: Mean and standard deviation of the student's and of the teacher's input; where
+            they differ, the teacher's images are normalised anew.
         teacher_dtype: The teacher runs in this dtype, such as ``torch.bfloat16``.
         prune_teacher: Free the teacher's blocks behind the last tap. Changes the teacher given.
 
@@ -77,7 +76,7 @@ class MaskedToMasked(Distiller):
         distance: FeatureDistance | None = None,
         projector: Projector = "linear",
         normalize_pixels: bool = False,
-        statistics: tuple[Normalization, Normalization] | None = None,
+        statistics: tuple[Statistics | None, Statistics | None] | None = None,
         teacher_dtype: torch.dtype | None = None,
         prune_teacher: bool = False,
     ) -> None:
@@ -118,11 +117,7 @@ class MaskedToMasked(Distiller):
                 "MaskedToMasked: student and teacher have different prefix tokens; "
                 "only patch tokens are aligned"
             )
-        self._scale: Tensor
-        self._shift: Tensor
-        scale, shift = _renormalization(statistics)
-        self.register_buffer("_scale", scale, persistent=False)
-        self.register_buffer("_shift", shift, persistent=False)
+        self.renormalized = Renormalized(nn.Identity(), *(statistics or (None, None)))
 
     def forward(self, batch: Any, step: int) -> Losses:
         """Losses of one batch.
@@ -154,7 +149,7 @@ class MaskedToMasked(Distiller):
 
     def teacher_input(self, images: Tensor) -> Tensor:
         """The images normalised as the teacher wants them, in its dtype."""
-        images = images * self._scale + self._shift if self._scale.numel() else images
+        images = self.renormalized(images)
         return images.to(next(self.teacher.model.parameters()).dtype) if self.teacher else images
 
     def _teacher_features(self, images: Tensor, plan: Any, blocks: list[int]) -> dict[int, Tensor]:
@@ -213,16 +208,3 @@ def _check_pair(student: MaskedViT, teacher: MaskedViT) -> None:
             f"MaskedToMasked: teacher must take images of {student.in_chans} channels and size "
             f"{tuple(ours)} like the student, got {teacher.in_chans} and {tuple(theirs)}"
         )
-
-
-def _renormalization(
-    statistics: tuple[Normalization, Normalization] | None,
-) -> tuple[Tensor, Tensor]:
-    """``x_t = x_s * scale + shift``; empty tensors when nothing is to be done."""
-    if statistics is None or statistics[0] == statistics[1]:
-        return torch.empty(0), torch.empty(0)
-    (mean_s, std_s), (mean_t, std_t) = (
-        tuple(torch.tensor(values, dtype=torch.float64) for values in one) for one in statistics
-    )
-    scale, shift = std_s / std_t, (mean_s - mean_t) / std_t
-    return scale.float()[:, None, None], shift.float()[:, None, None]

@@ -11,12 +11,12 @@ from torch import nn
 
 from potstill.core import ConfigError, to_exported, to_onnx
 from potstill.core.command import load
+from potstill.core.images import ImageSet
 from potstill.mae import plots
 from potstill.mae.autoencoder import MaskedAutoencoder
 from potstill.mae.checkpoints import load_weights, read_weights, write_weights
 from potstill.mae.cka import block_similarity
 from potstill.mae.config import Encoder, Pretrain
-from potstill.mae.data import ImageSet, image_path
 from potstill.mae.diagnostics import (
     denormalized,
     painted_images,
@@ -103,7 +103,7 @@ def inspect_run(run: Path, images: str, count: int, tokens: int) -> Iterator[Pat
             f"inspect: {run} must be the folder of a pre-training run, got no config.yaml there"
         )
     config = load(Pretrain, path)
-    source = ImageSet(image_path(images or config.data.train))
+    source = ImageSet(images or config.data.train)
     fresh, _ = make_distiller(config)
     trained, _ = make_distiller(config)
     load_weights(trained, run / "weights.safetensors")

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import timm
 from torch import nn
 
-from potstill.core import DataError, Pretrained
+from potstill.core import DataError, Pretrained, adapters
+from potstill.core.adapters import Loaded, load_teacher
+from potstill.core.images import IMAGENET, Statistics
 from potstill.core.store import root
 from potstill.mae.autoencoder import MaskedAutoencoder
 from potstill.mae.checkpoints import load_weights
 from potstill.mae.config import Decoder, Encoder
-from potstill.mae.data import IMAGENET
-from potstill.mae.distiller import Normalization
 
 __all__ = ["Loaded", "Student", "create_encoder", "load_model", "statistics_of"]
 
@@ -28,12 +26,10 @@ def create_encoder(encoder: Encoder, num_classes: int = 0, **options: Any) -> An
     """A timm model with fresh weights.
 
     Raises:
-        UnknownModelError: timm knows no such name.
+        DataError: timm knows no such name.
     """
-    _require_known(encoder.name)
-    model: Any = timm.create_model(
-        encoder.name, num_classes=num_classes, **{**encoder.options(), **options}
-    )
+    chosen = {"num_classes": num_classes, **encoder.options(), **options}
+    model = load_teacher(f"timm:{encoder.name}", pretrained=False, **chosen).model.train()
     if encoder.mean:
         model.pretrained_cfg = {
             **model.pretrained_cfg,
@@ -71,27 +67,6 @@ class Student(
         super().__init__(
             create_encoder(encoder), decoder.options(), fixed_positions=fixed_positions
         )
-
-
-@dataclass
-class Loaded:
-    """A model with weights, and what is known about it.
-
-    Attributes:
-        model: A plain timm model without head.
-        statistics: Mean and standard deviation of its input.
-        origin: Where the weights came from.
-        licence: Of the weights, as stated by their source; empty when unknown.
-    """
-
-    model: Any
-    statistics: Normalization
-    origin: str
-    licence: str = ""
-
-
-class UnknownModelError(DataError):
-    """A name that timm does not know."""
 
 
 def load_model(source: str, encoder: Encoder | None = None, *, pretrained: bool = True) -> Loaded:
@@ -134,10 +109,9 @@ def load_model(source: str, encoder: Encoder | None = None, *, pretrained: bool 
     return Loaded(model, statistics, str(path))
 
 
-def statistics_of(model: nn.Module) -> Normalization:
+def statistics_of(model: nn.Module) -> Statistics:
     """Mean and standard deviation that a timm model wants its images normalised with."""
-    known: Any = getattr(model, "pretrained_cfg", None) or {}
-    return tuple(known.get("mean", IMAGENET[0])), tuple(known.get("std", IMAGENET[1]))
+    return adapters.statistics_of(model) or IMAGENET
 
 
 def _existing(source: str) -> Path | None:
@@ -154,32 +128,20 @@ def _existing(source: str) -> Path | None:
 
 
 def _from_timm(name: str, encoder: Encoder, pretrained: bool) -> Loaded:
-    _require_known(name)
     options: dict[str, Any] = {**encoder.options(), "num_classes": 0}
-    model: Any
+    loaded = load_teacher(f"timm:{name}", pretrained=pretrained, **options)
     if not pretrained:
-        model = timm.create_model(name, **options)
         _log.warning(
             "load_model: %s has fresh weights and teaches nothing; use pretrained=True", name
         )
-        return Loaded(model, statistics_of(model), f"{name}, fresh weights")
-    try:
-        model = timm.create_model(name, pretrained=True, **options)
-    except Exception as error:  # no network, no such tag, a proxy: each library has its own
-        raise DataError(
-            f"load_model: the weights of {name} must be downloadable, got "
-            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}; "
-            "download them elsewhere and give the file"
-        ) from error
-    licence = str(model.pretrained_cfg.get("license", ""))
-    if "nc" in licence.split("-"):
+    if "nc" in loaded.licence.split("-"):
         _log.warning(
             "load_model: the weights of %s are %s, not for commercial use; augreg and DeiT "
             "teachers are Apache-2.0",
             name,
-            licence,
+            loaded.licence,
         )
-    return Loaded(model, statistics_of(model), name, licence)
+    return loaded
 
 
 def _from_folder(folder: Path) -> Loaded:
@@ -187,18 +149,3 @@ def _from_folder(folder: Path) -> Loaded:
     student = Student.from_pretrained(inside if inside.is_dir() else folder)
     model = student.export_student()
     return Loaded(model, statistics_of(model), str(folder))
-
-
-def _require_known(name: str) -> None:
-    known = timm.list_models() + timm.list_models(pretrained=True)
-    if name not in known and name.partition(".")[0] not in known:
-        from potstill.core import nearest
-
-        raise UnknownModelError(
-            f"create_encoder: timm has no model {name!r}; {_close(nearest(name, known))}"
-        )
-
-
-def _close(guess: str) -> str:
-    """Timm has over a thousand names: too many to list."""
-    return guess if guess.startswith("did") else "timm.list_models('vit*') lists what there is"

@@ -13,19 +13,14 @@ from torch.utils.data import DataLoader
 
 from potstill.core import Batches, ConfigError, Engine, Run, atomic, cosine, fit
 from potstill.core.command import as_dict, record
+from potstill.core.images import Statistics as Normalization
+from potstill.core.images import image_path
 from potstill.mae.checkpoints import write_weights
 from potstill.mae.classifier import Classification, adamw, layer_decayed, prepare_classifier, top1
 from potstill.mae.config import Data, Encoder, Finetune, Mask, Optim, Pretrain, Probe
 from potstill.mae.criteria import FeatureDistance
-from potstill.mae.data import (
-    ImageSet,
-    ResidentImages,
-    eval_transform,
-    image_path,
-    keyed,
-    train_transform,
-)
-from potstill.mae.distiller import MaskedToMasked, Normalization
+from potstill.mae.data import ImageSet, ResidentImages, eval_transform, keyed, train_transform
+from potstill.mae.distiller import MaskedToMasked
 from potstill.mae.masking import BlockMasking, GridMasking, Masking, RandomMasking
 from potstill.mae.models import Loaded, Student, create_encoder, load_model, statistics_of
 from potstill.mae.probes import features_of, knn_probe, linear_probe

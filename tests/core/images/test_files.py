@@ -1,0 +1,99 @@
+"""Folders and zip files of images, read one at a time."""
+
+import pickle
+import random
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from potstill.core.errors import DataError
+from potstill.core.images import ImageSet, image_path, keyed
+from potstill.core.seed import generator
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for index in range(6):
+            pixels = rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"{index}.png")
+    return tmp_path
+
+
+def test_classes_are_folders(folder):
+    images = ImageSet(folder, labels=True)
+    assert (len(images), images.classes) == (12, ("cat", "dog"))
+    assert [images[i][1] for i in (0, 5, 6, 11)] == [0, 0, 1, 1]
+    assert images[0][0].size == (12, 12)
+
+
+def test_flat_folder_without_classes_will_do(folder):
+    flat = ImageSet(folder / "cat")
+    assert len(flat) == 6
+    assert isinstance(flat[0], Image.Image)
+    with pytest.raises(DataError, match=r"one folder per class .* 6 images in 1 folder"):
+        ImageSet(folder / "cat", labels=True)
+
+
+def test_zip_gives_the_same_images(folder):
+    archive = folder / "all.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in folder.rglob("*.png"):
+            file.write(path, "deep/train/" + path.relative_to(folder).as_posix())
+    inside, plain = ImageSet(archive / "deep" / "train", labels=True), ImageSet(folder, labels=True)
+    assert inside.names == plain.names
+    for index in (0, 11):
+        assert np.array_equal(np.asarray(inside[index][0]), np.asarray(plain[index][0]))
+        assert inside[index][1] == plain[index][1]
+    again = pickle.loads(pickle.dumps(inside))  # as worker processes get it
+    assert np.array_equal(np.asarray(again[3][0]), np.asarray(plain[3][0]))
+
+
+def test_corrupt_image_is_skipped_and_counted(folder, caplog):
+    (folder / "cat" / "2.png").write_bytes(b"not an image")
+    whole = (folder / "cat" / "3.png").read_bytes()
+    (folder / "cat" / "3.png").write_bytes(whole[: len(whole) // 2])
+    images = ImageSet(folder, labels=True)
+    replaced = [images[2], images[2], images[3]]
+    assert images.corrupt == 2
+    assert all(np.array_equal(np.asarray(r[0]), np.asarray(images[4][0])) for r in replaced)
+    assert caplog.text.count("cat/2.png cannot be read and is skipped") == 1
+
+
+def test_nothing_readable_ends_with_an_error(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"x")
+    with pytest.raises(DataError, match="none of the 1 images can be read"):
+        ImageSet(tmp_path)[0]
+
+
+def test_missing_and_empty_sources_are_refused(tmp_path):
+    with pytest.raises(DataError, match="must be a folder or a .zip file, got nothing there"):
+        ImageSet(tmp_path / "absent")
+    with pytest.raises(DataError, match=r"must hold images \(.jpg.*got none"):
+        ImageSet(tmp_path)
+
+
+def test_relative_sources_are_also_found_below_the_data_root(folder, monkeypatch):
+    monkeypatch.setenv("POTSTILL_DATA", str(folder.parent))
+    assert len(ImageSet(folder.name)) == 12
+    assert image_path("no/such/images") == folder.parent / "no/such/images"
+    assert image_path(folder / "absent") == folder / "absent"
+
+
+def test_keyed_transforms_draw_from_their_key_alone():
+    def noisy(image):
+        return image + torch.rand(()) + np.random.rand() + random.random()  # noqa: NPY002
+
+    augment = keyed(noisy)
+    states = torch.get_rng_state(), random.getstate()
+    one = augment(0.0, generator("k", 1))
+    torch.testing.assert_close(torch.get_rng_state(), states[0], rtol=0, atol=0)
+    assert random.getstate() == states[1]
+    torch.rand(5), np.random.rand(3), random.random()  # noqa: NPY002
+    assert augment((0.0, 4), generator("k", 1)) == (one, 4)
+    assert augment(0.0, generator("k", 2)) != one
