@@ -17,7 +17,7 @@ from benchmarks.sr.naive import NaiveIMDN
 from potstill.core import BackendError, latency
 from potstill.core.measure.bench import Figure, Pair, Skip, at_least, benchmark
 from potstill.sr import IMDN
-from potstill.sr.backends import Backend, Precision, Runner, make_runner
+from potstill.sr.backends import Precision, Runner, make_runner
 from potstill.sr.weights import renamed
 
 SIZE, SCALE, THREADS = 256, 4, 2
@@ -43,7 +43,7 @@ def agree(tolerance: float) -> Callable[[Tensor, Tensor], None]:
     return check
 
 
-def runner(backend: Backend, precision: Precision, compiled: bool = False) -> Runner:
+def runner(backend: str, precision: Precision, compiled: bool = False) -> Runner:
     """Our network on a backend, or a skip that says what to install."""
     try:
         return make_runner(networks()[1], backend, precision, "cpu", compiled)
@@ -58,7 +58,7 @@ def infer(network: nn.Module, x: Tensor) -> Tensor:
 
 
 def race(
-    backend: Backend,
+    backend: str,
     precision: Precision,
     compiled: bool = False,
     baseline: nn.Module | None = None,

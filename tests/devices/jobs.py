@@ -54,7 +54,7 @@ def sr() -> None:
     from potstill.sr.config import TrainConfig
     from potstill.sr.train import train
 
-    backends._device = lambda name: GPU  # it asks CUDA itself
+    backends.resolve_device = lambda name: GPU  # which asks CUDA itself
     photograph = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
     student, teacher = IMDN(2, 16, 2, "bicubic"), IMDN(2, 16, 3, "bicubic")
     everything = {"output": 1.0, "affinity": 0.1, "wavelet": 0.1, "contrastive": 0.1}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import tempfile
 from collections.abc import Callable
 from functools import lru_cache
@@ -13,14 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from potstill.core import BackendError, ConfigError
+from potstill.core import ConfigError
+from potstill.core.backends import Backend, Backends
+from potstill.core.engine import resolve_device
 from potstill.sr.models import IMDN, Upscaler
 from potstill.sr.onegraph import CompiledGraph
 from potstill.sr.staged import Staged
 
 __all__ = [
     "BACKENDS",
-    "Backend",
     "Precision",
     "Runner",
     "export_onnx",
@@ -28,26 +28,21 @@ __all__ = [
     "ready_runner",
 ]
 
-Backend = Literal["torch", "onnx", "openvino"]
 Precision = Literal["fp32", "bf16"]
-
-BACKENDS: tuple[Backend, ...] = ("torch", "onnx", "openvino")
-
-_PACKAGES = {
-    "onnx": ("onnx", "onnxscript", "onnxruntime"),
-    "openvino": ("openvino", "onnx", "onnxscript"),
-}
 
 
 class Runner:
     """A network made ready: call it with an image, and gates when these are known.
 
     Attributes:
+        backend: Name of the backend.
         model: The network.
         stages: Its stages in PyTorch, which compute statistics over tiles whatever the backend is;
             None for networks without attention.
         device: Where tensors must be.
     """
+
+    backend: str
 
     def __init__(self, model: Upscaler, precision: Precision, device: torch.device) -> None:
         self.model = model.to(device).eval()
@@ -62,6 +57,8 @@ class Runner:
 
 class TorchRunner(Runner):
     """PyTorch: the stages, or the same network compiled."""
+
+    backend = "torch"
 
     def __init__(
         self, model: Upscaler, precision: Precision, device: torch.device, compiled: bool
@@ -84,11 +81,13 @@ class TorchRunner(Runner):
 class OnnxRunner(Runner):
     """ONNX Runtime on the CPU, in float32."""
 
+    backend = "onnx"
+
     def __init__(self, model: Upscaler, precision: Precision, device: torch.device) -> None:
-        if precision != "fp32" or device.type != "cpu":
+        if precision != "fp32":
             raise ConfigError(
-                f"upscale: backend 'onnx' runs in fp32 on the CPU, got {precision} on {device}; "
-                "use backend 'openvino' or 'torch'"
+                f"upscale: backend 'onnx' runs in fp32 on the CPU, got {precision}; use backend "
+                "'openvino' or 'torch'"
             )
         super().__init__(model, precision, device)
         self._sessions: dict[bool, Any] = {}
@@ -118,9 +117,9 @@ class OnnxRunner(Runner):
 class OpenVinoRunner(Runner):
     """OpenVINO on the CPU; its bf16 is faster than any other backend where the CPU has AMX."""
 
+    backend = "openvino"
+
     def __init__(self, model: Upscaler, precision: Precision, device: torch.device) -> None:
-        if device.type != "cpu":
-            raise ConfigError(f"upscale: backend 'openvino' runs on the CPU, got {device}")
         super().__init__(model, precision, device)
         self.precision = precision
         self._compiled: dict[bool, Any] = {}
@@ -145,9 +144,32 @@ class OpenVinoRunner(Runner):
         return openvino.Core().compile_model(str(path), "CPU", options)
 
 
+BACKENDS: Backends[Callable[..., Runner]] = Backends(
+    "upscale",
+    Backend("torch", "PyTorch on any device; fp32, bf16, compiled", TorchRunner),
+    Backend(
+        "onnx",
+        "ONNX Runtime; fp32",
+        OnnxRunner,
+        ("cpu",),
+        ("onnx", "onnxscript", "onnxruntime"),
+        install="pip install 'potstill-sr[onnx]'",
+    ),
+    Backend(
+        "openvino",
+        "OpenVINO; fp32, bf16",
+        OpenVinoRunner,
+        ("cpu",),
+        ("openvino", "onnx", "onnxscript"),
+        install="pip install 'potstill-sr[openvino]'",
+    ),
+)
+"""Who runs a network, by name."""
+
+
 def make_runner(
     model: Upscaler,
-    backend: Backend = "torch",
+    backend: str = "torch",
     precision: Precision = "fp32",
     device: str = "auto",
     compiled: bool = False,
@@ -156,36 +178,26 @@ def make_runner(
 
     Args:
         model: A network of the family.
-        backend: One of ``BACKENDS``.
+        backend: One of ``BACKENDS``; ``"auto"`` is torch.
         precision: "bf16" keeps the gates and the last layers in float32 with torch (all of the
             reconstruction, or the upsampler when compiled), and none with openvino.
-        device: "auto" (CUDA, else CPU), "cpu", "cuda" or "mps".
+        device: "auto" (CUDA, else MPS, else CPU), "cpu", "cuda", "cuda:<number>" or "mps".
         compiled: Let torch compile the network: seconds to minutes once, then faster.
 
     Raises:
         ConfigError: An unknown name, or a combination that does not exist.
         BackendError: A package or a device is missing; says what to install.
     """
-    if backend not in BACKENDS:
-        raise ConfigError(f"upscale: backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
     if precision not in ("fp32", "bf16"):
         raise ConfigError(f"upscale: precision must be fp32 or bf16, got {precision!r}")
-    for package in _PACKAGES.get(backend, ()):
-        if importlib.util.find_spec(package) is None:
-            raise BackendError(
-                f"upscale: backend {backend!r} needs {package}; pip install "
-                f"'potstill-sr[{backend}]'"
-            )
-    where = _device(device if backend == "torch" or device != "auto" else "cpu")
-    if backend == "onnx":
-        return OnnxRunner(model, precision, where)
-    if backend == "openvino":
-        return OpenVinoRunner(model, precision, where)
-    return TorchRunner(model, precision, where, compiled)
+    chosen = BACKENDS.resolve(backend)
+    where = resolve_device("cpu" if device == "auto" and chosen.devices else device)
+    options = {"compiled": compiled} if chosen.name == "torch" else {}
+    return BACKENDS.resolve(chosen.name, where).run(model, precision, where, **options)
 
 
 def ready_runner(
-    model: Upscaler, backend: Backend, precision: Precision, device: str, compiled: bool
+    model: Upscaler, backend: str, precision: Precision, device: str, compiled: bool
 ) -> Runner:
     """`make_runner`, keeping what took long to make for the next image of the same network."""
     if backend == "torch" and not compiled:
@@ -199,21 +211,6 @@ def ready_runner(
 def _kept_runner(model: Upscaler, state: object, threads: int, *how: Any) -> Runner:
     del state, threads
     return make_runner(model, *how)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name not in ("cpu", "mps") and not name.startswith("cuda"):
-        raise ConfigError(f"upscale: device must be auto, cpu, cuda or mps, got {name!r}")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise BackendError(
-            "upscale: device 'cuda' is not available here; install a GPU driver and a CUDA build "
-            "of torch, or pass device='cpu'"
-        )
-    if name == "mps" and not torch.backends.mps.is_available():
-        raise BackendError("upscale: device 'mps' is not available here; pass device='cpu'")
-    return torch.device(name)
 
 
 def _on_disk(model: Upscaler, known: bool, open_file: Callable[[Path], Any]) -> Any:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from potstill.core import ConfigError
 from potstill.sr.acs import adaptive_cropping
-from potstill.sr.backends import Backend, Precision, Runner, ready_runner
+from potstill.sr.backends import Precision, Runner, ready_runner
 from potstill.sr.checks import check_array, check_tensor
 from potstill.sr.images import Picture, picture_of, read_image
 from potstill.sr.models import IMDN, Upscaler
@@ -86,7 +86,7 @@ class Result:
     image: Any
     mode: TileMode
     tile: int
-    backend: Backend
+    backend: str
     precision: Precision
     seconds: float
     peak_bytes: int
@@ -103,7 +103,7 @@ def upscale(
     gates: Tensor | Sequence[Sequence[float]] | None = None,
     memory_limit: int | None = None,
     precision: Precision = "fp32",
-    backend: Backend = "torch",
+    backend: str = "torch",
     device: str = "auto",
     compile: bool = False,
     align: Literal["pad", "acs"] = "pad",
@@ -161,7 +161,7 @@ def upscale(
         progress or _silent,
         planned or (lambda chosen: None),
     )
-    options.check(runner, backend)
+    options.check(runner)
     process = psutil.Process()
     before, start = process.memory_info().rss, time.perf_counter()
     if runner.device.type == "cuda":
@@ -174,7 +174,7 @@ def upscale(
         enlarged,
         job.plan.mode,
         job.plan.tile,
-        backend,
+        runner.backend,
         precision,
         time.perf_counter() - start,
         max(0, peak),
@@ -255,7 +255,7 @@ class _Options:
     progress: Progress
     planned: Callable[[Plan], None]
 
-    def check(self, runner: Runner, backend: Backend) -> None:
+    def check(self, runner: Runner) -> None:
         """Refuse what cannot be, before anything starts."""
         tile = self.tile
         if not (tile in ("auto", "none") or (isinstance(tile, int) and tile >= 8)):
@@ -276,10 +276,10 @@ class _Options:
             raise ConfigError(
                 f"upscale: memory_limit must be bytes, at least 16 MiB, got {self.memory_limit}"
             )
-        if self.tile_mode == "exact" and backend != "torch":
+        if self.tile_mode == "exact" and runner.backend != "torch":
             raise ConfigError(
-                f"upscale: tile_mode 'exact' needs backend 'torch', got {backend!r}; 'recompute' "
-                "is exact with every backend"
+                f"upscale: tile_mode 'exact' needs backend 'torch', got {runner.backend!r}; "
+                "'recompute' is exact with every backend"
             )
         attentive = isinstance(runner.model, IMDN)
         if not attentive and (self.gates is not None or self.tile_mode in ("recompute", "gates")):
@@ -407,7 +407,6 @@ class _Job:
         """Enlarge by the plan."""
         runner, options = self.runner, self.options
         h, w = frame.size.bottom * frame.stride, frame.size.right * frame.stride
-        torch_backend = type(runner).__name__ == "TorchRunner"
         self.plan = plan(
             runner.model,
             h,
@@ -416,7 +415,7 @@ class _Job:
             tile_mode="gates" if options.gates is not None else options.tile_mode,
             memory_limit=options.memory_limit,
             precision="bf16" if runner.stages and runner.stages.dtype == torch.bfloat16 else "fp32",
-            stages=torch_backend,
+            stages=runner.backend == "torch",
         )
         options.planned(self.plan)
         mode, stages = self.plan.mode, runner.stages

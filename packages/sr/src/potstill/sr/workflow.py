@@ -232,7 +232,7 @@ def benchmarking(
         "difference": Column("max abs to fp32", digits=2),
     }
     report = Report(title, columns=columns, label="backend")
-    expected = make_runner(network, "torch", "fp32")(image).clone()
+    expected = make_runner(network, "torch", "fp32", "cpu")(image).clone()
     megapixels = expected.shape[2] * expected.shape[3] / 1e6
     with _progress("backends") as progress:
         for done, word in enumerate(backends):
@@ -242,8 +242,9 @@ def benchmarking(
             try:
                 runner = make_runner(
                     network,
-                    name,  # type: ignore[arg-type]
+                    name,
                     precision or "fp32",  # type: ignore[arg-type]
+                    "cpu",
                     compiled=compiled == "compiled",
                 )
                 difference = float((runner(image).float() - expected).abs().max())
