@@ -302,12 +302,12 @@ def _check(device: str, precision: str, parallel: str) -> torch.device:
         raise ConfigError(f"Engine: precision must be fp32, bf16 or fp16, got {precision!r}")
     if parallel not in ("ddp", "fsdp"):
         raise ConfigError(f"Engine: parallel must be ddp or fsdp, got {parallel!r}")
-    found = resolve_device(device)
-    if found.index is not None:  # accelerate takes the first GPU, or that of the process
+    if device not in ("auto", "cpu", "cuda", "mps"):  # accelerate chooses among several GPUs
         raise ConfigError(
             f"Engine: device must be auto, cpu, cuda or mps, got {device!r}; choose a single GPU "
             "with CUDA_VISIBLE_DEVICES"
         )
+    found = resolve_device(device)
     if precision == "fp16" and found.type == "cpu":
         raise BackendError("Engine: fp16 needs a GPU; on the CPU use precision='bf16'")
     return found
