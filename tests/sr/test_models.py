@@ -5,11 +5,9 @@ import torch
 
 from potstill.core.errors import ConfigError, ShapeError
 from potstill.core.measure.counts import count_macs, count_parameters
-from potstill.core.testing import requires_data
-from potstill.sr import IMDN, IMDN_AS, IMDN_RTC, IMDN_RTE, load_model
+from potstill.sr import IMDN, IMDN_AS, IMDN_RTC, IMDN_RTE
 from potstill.sr.models.blocks import BicubicSkip
 from potstill.sr.resize import imresize
-from potstill.sr.staged import Staged
 
 
 @pytest.mark.parametrize(("scale", "count"), [(2, 694_404), (3, 703_059), (4, 715_176)])
@@ -28,36 +26,6 @@ def test_parameters_of_the_variants():
 def test_macs_are_the_closed_form(scale, macs):
     # convolutions at a pixel, plus the attention's 6 x 512 multiply-adds for the whole image
     assert count_macs(IMDN(scale), torch.rand(1, 3, 16, 16)) == macs * 256 + 6 * 512
-
-
-@pytest.mark.parametrize("scale", [2, 3, 4])
-def test_equals_the_naive_network(naive, scale):
-    torch.manual_seed(scale)
-    reference = naive.NaiveIMDN(scale, n=16, blocks=3).eval()
-    from potstill.sr.weights import renamed
-
-    model = IMDN(scale, 16, 3).eval()
-    model.load_state_dict(renamed(reference.state_dict()))
-    x = torch.rand(2, 3, 11, 14)
-    with torch.no_grad():
-        torch.testing.assert_close(model(x), reference(x), rtol=0, atol=1e-5)
-        torch.testing.assert_close(Staged(model)(x[:1]), reference(x[:1]), rtol=0, atol=1e-5)
-
-
-@requires_data("sr/safetensors")
-@pytest.mark.parametrize("name", ["IMDN_x2", "IMDN_x3", "IMDN_x4", "IMDN_AS"])
-def test_official_weights_equal_the_naive_network(naive, official, name):
-    from safetensors.torch import load_file
-
-    strided = name == "IMDN_AS"
-    reference = naive.NaiveIMDN(4 if strided else int(name[-1]), strided=strided).eval()
-    reference.load_state_dict(load_file(official(name)))
-    model = load_model(official(name))
-    x = torch.rand(1, 3, 44, 64, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        expected = reference(x)
-        torch.testing.assert_close(model(x), expected, rtol=0, atol=1e-5)
-        torch.testing.assert_close(Staged(model)(x), expected, rtol=0, atol=1e-5)
 
 
 def test_bicubic_skip_is_matlabs_resize():
@@ -104,11 +72,10 @@ def test_radius_is_the_receptive_field_once_gates_are_known():
     model = IMDN(2, 16, 6).double().eval()
     gates = torch.rand(6, 16, dtype=torch.float64)
     assert model.radius == 27
-    x = torch.rand(1, 3, 64, 64, dtype=torch.float64)
-    other = x.clone()
-    other[..., 32, 32] += 1
-    with torch.no_grad():
-        rows, columns = (model(x, gates) != model(other, gates)).any(dim=1)[0].nonzero().T // 2
+    x = torch.rand(1, 3, 64, 64, dtype=torch.float64, requires_grad=True)
+    # by gradients: what the edge adds to a pixel is too faint for a difference of two outputs
+    model(x, gates)[..., 64, 64].sum().backward()
+    rows, columns = x.grad.any(dim=1)[0].nonzero().T
     assert rows.min() == columns.min() == 32 - 27
     assert rows.max() == columns.max() == 32 + 27
 
