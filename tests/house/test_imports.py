@@ -1,5 +1,7 @@
 """Import direction: apps, benchmarks -> domains -> core; and nothing heavy before it is needed."""
 
+import ast
+import re
 import shutil
 import subprocess
 import sys
@@ -99,3 +101,23 @@ def test_an_app_is_called_like_its_entry_point(point) -> None:
 def test_every_domain_has_an_entry_point() -> None:
     names = {point.name for point in DOMAINS}
     assert names == set(workspace.DOMAINS)
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_tests_of_a_package_need_the_package_only(name: str) -> None:
+    """So that they prove its wheel; tests of apps and benchmarks are in folders of their own."""
+    folder, found = ROOT / "tests" / name, []
+    others = {f"potstill.{other}" for other in workspace.DOMAINS if other != name}
+    for path in folder.rglob("*.py"):
+        text, where = path.read_text(encoding="utf-8"), path.relative_to(ROOT).as_posix()
+        above = len(path.relative_to(folder).parts) - 1  # parents[above] is tests/<package>
+        climbs = re.findall(r"__file__\)[\w.()]*\.parents\[(\d+)\]", text)
+        found += [f"{where} reads above {folder.name}" for n in climbs if int(n) > above]
+        for node in ast.walk(ast.parse(text)):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for module in names:
+                parts = module.split(".")
+                if parts[0] in ("apps", "benchmarks", "tools") or ".".join(parts[:2]) in others:
+                    found.append(f"{where}:{node.lineno} imports {module}")
+    assert found == []

@@ -1,25 +1,10 @@
-"""What the tests of sr share: the naive network, the official weights, photographs."""
-
-import importlib.util
-from pathlib import Path
-from types import ModuleType
+"""What the tests of sr share: the official weights, photographs."""
 
 import numpy as np
 import pytest
 import torch
 
 from potstill.core.store.data import root
-
-NAIVE = Path(__file__).parents[2] / "benchmarks" / "sr" / "naive.py"
-
-
-@pytest.fixture(scope="session")
-def naive() -> ModuleType:
-    """IMDN written from the paper, also the baseline of the benchmarks."""
-    spec = importlib.util.spec_from_file_location("naive_imdn", NAIVE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="session")

@@ -14,14 +14,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from potstill.sr import save_model
+from potstill.sr import IMDN, save_model
 
 WEB = Path(__file__).parents[2] / "apps" / "sr" / "web.py"
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
 
 
 @pytest.fixture
-def address(tmp_path, tiny):
+def photograph() -> np.ndarray:
+    """An image with edges, [48 60 3] bytes."""
+    return np.random.default_rng(0).integers(0, 256, (8, 10, 3), np.uint8).repeat(6, 0).repeat(6, 1)
+
+
+@pytest.fixture
+def address(tmp_path):
     """The app on a free port, with a tiny network."""
     spec = importlib.util.spec_from_file_location("sr_web", WEB)
     web = importlib.util.module_from_spec(spec)
@@ -29,7 +35,8 @@ def address(tmp_path, tiny):
 
     sys.modules["sr_web"] = web  # its dataclass looks there for its annotations
     spec.loader.exec_module(web)
-    studio = web.Studio(str(save_model(tiny, tmp_path / "tiny.safetensors")))
+    tiny = save_model(IMDN(2, channels=8, blocks=2), tmp_path / "tiny.safetensors")
+    studio = web.Studio(str(tiny))
     server = web.serve(studio, 0)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
