@@ -461,8 +461,8 @@ class _Loop:
         if differing and not anyway:
             raise CheckpointError(
                 f"fit: {path.parent.parent} holds a run with another "
-                f"{'; another '.join(differing)}; choose another folder, restore the option, or "
-                'continue deliberately with Run(folder, resume="anyway")'
+                f"{'; another '.join(differing.values())}; choose another folder, restore the "
+                'option, or continue deliberately with Run(folder, resume="anyway")'
             )
         self.step, self.taken, self.elapsed = state["step"], state["taken"], state["elapsed"]
         self.saved_at = self.elapsed
@@ -471,7 +471,10 @@ class _Loop:
         for player, objective in zip(self.players, state["objectives"], strict=False):
             self.engine.put_state(player.objective, objective)
         for player in self.players:
-            self._resume_optimizer(player, state["optimizers"].get(player.name), anyway)
+            if any(name.startswith("optimizer") for name in differing):
+                warnings.warn("fit: another optimizer begins without moments", stacklevel=3)
+            else:
+                self._resume_optimizer(player, state["optimizers"][player.name])
         if self.average is not None and state["average"] is not None:
             self.average.load_state_dict(state["average"])
         if state["source"] and hasattr(self.source, "load_state_dict"):
@@ -480,14 +483,12 @@ class _Loop:
         self.waited = state["waited"]
         return History(on_disk, state["rows"])
 
-    def _resume_optimizer(self, player: Player, state: Any, anyway: bool) -> None:
-        try:
-            self.engine.put_state_of_optimizer(self.distiller, player.optimizer, state)
-        except (KeyError, ValueError, TypeError) as error:
-            if not anyway:
-                raise
-            warnings.warn(f"fit: the optimizer begins anew, since its state does not fit: {error}",
-                          stacklevel=2)  # fmt: skip
+    def _resume_optimizer(self, player: Player, state: dict[str, Any]) -> None:
+        """The moments of the checkpoint, with the options of now: they are equal, or deliberate."""
+        options = [{**group} for group in player.optimizer.param_groups]
+        self.engine.put_state_of_optimizer(self.distiller, player.optimizer, state)
+        for group, now in zip(player.optimizer.param_groups, options, strict=True):
+            group.update({k: v for k, v in now.items() if k != "params"})
 
     def _state_of_source(self) -> dict[str, Any]:
         state: dict[str, Any] = getattr(self.source, "state_dict", dict)()

@@ -167,9 +167,9 @@ class Job(ABC, Generic[C]):
             seed_all("job", training.seed)
             self.history = []
             self.train(progress)
-            found: Report | Mapping[str, Any] = {}
-            if self.engine.main:
-                found = self.export(config.out, self.history)
+            if not self.engine.main:
+                return Result(config.out, {}, self.history, None)
+            found = self.export(config.out, self.history)
         report = found if isinstance(found, Report) else None
         summary = self._summary({} if isinstance(found, Report) else found)
         if report is not None:
@@ -214,8 +214,6 @@ class Job(ABC, Generic[C]):
 
     def _summary(self, found: Mapping[str, Any]) -> dict[str, Any]:
         """Write ``result.json``: steps, seconds, the last losses, and what was found."""
-        if not self.engine.main:
-            return {}
         last = self.history[-1] if self.history else {}
         losses = {k: v for k, v in last.items() if k not in ("step", "stage", "lr")}
         summary = {"steps": len(self.history), **losses, **found}

@@ -216,13 +216,13 @@ def signature(
     return found
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What two signatures differ in, with both values: ``"seed (0, now 1)"``."""
-    return [
-        f"{name} ({_short(before.get(name, 'none'))}, now {_short(now.get(name, 'none'))})"
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """What two signatures differ in, with both values: ``{"seed": "seed (0, now 1)"}``."""
+    return {
+        name: f"{name} ({_short(before.get(name, 'none'))}, now {_short(now.get(name, 'none'))})"
         for name in dict.fromkeys([*now, *before])
         if before.get(name) != now.get(name)
-    ]
+    }
 
 
 def _rates(stage: Stage, turn: Turn | None, defaults: Defaults, of: str) -> dict[str, Any]:
