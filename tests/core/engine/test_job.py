@@ -224,26 +224,3 @@ def test_only_the_main_process_writes(tmp_path):
 def test_devices_are_named_by_the_options():
     with pytest.raises(ConfigError, match="device"):
         Engine(device="tpu")
-
-
-@dataclass(frozen=True)
-class Config:
-    out: Path
-    training: Training = Training(steps=2, lr=0.1, device="cpu")
-
-
-class Fitting(Job[Config]):
-    def source(self):
-        return BATCHES
-
-    def distiller(self):
-        return regression()
-
-    def export(self, folder, history):
-        return {"rows": len(history)}
-
-
-def test_a_job_leaves_its_figures_when_its_engine_is_closed(tmp_path):
-    result = Fitting(Config(tmp_path / "run")).run(progress=False)
-    assert (result.summary["steps"], result.summary["rows"]) == (2, 2)
-    assert json.loads((tmp_path / "run" / "result.json").read_text()) == result.summary
