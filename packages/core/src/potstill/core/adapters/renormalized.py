@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from potstill.core.images.statistics import Statistics
+from potstill.core.images.files import Statistics
 
 __all__ = ["Renormalized"]
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from potstill.core.adapters.output import TensorOutput
 from potstill.core.errors import BackendError, ConfigError, DataError, PotstillError, nearest
-from potstill.core.images.statistics import Statistics
+from potstill.core.images.files import Statistics
 
 __all__ = ["Loaded", "load_teacher", "statistics_of"]
 

@@ -1,11 +1,10 @@
-from .files import SUFFIXES as SUFFIXES
+from .files import CIFAR10 as CIFAR10
+from .files import IMAGENET as IMAGENET
 from .files import ImageSet as ImageSet
+from .files import Statistics as Statistics
 from .files import image_path as image_path
 from .files import keyed as keyed
+from .files import normalize as normalize
 from .resident import Images as Images
 from .resident import ResidentImages as ResidentImages
 from .resident import load_images as load_images
-from .statistics import CIFAR10 as CIFAR10
-from .statistics import IMAGENET as IMAGENET
-from .statistics import Statistics as Statistics
-from .statistics import normalize as normalize

@@ -1,4 +1,4 @@
-"""Images in folders and zip files, decoded one at a time."""
+"""Images in folders and zip files, decoded one at a time, and what models expect of them."""
 
 from __future__ import annotations
 
@@ -10,18 +10,23 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from potstill.core.errors import DataError
 from potstill.core.files import Files
 from potstill.core.seed import seeded
 from potstill.core.store.data import root
 
-__all__ = ["SUFFIXES", "ImageSet", "image_path", "keyed"]
+__all__ = ["CIFAR10", "IMAGENET", "ImageSet", "Statistics", "image_path", "keyed", "normalize"]
+
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and standard deviation per channel, of values in [0, 1]."""
+
+IMAGENET: Statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CIFAR10: Statistics = ((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.262))
 
 _log = logging.getLogger(__name__)
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
-"""Endings of files that are taken for images."""
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
 
 
 class ImageSet:
@@ -57,12 +62,12 @@ class ImageSet:
         labels: bool = False,
         transform: Callable[[Any], Any] | None = None,
     ) -> None:
-        self.source, self.transform, self.labels = source, transform, labels
-        self.files = Files(image_path(source), SUFFIXES)
+        self.transform, self.labels = transform, labels
+        self.files = Files(image_path(source), _SUFFIXES)
         self.names = list(self.files)
         if not self.names:
             raise DataError(
-                f"ImageSet: {source} must hold images ({', '.join(SUFFIXES)}), got none; "
+                f"ImageSet: {source} must hold images ({', '.join(_SUFFIXES)}), got none; "
                 "name the folder above them"
             )
         parents = [PurePosixPath(name).parent for name in self.names]
@@ -74,12 +79,12 @@ class ImageSet:
             )
         number = {name: index for index, name in enumerate(self.classes)}
         self.targets = [number[parent.name] for parent in parents]
-        self._bad: set[int] = set()
+        self.broken: dict[str, str] = {}  # names of images that cannot be read, and why
 
     @property
     def corrupt(self) -> int:
         """Number of images that this process could not read."""
-        return len(self._bad)
+        return len(self.broken)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -93,32 +98,17 @@ class ImageSet:
                 return (image, self.targets[at]) if self.labels else image
         raise DataError(f"ImageSet: none of the {len(self)} images can be read")
 
-    def decode(self, index: int) -> Any:
-        """An image as it lies there, a PIL image in RGB.
-
-        Raises:
-            DataError: It cannot be read.
-        """
+    def _read(self, index: int) -> Any:
         from PIL import Image
 
         name = self.names[index]
+        if name in self.broken:
+            return None
         try:
             return Image.open(io.BytesIO(self.files.read(name))).convert("RGB")
         except (OSError, SyntaxError) as error:
-            raise DataError(
-                f"ImageSet: {name} in {self.source} must be a readable image, got: {error}; "
-                "remove it"
-            ) from error
-
-    def _read(self, index: int) -> Any:
-        if index in self._bad:
-            return None
-        try:
-            return self.decode(index)
-        except DataError as error:
-            self._bad.add(index)
-            name, cause = self.names[index], error.__cause__
-            _log.warning("ImageSet: %s cannot be read and is skipped: %s", name, cause)
+            self.broken[name] = str(error)
+            _log.warning("ImageSet: %s cannot be read and is skipped: %s", name, error)
             return None
 
 
@@ -143,3 +133,9 @@ def keyed(transform: Callable[[Any], Any]) -> Callable[[Any, torch.Generator], A
         return (image, *label) if label else image
 
     return augment
+
+
+def normalize(pixels: Tensor, statistics: Statistics) -> Tensor:
+    """Bytes ``[... C H W]`` as float32 of mean 0 and standard deviation 1."""
+    mean, std = (torch.tensor(v, device=pixels.device)[:, None, None] for v in statistics)
+    return (pixels.float() / 255 - mean) / std

@@ -17,13 +17,10 @@ from torch import Tensor
 from potstill.core.engine.batches import Batches, Shard
 from potstill.core.engine.signature import sketch
 from potstill.core.errors import ConfigError, DataError
-from potstill.core.images.files import ImageSet
-from potstill.core.images.statistics import IMAGENET, Statistics, normalize
+from potstill.core.images.files import IMAGENET, ImageSet, Statistics, normalize
 from potstill.core.seed import generator
 
 __all__ = ["Images", "ResidentImages", "load_images"]
-
-Border = Literal["mirror", "zero"]
 
 
 class ResidentImages(Batches):
@@ -55,7 +52,7 @@ class ResidentImages(Batches):
         *,
         shift: int = 4,
         flip: bool = True,
-        border: Border = "mirror",
+        border: Literal["mirror", "zero"] = "mirror",
         seed: int | None = None,
     ) -> None:
         if len(images) < batch_size:
@@ -190,16 +187,8 @@ class Images:
             raise ConfigError(
                 f"Images.draws: size must be from 1 to the {len(self)} images, got {size}"
             )
-        return ResidentImages(
-            self.pixels,
-            self.labels,
-            size,
-            self.statistics,
-            shift=shift if augment else 0,
-            flip=augment,
-            border="zero",
-            seed=seed,
-        )
+        moves: Any = {"shift": shift if augment else 0, "flip": augment, "border": "zero"}
+        return ResidentImages(self.pixels, self.labels, size, self.statistics, seed=seed, **moves)
 
 
 def load_images(
@@ -220,7 +209,12 @@ def load_images(
         ConfigError: Images of several sizes, and no ``size``.
     """
     found = ImageSet(source)
-    images = [_square(found.decode(index), size) for index in range(len(found))]
+    images = [_square(found[index], size) for index in range(len(found))]
+    if found.broken:
+        name, error = next(iter(found.broken.items()))
+        raise DataError(
+            f"load_images: {name} in {source} must be a readable image, got: {error}; remove it"
+        )
     if len({image.size for image in images}) > 1:
         raise ConfigError(
             f"load_images: the images of {source} must have one size, got several; pass size="
