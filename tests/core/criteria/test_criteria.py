@@ -353,3 +353,22 @@ def test_no_gradient_no_work(z) -> None:
         value = c.kd(*z)
     assert not value.requires_grad
     torch.testing.assert_close(value, c.kd(*z, blocked=False))
+
+
+@pytest.mark.parametrize("criterion", [c.kd, c.soft_ce, c.gjsd, c.logit_std, c.dist])
+def test_dense_logits_must_name_their_class_axis(criterion):
+    torch.manual_seed(0)
+    z_s, z_t = torch.randn(2, 2, 5, 3, 4).unbind()  # [N C H W]
+    with pytest.raises(ShapeError, match=r"dim must name the class axis of logits \[2, 5, 3, 4\]"):
+        criterion(z_s, z_t)
+    rows = [z.permute(0, 2, 3, 1).reshape(-1, 5) for z in (z_s, z_t)]
+    torch.testing.assert_close(criterion(z_s, z_t, dim=1), criterion(*rows))
+    last = [z.permute(0, 2, 3, 1) for z in (z_s, z_t)]
+    torch.testing.assert_close(criterion(*last, dim=-1), criterion(*rows))
+
+
+def test_labels_of_dense_predictions_are_shaped_like_their_rows():
+    z = torch.randn(2, 5, 3, 4)
+    with pytest.raises(ShapeError, match=r"target must be \[2, 3, 4\] like the rows"):
+        c.kd(z, z, torch.zeros(2, 5, 3, dtype=torch.long), dim=1)
+    c.kd(z, z, torch.zeros(2, 3, 4, dtype=torch.long), dim=1)

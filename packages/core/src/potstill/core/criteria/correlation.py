@@ -144,7 +144,7 @@ def dist(
     eps: float = 1e-8,
     floor: float = 1e-3,
     ignore_index: int = -100,
-    dim: int = -1,
+    dim: int | None = None,
     teacher_grad: bool = False,
     blocked: bool = True,
 ) -> Float[Tensor, ""]:

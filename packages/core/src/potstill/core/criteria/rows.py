@@ -51,7 +51,8 @@ class RowOptions(TypedDict, total=False):
         reduction: ``"mean"`` (default): sum over classes, weighted mean over the rows that count,
             the divisor being at least 1, so that no row at all gives 0; ``"sum"``; ``"none"``:
             one value a row, shape [rows], rows that do not count give 0.
-        dim: The class axis, by default the last; segmentation passes 1.
+        dim: The class axis, by default the last. Logits of more than three axes must name it:
+            segmentation [N C H W] passes 1.
         teacher_grad: Let gradient flow into the teacher's logits (online schemes); default False.
         blocked: Evaluate in blocks, with the gradient computed in the forward pass (default).
             False gives plain torch operations: needed for double backward and ``torch.func``.
@@ -126,7 +127,7 @@ def evaluate(
     weight: Tensor | None = None,
     ignore_index: int = -100,
     reduction: Reduction = "mean",
-    dim: int = -1,
+    dim: int | None = None,
     teacher_grad: bool = False,
     blocked: bool = True,
 ) -> Tensor:
@@ -181,8 +182,14 @@ def evaluate(
     return together(sweep, z_s, z_t)
 
 
-def flatten(name: str, z_s: Tensor, z_t: Tensor, dim: int) -> tuple[Tensor, Tensor, torch.Size]:
-    """Check the logits and flatten them to [N C]; also the shape of the rows."""
+def flatten(
+    name: str, z_s: Tensor, z_t: Tensor, dim: int | None
+) -> tuple[Tensor, Tensor, torch.Size]:
+    """Check the logits and flatten them to [N C]; also the shape of the rows.
+
+    Raises:
+        ShapeError: Shapes that differ, no row or class, or dense logits without their class axis.
+    """
     if z_s.shape != z_t.shape or z_s.ndim < 1:
         raise ShapeError(
             f"{name}: z_t must be {list(z_s.shape)} like z_s, got {list(z_t.shape)}; "
@@ -192,7 +199,12 @@ def flatten(name: str, z_s: Tensor, z_t: Tensor, dim: int) -> tuple[Tensor, Tens
         raise ShapeError(f"{name}: logits must be floating point, got {z_s.dtype}, {z_t.dtype}")
     if z_s.numel() == 0:
         raise ShapeError(f"{name}: at least one row is needed, got {list(z_s.shape)}")
-    if dim not in (-1, z_s.ndim - 1):
+    if dim is None and z_s.ndim > 3:
+        raise ShapeError(
+            f"{name}: dim must name the class axis of logits {list(z_s.shape)}, got None; pass "
+            "dim=1 for dense predictions [N C H W], or dim=-1 where classes come last"
+        )
+    if dim not in (None, -1, z_s.ndim - 1):
         z_s, z_t = z_s.movedim(dim, -1), z_t.movedim(dim, -1)
     shape = z_s.shape[:-1]
     return z_s.reshape(-1, z_s.shape[-1]), z_t.reshape(-1, z_t.shape[-1]), shape
