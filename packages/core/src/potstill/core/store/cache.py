@@ -152,6 +152,7 @@ class TeacherCache:
             _create(folder, spec)
         cache = cls(folder, spec, "r+")
         cache._fill(model, source, batch_size, device, progress)
+        model.release()
         return cls(folder, spec)
 
     @classmethod
