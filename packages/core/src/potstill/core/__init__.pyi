@@ -1,3 +1,4 @@
+from .adapters.pretrained import Pretrained as Pretrained
 from .engine.batches import Batches as Batches
 from .engine.device import Engine as Engine
 from .engine.fit import fit as fit
@@ -43,7 +44,6 @@ from .store.data import fingerprint as fingerprint
 from .store.data import locate as locate
 from .store.export import to_exported as to_exported
 from .store.export import to_onnx as to_onnx
-from .store.pretrained import Pretrained as Pretrained
 from .vocabulary.distiller import Distiller as Distiller
 from .vocabulary.objective import Criterion as Criterion
 from .vocabulary.objective import Losses as Losses

@@ -1,4 +1,4 @@
-"""Models of other libraries as teachers: by name, with one tensor out, and inputs they know."""
+"""Models by name: teachers of other libraries, and students as folders or on the Hub."""
 
 import lazy_loader as _lazy
 

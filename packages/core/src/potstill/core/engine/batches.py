@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, Sampler, default_collate
@@ -11,16 +11,9 @@ from torch.utils.data import DataLoader, Sampler, default_collate
 from potstill.core.engine.signature import describe, sketch
 from potstill.core.errors import ConfigError
 from potstill.core.seed import generator, seeded
+from potstill.core.store.data import MapDataset
 
 __all__ = ["Batches", "MapDataset", "Shard"]
-
-
-@runtime_checkable
-class MapDataset(Protocol):
-    """Anything with a length that is indexed by integers."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int, /) -> Any: ...
 
 
 class Shard(NamedTuple):

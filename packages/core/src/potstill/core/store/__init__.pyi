@@ -9,5 +9,3 @@ from .export import Export as Export
 from .export import ExportError as ExportError
 from .export import to_exported as to_exported
 from .export import to_onnx as to_onnx
-from .pretrained import MissingModelError as MissingModelError
-from .pretrained import Pretrained as Pretrained

@@ -19,11 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from potstill.core.engine.batches import MapDataset
 from potstill.core.errors import CheckpointError, ConfigError, DataError
 from potstill.core.files import atomic
 from potstill.core.seed import generator
-from potstill.core.store.data import fingerprint
+from potstill.core.store.data import MapDataset, fingerprint
 from potstill.core.vocabulary.teacher import Frozen
 
 __all__ = ["CachedDataset", "TeacherCache", "TopK"]

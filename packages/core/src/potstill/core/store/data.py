@@ -17,13 +17,21 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from potstill.core.errors import DataError
 
-__all__ = ["download", "fingerprint", "locate", "root", "sha256"]
+__all__ = ["MapDataset", "download", "fingerprint", "locate", "root", "sha256"]
 
 _CHUNK = 1 << 18
+
+
+@runtime_checkable
+class MapDataset(Protocol):
+    """Anything with a length that is indexed by integers."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Any: ...
 
 
 def root() -> Path:

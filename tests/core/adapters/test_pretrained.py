@@ -17,8 +17,8 @@ import yaml
 from torch import nn
 
 from potstill.core import Objective
+from potstill.core.adapters.pretrained import MissingModelError, Pretrained
 from potstill.core.errors import BackendError, CheckpointError, ConfigError, DataError
-from potstill.core.store.pretrained import MissingModelError, Pretrained
 from potstill.core.vocabulary.distiller import Distiller
 
 
