@@ -16,33 +16,42 @@ from rich.console import Console
 from potstill.core import Engine, seed_all
 from potstill.core.measure.report import Report
 from potstill.core.store import root
-from potstill.nerf import Field, load_scene, make_field, render_image, save_field, score
-from potstill.nerf.distill.convert import convert
-from potstill.nerf.distill.page import conversion_page
-from potstill.nerf.distill.priors import prior_of
-from potstill.nerf.distill.results import Conversion, load_conversion
-from potstill.nerf.pictures import orbit_around, save_frames
-from potstill.nerf.training import train_field
+from potstill.nerf import (
+    Conversion,
+    Field,
+    conversion_page,
+    convert,
+    load_conversion,
+    load_scene,
+    make_field,
+    orbit_around,
+    prior_of,
+    render_image,
+    save_field,
+    save_frames,
+    score,
+    train_field,
+)
 
 KINDS = ("hash", "mlp", "vm", "cp", "grid")
 
 
 @dataclass(frozen=True)
 class Options:
-    """What to convert.
+    """Options of the demo.
 
     Args:
         data: Folder of a scene; lego of the data root by default, else the scene without files.
-        out: Where results go.
+        out: Folder of the results.
         teacher: Kind that is trained on images.
-        train: Seconds for it.
+        train: Seconds for the teacher.
         seconds: Seconds for each of its students.
         again: Seconds for each student of a student.
-        kinds: Which kinds.
+        kinds: Kinds of the students.
         downsample: Integer factor by which images are smaller; 0 is 2 on a CPU and 1 on a GPU.
-        frames: Of each orbit.
-        device: Where to compute.
-        seed: Of everything random.
+        frames: Number of images of each orbit.
+        device: Device; auto is a GPU where there is one.
+        seed: Seed of weights, poses and rays.
     """
 
     data: str = ""

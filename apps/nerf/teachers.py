@@ -14,22 +14,21 @@ from matplotlib.figure import Figure
 
 from potstill.core import Engine, count_parameters, seed_all
 from potstill.core.measure.report import csv_text, markdown, number
-from potstill.nerf import KINDS, load_scene, make_field, save_field, score, train_field
-from potstill.nerf.pictures import compare
+from potstill.nerf import KINDS, compare, load_scene, make_field, save_field, score, train_field
 
 
 @dataclass(frozen=True)
 class Options:
-    """What to train.
+    """Options of the comparison.
 
     Args:
         data: Folder of a scene, or "analytic".
-        out: Where results go.
-        seconds: Of training, for each kind.
+        out: Folder of the results.
+        seconds: Seconds of training for each kind.
         downsample: Integer factor by which images are smaller; 0 is the layout's default.
-        kinds: Which kinds.
-        device: Where to train.
-        seed: Of everything random.
+        kinds: Kinds of the fields.
+        device: Device; auto is a GPU where there is one.
+        seed: Seed of weights and rays.
     """
 
     data: str = "analytic"
@@ -65,7 +64,6 @@ def main(options: Annotated[Options, Parameter(name="*")] | None = None) -> None
                 progress=kind,
             )
             taken = time.process_time() - start
-            field = field.cpu()
             save_field(field, options.out / f"{kind}.safetensors", scene.similarity)
             compare(field, scene.test, options.out / f"{kind}.png", (0,))
             curves[kind] = [(row["seconds"], row["psnr"]) for row in history if "psnr" in row]

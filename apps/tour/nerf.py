@@ -15,15 +15,15 @@ from potstill.nerf import (
     Field,
     HashConfig,
     Scene,
+    convert,
     load_scene,
     make_field,
+    orbit_around,
     render_image,
     save_field,
     score,
     train_field,
 )
-from potstill.nerf.distill.convert import convert
-from potstill.nerf.pictures import orbit_around
 
 STUDENT = HashConfig(levels=8, log2_rows=12, finest=128, hidden=32)
 VIEWS = 18

@@ -20,11 +20,24 @@ from potstill.core import Engine, atomic, provenance, seed_all
 from potstill.core.measure.bench import Figure, at_least, at_most, benchmark
 from potstill.core.measure.report import csv_text
 from potstill.core.store import root
-from potstill.nerf import Field, Scene, Split, load_field, load_scene, make_field, save_field, score
-from potstill.nerf.distill.convert import Watch, convert, student_of, transfer
-from potstill.nerf.distill.objective import Schedule
-from potstill.nerf.distill.priors import prior_of
-from potstill.nerf.training import RATES, train_field
+from potstill.nerf import (
+    RATES,
+    Field,
+    Progression,
+    Scene,
+    Split,
+    Stopwatch,
+    convert,
+    load_field,
+    load_scene,
+    make_field,
+    prior_of,
+    save_field,
+    score,
+    student_of,
+    train_field,
+    transfer,
+)
 
 KINDS = ("hash", "mlp", "vm", "cp", "grid")
 ARMS = ("distilled", "own occupancy", "teacher's occupancy", "hand-over")
@@ -126,16 +139,16 @@ def run_arm(
             shots = Snapshots(field, [share / shared for share in SHARES if share <= shared])
             prior = prior_of(scene.train.cameras, scene.space)
             budget = {"seconds": shared * seconds, "clock": clock}
-            schedule = Schedule(pools=kind == "mlp")  # as the sweep has it: others gain nothing
+            progression = Progression(pools=kind == "mlp")  # others gain nothing
             options = {"seed": seed, "engine": engine, "progress": shots}
-            convert(teacher, field, prior, schedule, **budget, **options)
+            convert(teacher, field, prior, progression, **budget, **options)
             end = {name: value.clone() for name, value in field.state_dict().items()}
             values, steps = shots.scores(split), shots.steps
             field.load_state_dict(end)
         if shared < 1:
             rest = [(share - shared) / (1 - shared) for share in SHARES if share > shared]
             shots = Snapshots(field, rest)
-            budget = {"seconds": (1 - shared) * seconds, "clock": Watch(clock)}
+            budget = {"seconds": (1 - shared) * seconds, "clock": Stopwatch(clock)}
             train_field(
                 *(field, scene),
                 **budget,
@@ -223,24 +236,24 @@ def measure_sweep(kinds: Iterable[str], seconds: float, seed: int, out: Path, fo
     """Stage boundaries, pools and the head: which schedule wins within a budget."""
     scene, path = scene_of("lego_200"), out / "conversion-sweep.csv"
     prior = prior_of(scene.train.cameras, scene.space)
-    variants: dict[str, tuple[Schedule, bool]] = {
-        "1/15 and 1/6": (Schedule(), True),
-        "0 and 1/15": (Schedule(feature_until=0.0, points_until=1 / 15), True),
-        "0 and 1/6": (Schedule(feature_until=0.0, points_until=1 / 6), True),
-        "0 and 0": (Schedule(feature_until=0.0, points_until=0.0), True),
-        "0 and 0, pools": (Schedule(feature_until=0.0, points_until=0.0, pools=True), True),
-        "1/15 and 1/6, pools": (Schedule(pools=True), True),
-        "1/15 and 1/6, fresh head": (Schedule(), False),
-        "as published": (Schedule.paper(), False),
+    variants: dict[str, tuple[Progression, bool]] = {
+        "1/15 and 1/6": (Progression(), True),
+        "0 and 1/15": (Progression(feature_until=0.0, points_until=1 / 15), True),
+        "0 and 1/6": (Progression(feature_until=0.0, points_until=1 / 6), True),
+        "0 and 0": (Progression(feature_until=0.0, points_until=0.0), True),
+        "0 and 0, pools": (Progression(feature_until=0.0, points_until=0.0, pools=True), True),
+        "1/15 and 1/6, pools": (Progression(pools=True), True),
+        "1/15 and 1/6, fresh head": (Progression(), False),
+        "as published": (Progression.paper(), False),
     }
     teacher = kept_teacher(folder, scene, "lego_200", "hash", seed)
     for kind in kinds:
-        for name, (schedule, inherit) in variants.items():
+        for name, (progression, inherit) in variants.items():
             key = {"student": kind, "schedule": name, "seconds": f"{seconds:g}", "seed": str(seed)}
             if any(key.items() <= row.items() for row in rows_of(path)):
                 continue
             budget = {"seconds": seconds, "clock": "cpu", "seed": seed, "progress": False}
-            student, report = convert(teacher, kind, prior, schedule, inherit=inherit, **budget)
+            student, report = convert(teacher, kind, prior, progression, inherit=inherit, **budget)
             row: dict[str, object] = dict(key)
             row["to the teacher"] = f"{report.scores['teacher']:.3f}"
             row["PSNR"] = f"{score(student, judged(scene)):.3f}"

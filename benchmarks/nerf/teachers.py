@@ -7,8 +7,7 @@ import torch
 from potstill.core import seed_all
 from potstill.core.measure.bench import Figure, at_least, at_most, benchmark
 from potstill.core.store import root
-from potstill.nerf import KINDS, Scene, load_scene, make_field, score
-from potstill.nerf.training import train_field
+from potstill.nerf import KINDS, Scene, load_scene, make_field, score, train_field
 
 
 def teach(scene: Scene, steps: int, seed: int, kind: str = "hash") -> tuple[float, float]:

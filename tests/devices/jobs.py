@@ -127,9 +127,16 @@ def acm() -> None:
 
 
 def nerf() -> None:
-    from potstill.nerf import SpherePrior, convert, load_scene, make_field, pinhole, train_field
+    from potstill.nerf import (
+        SpherePrior,
+        convert,
+        export_points,
+        load_scene,
+        make_field,
+        pinhole,
+        train_field,
+    )
     from potstill.nerf import score as quality
-    from potstill.nerf.export import export_points
 
     scene = load_scene("analytic", downsample=10)
     fields = {}

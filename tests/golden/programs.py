@@ -41,7 +41,7 @@ from potstill.graph.mirage import train_classifier
 from potstill.graph.scale import GraphStore, distill_in_batches
 from potstill.mae.config import Data as Pictures
 from potstill.mae.config import Optim, Teacher
-from potstill.nerf.training import RATES
+from potstill.nerf import RATES
 from potstill.sr.config import TrainConfig
 
 STEPS = 20
@@ -310,7 +310,7 @@ def known():
 @program("FieldToField")
 def nerf_convert():
     teacher, prior = known()
-    schedule = nerf.Schedule(feature_until=0.2, points_until=0.5, sparsity=1e-2, feature_decay=0.9)
+    schedule = nerf.Progression(feature_until=0.2, points_until=0.5, sparsity=1e-2, feature_decay=0.9)
     sizes = {"config": SIZES["vm"], "samples": 600, "rays": 256}
     return nerf.convert(teacher, "vm", prior, schedule, **sizes, **QUIET)[1].rows
 
@@ -321,7 +321,7 @@ def nerf_pools():
     student = nerf.student_of(teacher, "mlp", SIZES["mlp"])
     nerf.transfer(teacher, student)
     sets = {"views": 10, "steps": 4}
-    schedule = nerf.Schedule(feature_until=0.0, points_until=0.1, pools=True)
+    schedule = nerf.Progression(feature_until=0.0, points_until=0.1, pools=True)
     return fit(
         nerf.FieldToField(student, teacher, schedule, samples=600, prior=prior, **sets),
         nerf.VirtualRays(prior, 256, **sets),

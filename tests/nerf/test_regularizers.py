@@ -8,7 +8,7 @@ from potstill.nerf import Samples, Space, load_scene, make_field, regularizers
 from potstill.nerf.fields.factored import CPConfig, VMConfig
 from potstill.nerf.fields.grid import GridConfig, GridField
 from potstill.nerf.fields.hash import HashConfig
-from potstill.nerf.training import train_field
+from potstill.nerf.from_images import train_field
 
 
 def some_samples(space, counts):

@@ -146,7 +146,7 @@ def test_samples_are_cut_at_rays():
     assert cut.counts.tolist() == samples.counts[:7].tolist()
     assert len(cut.t) == len(cut.ray) == len(cut.points) == budget - 1
     assert len(samples.within(0).counts) == 1
-    kept = samples.where(samples.ray % 2 == 0)
+    kept = samples.some(samples.ray % 2 == 0)
     assert kept.counts[::2].tolist() == samples.counts[::2].tolist()
     assert not bool(kept.counts[1::2].any())
 

@@ -12,10 +12,12 @@ import torch
 from potstill.core import Engine, Run
 from potstill.core.errors import ConfigError, DataError, Interrupted, NonFiniteError, ShapeError
 from potstill.nerf import Scene, Split, make_field, save_field, score
-from potstill.nerf.distill.convert import Watch, convert, hand_over, student_of, transfer
-from potstill.nerf.distill.distiller import FieldToField, VirtualRays
-from potstill.nerf.distill.objective import Schedule
+from potstill.nerf.distill.convert import convert, hand_over, student_of, transfer
+from potstill.nerf.distill.distiller import FieldToField
+from potstill.nerf.distill.evaluation import Stopwatch
+from potstill.nerf.distill.objective import Progression
 from potstill.nerf.distill.priors import SpherePrior, pinhole
+from potstill.nerf.distill.virtual import VirtualRays
 from potstill.nerf.fields.grid import GridField
 from potstill.nerf.fields.make import load_field
 
@@ -80,15 +82,16 @@ def test_a_grid_stores_only_what_the_teacher_occupies(teacher, sizes):
     assert not student.is_dense
 
 
-@pytest.mark.parametrize("schedule", [Schedule(pools=True), Schedule.paper()])
-def test_a_killed_conversion_continues_bit_by_bit(schedule, teacher, prior, sizes, tmp_path):
+@pytest.mark.parametrize("progression", [Progression(pools=True), Progression.paper()])
+def test_a_killed_conversion_continues_bit_by_bit(progression, teacher, prior, sizes, tmp_path):
     def run(folder, stop=None):
         def progress(row, share):
             if row["step"] == stop:
                 signal.raise_signal(signal.SIGTERM)
 
         options = {"run": Run(folder, every=50), "progress": progress, "every": 40}
-        return go(teacher, "hash", prior, sizes, 75, schedule=schedule, samples=500, **options)
+        options |= {"progression": progression, "samples": 500}
+        return go(teacher, "hash", prior, sizes, 75, **options)
 
     whole, report = run(tmp_path / "a")
     with pytest.raises(Interrupted):
@@ -102,38 +105,38 @@ def test_a_killed_conversion_continues_bit_by_bit(schedule, teacher, prior, size
 
 def test_a_budget_in_seconds_has_stages_too(teacher, prior, sizes):
     options = {"samples": 500, "config": sizes["hash"], "progress": False, "clock": "cpu"}
-    schedule = Schedule(feature_until=0.3, points_until=0.6)
-    _, report = convert(teacher, "hash", prior, schedule, seconds=0.4, **options)
+    progression = Progression(feature_until=0.3, points_until=0.6)
+    _, report = convert(teacher, "hash", prior, progression, seconds=0.4, **options)
     until = [stage["until"] for stage in report.stages()]
     assert len(until) == 3
     assert 0.1 < until[0] < until[1] < until[2]
     assert report.clock == "cpu"
 
 
-def test_a_watch_stands_still():
-    watch = Watch("cpu")
+def test_a_paused_watch_stands_still():
+    watch = Stopwatch("cpu")
     before = watch()
-    with watch.stopped():
+    with watch.paused():
         sum(range(10**6))
         assert watch() - before < 1e-3
     assert watch() - before < 5e-3
     with pytest.raises(ConfigError, match="kind must be wall or cpu"):
-        Watch("gpu")
+        Stopwatch("gpu")
 
 
 def test_hard_examples_come_back(teacher, prior, sizes):
     student = student_of(teacher, "hash", sizes["hash"])
     transfer(teacher, student)
-    schedule = Schedule(feature_until=0, points_until=0, pools=True)
+    progression = Progression(feature_until=0, points_until=0, pools=True)
     options = {"samples": 500, "views": 20, "steps": 2}
-    distiller = FieldToField(student, teacher, schedule, prior=prior, **options)
+    distiller = FieldToField(student, teacher, progression, prior=prior, **options)
     source = VirtualRays(prior, 400, views=20, steps=2)
     for step in range(3):
         distiller(source(step), step)
-    written = distiller.pools.written.tolist()
+    written = distiller.choice.pools.written.tolist()
     assert written[0] == 2  # a tenth of one set
     assert written[1] > 20
-    assert distiller._rays(source(3), 3)[2] > 10
+    assert distiller.choice.choose(source(3), 3).returned > 10
 
 
 def test_a_student_of_another_width_gets_a_projection(teacher, prior, sizes):
@@ -177,7 +180,7 @@ def test_what_cannot_be_converted_is_refused(teacher, prior, sizes, scene):
     refused(ConfigError, "unknown kind 'hsh'; did you mean 'hash'", kind="hsh")
     refused(ConfigError, "config of 'cp' must be CPConfig, got MLPConfig", config=sizes["mlp"])
     refused(ConfigError, "give a budget", steps=None)
-    refused(ConfigError, "student must be another field than teacher", kind=teacher)
+    refused(ConfigError, "student and teacher must not share parameters", kind=teacher)
     away = SpherePrior(pinhole(8, 8, 0.3), (3.0, 3.0), target=(90.0, 0.0, 0.0))
     refused(DataError, "pose prior must look at occupied space", views=away)
     other = make_field("cp", replace(scene.space, near=0.2), sizes["cp"], occupancy=24)
@@ -201,7 +204,7 @@ def test_a_broken_batch_is_kept(teacher, prior, sizes, tmp_path):
 def test_rays_that_lose_the_field_end_the_conversion(teacher, prior, sizes):
     student = student_of(teacher, "hash", sizes["hash"])
     student.occupancy.binaries.zero_()
-    distiller = FieldToField(student, teacher, Schedule())
+    distiller = FieldToField(student, teacher, Progression())
     batch = VirtualRays(prior, 16)(0)
     for step in range(99):
         distiller(batch, step)

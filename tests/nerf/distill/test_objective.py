@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from potstill.core.errors import ConfigError, ShapeError
-from potstill.nerf.distill.objective import Distance, FeatureGap, Schedule, density_gap, staged
+from potstill.nerf.distill.objective import Distance, FeatureGap, Progression, density_gap, staged
 
 
 @pytest.mark.parametrize(
@@ -18,18 +18,18 @@ from potstill.nerf.distill.objective import Distance, FeatureGap, Schedule, dens
     ],
 )
 def test_terms_join_at_shares_of_the_budget(progress, names):
-    assert set(staged(Schedule(), lambda: progress).at(5)) == names
+    assert set(staged(Progression(), lambda: progress).at(5)) == names
 
 
 def test_the_feature_term_decays_by_the_step():
-    weights = staged(Schedule.paper(), lambda: 0.0)
+    weights = staged(Progression.paper(), lambda: 0.0)
     assert weights.at(0)["feature"] == pytest.approx(2e-3)
     assert weights.at(100)["feature"] == pytest.approx(2e-3 * 0.995**100)
 
 
 def test_without_features_points_come_first():
-    schedule = Schedule().without_features()
-    assert set(staged(schedule, lambda: 0.0).at(0)) == {"density", "color"}
+    progression = Progression().without_features()
+    assert set(staged(progression, lambda: 0.0).at(0)) == {"density", "color"}
 
 
 def test_norms_are_those_of_the_definitions():
@@ -95,6 +95,6 @@ def test_widths_that_differ_need_a_projector():
         ({"pixel": 0.0, "color": 0.0}, "without pixels"),
     ],
 )
-def test_schedules_that_cannot_be_are_refused(options, message):
+def test_progressions_that_cannot_be_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
-        Schedule(**options)
+        Progression(**options)

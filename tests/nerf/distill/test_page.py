@@ -95,7 +95,7 @@ def test_the_command_refuses(teacher, tmp_path, capsys):
     assert main(["nerf", "convert", str(tmp_path), "--out", str(tmp_path / "a")]) == 1
     assert "prior.json must be a pose prior" in capsys.readouterr().err
     assert main(["nerf", "convert", str(tmp_path), "--steps", "0"]) == 2
-    assert "steps or seconds must be positive" in capsys.readouterr().err
+    assert "Training: steps must be positive, got 0" in capsys.readouterr().err
     assert main(["nerf", "convert", str(tmp_path), "--hand-over", "0.5"]) == 2
     assert "with data whose images it learns from" in capsys.readouterr().err
     assert main(["nerf", "convert", str(tmp_path), "--erase", "1", "--erase", "2"]) == 2

@@ -1,27 +1,35 @@
-"""What ``potstill nerf train`` can be told."""
+"""Options of ``potstill nerf train`` and ``potstill nerf convert``."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from potstill.core import ConfigError
+from cyclopts import Parameter
 
-__all__ = ["ConvertConfig", "FieldSize", "TrainConfig"]
+from potstill.core import ConfigError, Training
+
+__all__ = ["ConvertConfig", "FieldSize", "SceneConfig", "TrainConfig"]
+
+Kind = Literal["hash", "mlp", "vm", "cp", "grid", "composite"]
+
+
+def _short(name: str) -> Parameter:
+    return Parameter(alias=f"--{name}")
 
 
 @dataclass(frozen=True)
 class FieldSize:
     """Size of the field; 0 is the default of the kind.
 
-    Args:
+    Attributes:
         levels: Levels of hash.
         log2_rows: Rows of a level of hash, as a power of two.
         finest: Finest resolution of hash.
         depth: Hidden layers of mlp.
-        width: Their width.
-        resolution: Of vm, cp and grid.
+        width: Width of these layers.
+        resolution: Resolution of vm, cp and grid.
     """
 
     levels: int = 0
@@ -33,43 +41,49 @@ class FieldSize:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """Training of a field on posed images.
+class SceneConfig:
+    """A scene; each option has a short form: ``--scene.data`` is ``--data``.
 
-    Args:
-        data: Folder of the scene, or "analytic".
-        out: Folder of the run.
-        kind: Of the field.
-        size: Of the field.
-        layout: Of the data; found out by default.
+    Attributes:
+        data: Folder of the scene; "analytic" needs none.
+        layout: Layout of the folder; found out by default.
         downsample: Integer factor by which images are smaller; 0 is the layout's default.
         allow_missing: Leave out frames whose image is absent.
         rescale_intrinsics: Scale intrinsics that are for images of another size.
-        steps: Budget in steps; 0 for none.
-        seconds: Budget in seconds; 0 for none.
-        lr: Learning rate; 0 is the kind's.
-        samples: Samples a step.
-        background: Behind transparent pixels; noise behind images without alpha by default.
-        distortion: Weight of the distortion loss, against fog.
-        variation: Weight of the total variation of vm, cp and grid.
-        every: Steps between validations.
-        occupancy: Cells an axis of the occupancy grid.
-        backend: Of the encodings.
-        device: Where to train.
-        seed: Of everything random.
     """
 
-    data: str = "analytic"
-    out: Path = Path("runs/nerf")
-    kind: Literal["hash", "mlp", "vm", "cp", "grid", "composite"] = "hash"
+    data: Annotated[str, _short("data")] = "analytic"
+    _: KW_ONLY
+    layout: Annotated[str, _short("layout")] = "auto"
+    downsample: Annotated[int, _short("downsample")] = 0
+    allow_missing: Annotated[bool, _short("allow-missing")] = False
+    rescale_intrinsics: Annotated[bool, _short("rescale-intrinsics")] = False
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train a field on posed images; without data, on a scene that needs none.
+
+    Attributes:
+        out: Folder of the run: field.safetensors, prior.json, comparison.png, curves.png.
+        scene: Images to learn from.
+        kind: Kind of the field.
+        size: Size of the field.
+        samples: Samples per process and step; the batch is the number of rays to take them from.
+        background: Colour behind transparent pixels; noise behind images without alpha by default.
+        distortion: Weight of the distortion loss, against fog.
+        variation: Weight of the total variation of vm, cp and grid.
+        every: Steps between validations; 0 for none.
+        occupancy: Cells an axis of the occupancy grid.
+        backend: Backend of the encodings.
+        training: Budget, optimizer, device and seed; the learning rate decays exponentially.
+    """
+
+    out: Annotated[Path, Parameter(alias="-o")] = Path("runs/nerf")
+    _: KW_ONLY
+    scene: SceneConfig = field(default_factory=SceneConfig)
+    kind: Kind = "hash"
     size: FieldSize = field(default_factory=FieldSize)
-    layout: str = "auto"
-    downsample: int = 0
-    allow_missing: bool = False
-    rescale_intrinsics: bool = False
-    steps: int = 1000
-    seconds: float = 0.0
-    lr: float = 0.0
     samples: int = 6144
     background: Literal["auto", "white", "black", "random"] = "auto"
     distortion: float = 0.0
@@ -77,67 +91,53 @@ class TrainConfig:
     every: int = 250
     occupancy: int = 64
     backend: str = "auto"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    seed: int = 0
+    training: Training = field(
+        default_factory=lambda: Training(
+            steps=1000, batch=2048, optimizer="row-adam", warmup=0.02375, final=0.1
+        )
+    )
 
     def __post_init__(self) -> None:
-        if self.steps < 0 or self.seconds < 0 or not (self.steps or self.seconds):
-            raise ConfigError(
-                f"TrainConfig: steps or seconds must be positive, got {self.steps} and "
-                f"{self.seconds}"
-            )
-        if self.samples < 1 or self.every < 0 or self.occupancy < 1 or self.lr < 0:
-            raise ConfigError(
-                "TrainConfig: samples and occupancy must be at least 1, every and lr at least 0, "
-                f"got {self.samples}, {self.occupancy}, {self.every} and {self.lr}"
-            )
-        if self.distortion < 0 or self.variation < 0:
-            raise ConfigError(
-                "TrainConfig: distortion and variation must be at least 0, got "
-                f"{self.distortion} and {self.variation}"
-            )
+        at_least = {"samples": 1, "occupancy": 1, "every": 0, "distortion": 0, "variation": 0}
+        _check(self, at_least)
+        if not self.training.final:
+            raise ConfigError("TrainConfig: final must be positive, got 0; it decays exponentially")
 
 
 @dataclass(frozen=True)
 class ConvertConfig:
-    """Conversion of a trained field into another kind, without images.
+    """Turn a trained field into one of another kind; no image is needed.
 
-    Args:
-        out: Folder of the conversion.
-        kind: Of the student.
-        size: Of the student.
-        prior: JSON file of a pose prior; prior.json of the teacher's run by default.
-        data: Folder of the scene, to judge the student by its images; not needed.
-        downsample: Integer factor by which those images are smaller.
-        steps: Budget in steps; 0 for none.
-        seconds: Budget in seconds; 0 for none.
-        clock: Whether seconds are the wall's or of the CPU.
-        lr: Learning rate; 0 is the kind's.
-        samples: Samples a step.
+    Attributes:
+        teacher: Folder of a run, or file of a field.
+        out: Folder of the conversion: field.safetensors, prior.json, conversion.json, index.html.
+        kind: Kind of the student.
+        size: Size of the student.
+        prior: JSON file of a pose prior; prior.json beside the teacher by default.
+        scene: Images to evaluate the student by; not needed.
+        clock: Seconds of the wall or of the CPU, in budgets and rows.
+        samples: Samples per step; like the batch of rays, of all processes together.
         feature_until: Share of the budget in which only features count.
         points_until: Share from which on pixels count.
-        norm: Of the losses.
-        pools: Whether hard poses and rays come back.
+        norm: Norm of the losses.
+        pools: Bring hard poses and rays back.
         inherit: Begin with the teacher's block 2 where that fits.
         hand_over: Share of the budget that is then spent on the images of ``data``.
-        erase: Box that the student shall not have: its low and its high corner.
-        keep: Box that is all that the student shall have.
-        every: Steps between judgements.
-        backend: Of the encodings.
-        device: Where to convert.
-        seed: Of everything random.
+        erase: Box to remove from the student: minimum and maximum corner.
+        keep: Box outside of which everything is removed: minimum and maximum corner.
+        every: Steps between evaluations; 0 for none.
+        backend: Backend of the encodings.
+        training: Budget, optimizer, device and seed.
     """
 
-    out: Path = Path("runs/convert")
-    kind: Literal["hash", "mlp", "vm", "cp", "grid", "composite"] = "vm"
+    teacher: Path
+    _: KW_ONLY
+    out: Annotated[Path, Parameter(alias="-o")] = Path("runs/convert")
+    kind: Kind = "vm"
     size: FieldSize = field(default_factory=FieldSize)
     prior: str = ""
-    data: str = ""
-    downsample: int = 0
-    steps: int = 1000
-    seconds: float = 0.0
+    scene: SceneConfig = field(default_factory=lambda: SceneConfig(data=""))
     clock: Literal["wall", "cpu"] = "wall"
-    lr: float = 0.0
     samples: int = 6144
     feature_until: float = 1 / 15
     points_until: float = 1 / 6
@@ -149,24 +149,18 @@ class ConvertConfig:
     keep: tuple[float, ...] = ()
     every: int = 100
     backend: str = "auto"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    seed: int = 0
+    training: Training = field(
+        default_factory=lambda: Training(
+            steps=1000, batch=4096, optimizer="row-adam", warmup=0.01, final=0.02
+        )
+    )
 
     def __post_init__(self) -> None:
-        if self.steps < 0 or self.seconds < 0 or not (self.steps or self.seconds):
-            raise ConfigError(
-                f"ConvertConfig: steps or seconds must be positive, got {self.steps} and "
-                f"{self.seconds}"
-            )
-        if self.samples < 1 or self.every < 0 or self.lr < 0:
-            raise ConfigError(
-                "ConvertConfig: samples must be at least 1, every and lr at least 0, got "
-                f"{self.samples}, {self.every} and {self.lr}"
-            )
-        if not 0 <= self.hand_over < 1 or (self.hand_over and not self.data):
+        _check(self, {"samples": 1, "every": 0})
+        if not 0 <= self.hand_over < 1 or (self.hand_over and not self.scene.data):
             raise ConfigError(
                 "ConvertConfig: hand_over must be a share in [0, 1), with data whose images it "
-                f"learns from, got {self.hand_over} and data {self.data!r}"
+                f"learns from, got {self.hand_over} and data {self.scene.data!r}"
             )
         for name in ("erase", "keep"):
             if len(getattr(self, name)) not in (0, 6):
@@ -176,3 +170,12 @@ class ConvertConfig:
                 )
         if self.erase and self.keep:
             raise ConfigError("ConvertConfig: erase or keep a box, got both; convert twice")
+
+
+def _check(config: TrainConfig | ConvertConfig, at_least: dict[str, int]) -> None:
+    for name, least in at_least.items():
+        if getattr(config, name) < least:
+            raise ConfigError(
+                f"{type(config).__name__}: {name} must be at least {least}, got "
+                f"{getattr(config, name)}"
+            )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from potstill.core.command import say, table
 from potstill.nerf.scenes.scene import Scene
 
-__all__ = ["inspect_scene"]
+__all__ = ["inspect_scene", "show_scene"]
 
 
 def inspect_scene(scene: Scene) -> tuple[list[tuple[str, str]], list[str]]:
@@ -39,6 +40,15 @@ def inspect_scene(scene: Scene) -> tuple[list[tuple[str, str]], list[str]]:
         ("rays that miss the space", f"{missed:.1%}"),
     ]
     return facts, [*scene.notes, *_warnings(scene, missed)]
+
+
+def show_scene(scene: Scene, **more: str) -> list[str]:
+    """Print facts about a scene, with ``more`` of them, and its warnings, which are returned."""
+    facts, warnings = inspect_scene(scene)
+    table(scene.name, {**dict(facts), **more})
+    for warning in warnings:
+        say(f"warning: {warning}")
+    return warnings
 
 
 def _warnings(scene: Scene, missed: float) -> list[str]:

@@ -1,24 +1,29 @@
-"""Row-lazy Adam: rows of a table that got no gradient are not touched."""
+"""Optimizers of fields: row-lazy Adam, and the learning rates of kinds and of their parts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import inspect
+from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.optim import Optimizer
-from torch.optim.adam import adam
+from torch.optim import Adam, Optimizer
 
-from potstill.core import ConfigError
+from potstill.core import ConfigError, Distiller
+from potstill.core.engine import MakeOptimizer
 from potstill.nerf.backends import ENCODERS, native
 from potstill.nerf.backends.gradients import POOL
 
-__all__ = ["RowAdam"]
+__all__ = ["RATES", "RowAdam", "row_adam", "with_rates"]
+
+RATES = {"hash": 1e-2, "mlp": 1e-2, "vm": 2e-2, "cp": 2e-2, "grid": 0.3, "composite": 1e-2}
+"""Learning rates by kind; `Field.rate` scales them for parts of a field."""
 
 
-class RowAdam(Optimizer):
+class RowAdam(Adam):
     """Adam that leaves rows of tables alone where their gradient is zero.
 
     Source: Kingma and Ba, "Adam", ICLR 2015, Algorithm 1; the laziness is that of
@@ -29,14 +34,14 @@ class RowAdam(Optimizer):
     pass, and the cleared buffer goes back to the backward: no gradient is allocated or zeroed.
 
     Args:
-        params: ``(name, parameter)`` pairs, as `potstill.core.fit` gives them.
-        lr: Learning rate of all parameters.
+        params: ``(name, parameter)`` pairs, as `potstill.core.fit` gives them, or groups of them.
+        lr: Learning rate, where a group has none of its own.
         betas: Decay of the moments.
         eps: Added to the root of the second moment.
-        scale: Factor of ``lr`` by parameter name, e.g. ``lambda name: 0.1``.
+        weight_decay: Must be 0: it would move rows that no gradient touches.
 
     Raises:
-        ConfigError: Parameters without names.
+        ConfigError: Parameters without names, or weight decay.
 
     Example:
         >>> field = torch.nn.Linear(2, 1)
@@ -47,29 +52,23 @@ class RowAdam(Optimizer):
 
     def __init__(
         self,
-        params: Iterable[tuple[str, Tensor]],
+        params: Iterable[Any],
         lr: float = 1e-2,
         betas: tuple[float, float] = (0.9, 0.99),
         eps: float = 1e-15,
-        scale: Callable[[str], float] | None = None,
+        weight_decay: float = 0.0,
     ) -> None:
-        groups: dict[tuple[bool, float], list[Tensor]] = {}
-        for pair in params:
-            if not (isinstance(pair, tuple) and isinstance(pair[0], str)):
-                raise ConfigError(
-                    "RowAdam: params must be (name, parameter) pairs, got a "
-                    f"{type(pair).__name__}; pass module.named_parameters()"
-                )
-            name, parameter = pair
-            factor = 1.0 if scale is None else scale(name)
-            groups.setdefault((name.rpartition(".")[2] == "table", factor), []).append(parameter)
-        super().__init__(
-            [
-                {"params": parameters, "rows": rows, "lr": lr * factor}
-                for (rows, factor), parameters in groups.items()
-            ],
-            {"lr": lr, "betas": betas, "eps": eps},
-        )
+        if weight_decay:
+            raise ConfigError(
+                f"RowAdam: weight_decay must be 0, got {weight_decay}; it would move rows without "
+                "a gradient: choose the optimizer adamw"
+            )
+        super().__init__(params, lr=lr, betas=betas, eps=eps, foreach=True)
+        if not all("param_names" in group for group in self.param_groups):
+            raise ConfigError(
+                "RowAdam: params must be (name, parameter) pairs, got parameters; pass "
+                "module.named_parameters()"
+            )
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -81,55 +80,30 @@ class RowAdam(Optimizer):
         if closure is not None:
             raise ConfigError("RowAdam.step: closure must be None, got one")
         for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
-            for parameter in parameters:
-                if not self.state[parameter]:
-                    self.state[parameter].update(
-                        step=torch.tensor(0.0),
-                        exp_avg=torch.zeros_like(parameter),
-                        exp_avg_sq=torch.zeros_like(parameter),
-                    )
-            if group["rows"]:
-                for parameter in parameters:
+            for name, parameter in zip(group["param_names"], group["params"], strict=True):
+                if name.rpartition(".")[2] == "table" and parameter.grad is not None:
                     self._step_rows(parameter, group)
-            elif parameters:
-                self._step_dense(parameters, group)
-
-    def _step_dense(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        states = [self.state[p] for p in parameters]
-        adam(
-            parameters,
-            [p.grad for p in parameters if p.grad is not None],
-            [s["exp_avg"] for s in states],
-            [s["exp_avg_sq"] for s in states],
-            [],
-            [s["step"] for s in states],
-            foreach=True,
-            amsgrad=False,
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            lr=group["lr"],
-            weight_decay=0.0,
-            eps=group["eps"],
-            maximize=False,
-        )
+        inspect.unwrap(Adam.step)(self)  # the others; hooks of this step are not run twice
 
     def _step_rows(self, table: Tensor, group: dict[str, Any]) -> None:
         state, gradient = self.state[table], table.grad
         assert gradient is not None
+        if not state:
+            state["step"] = torch.tensor(0.0)
+            state["exp_avg"], state["exp_avg_sq"] = (torch.zeros_like(table) for _ in range(2))
         state["step"] += 1
         step, (beta1, beta2) = float(state["step"]), group["betas"]
         rate = group["lr"] / (1 - beta1**step)
         correction = (1 - beta2**step) ** -0.5
         moments = (state["exp_avg"], state["exp_avg_sq"])
         tensors = (table, gradient, *moments)
+        table.grad = None
         if table.shape[1] in native.WIDTHS and not gradient.is_sparse and _is_native(tensors):
             flags = _flags(gradient)
             native.row_adam(
                 *(table, *moments, gradient, flags),
                 *(rate, group["betas"], group["eps"], correction),
             )
-            table.grad = None
             POOL.give_back(gradient, flags)
             return
         if gradient.is_sparse:
@@ -154,3 +128,29 @@ def _flags(gradient: Tensor) -> Tensor:
     if dist.is_available() and dist.is_initialized():
         flags.fill_(1)  # other processes have written to other rows
     return flags
+
+
+def with_rates(make: MakeOptimizer, distiller: Distiller) -> MakeOptimizer:
+    """``make`` with the factors of `Field.rate`; criteria learn at the full rate.
+
+    Args:
+        make: Optimizer factory that takes groups of named parameters.
+        distiller: Its student is a field.
+    """
+    student: Any = distiller.student
+    rates = {f"student.{name}": student.rate(name) for name, _ in student.named_parameters()}
+    return partial(_grouped, make, rates)
+
+
+def row_adam(distiller: Distiller) -> MakeOptimizer:
+    """`RowAdam` at the rates of the student: the optimizer of fields by default."""
+    return with_rates(RowAdam, distiller)
+
+
+def _grouped(
+    make: MakeOptimizer, rates: dict[str, float], named: Iterable[tuple[str, Tensor]], lr: float
+) -> Optimizer:
+    groups: dict[float, list[tuple[str, Tensor]]] = {}
+    for name, parameter in named:
+        groups.setdefault(rates.get(name, 1.0), []).append((name, parameter))
+    return make([{"params": pairs, "lr": lr * rate} for rate, pairs in groups.items()], lr=lr)

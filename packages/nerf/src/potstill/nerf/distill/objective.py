@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from potstill.core import ConfigError, Objective, ShapeError, Weight
 
-__all__ = ["Distance", "FeatureGap", "Schedule", "density_gap", "staged"]
+__all__ = ["Distance", "FeatureGap", "Progression", "density_gap", "staged"]
 
 Norm = Literal["normalized", "paper"]
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """What a conversion learns when, and what that is worth.
+class Progression:
+    """Terms of a conversion: their weights, and when they count.
 
     Source: Fang et al., "One is All", AAAI 2023: features first, then density and colour of
     points, then pixels. ``feature_until`` and ``points_until`` are shares of the budget, be it
@@ -61,31 +61,31 @@ class Schedule:
     def __post_init__(self) -> None:
         if not 0 <= self.feature_until <= self.points_until <= 1:
             raise ConfigError(
-                "Schedule: feature_until and points_until must be shares in this order, got "
+                "Progression: feature_until and points_until must be shares in this order, got "
                 f"{self.feature_until} and {self.points_until}"
             )
         weights = (self.feature, self.density, self.color, self.pixel, self.sparsity)
         if min(weights) < 0 or not 0 < self.feature_decay <= 1 or not 0 <= self.hidden < 1:
             raise ConfigError(
-                "Schedule: weights must not be negative, feature_decay in (0, 1] and hidden in "
+                "Progression: weights must not be negative, feature_decay in (0, 1] and hidden in "
                 f"[0, 1), got {weights}, {self.feature_decay} and {self.hidden}"
             )
         if self.norm not in ("normalized", "paper"):
-            raise ConfigError(f"Schedule: norm must be normalized or paper, got {self.norm!r}")
+            raise ConfigError(f"Progression: norm must be normalized or paper, got {self.norm!r}")
         if not self.clamp[0] < self.clamp[1]:
-            raise ConfigError(f"Schedule: clamp must be a range, got {self.clamp}")
+            raise ConfigError(f"Progression: clamp must be a range, got {self.clamp}")
         if not self.pixel and not (self.density and self.color):
-            raise ConfigError("Schedule: without pixels, density and color need weight, got 0")
+            raise ConfigError("Progression: without pixels, density and color need weight, got 0")
 
     @classmethod
-    def paper(cls) -> Schedule:
+    def paper(cls) -> Progression:
         """PVD as published: its norm, weights, decay, clamps, and every sample."""
         return cls(
             feature=2e-3, density=2e-3, color=2e-3, sparsity=1e-4, feature_decay=0.995,
             norm="paper", clamp=(-2.0, 7.0), hidden=0.0,
         )  # fmt: skip
 
-    def without_features(self) -> Schedule:
+    def without_features(self) -> Progression:
         """For kinds whose block 1 means something else: no feature term, no stage for it."""
         return replace(self, feature=0.0, feature_until=0.0)
 
@@ -97,7 +97,7 @@ class Distance(nn.Module):
     gradient of one global norm, and the mean of their values is that norm.
 
     Args:
-        norm: As in `Schedule`.
+        norm: As in `Progression`.
 
     Example:
         >>> a, b = torch.zeros(2, 2), torch.full((2, 2), 3.0)
@@ -215,38 +215,38 @@ class FeatureGap(nn.Module):
 
 
 def staged(
-    schedule: Schedule, progress: Callable[[], float], projector: nn.Module | None = None
+    progression: Progression, progress: Callable[[], float], projector: nn.Module | None = None
 ) -> Objective:
     """The objective of a conversion; its weights follow the share of the budget that is used.
 
     Args:
-        schedule: What counts when.
-        progress: Tells that share, in [0, 1].
-        projector: For features of different widths.
+        progression: Terms and when they count.
+        progress: Function that gives that share, in [0, 1].
+        projector: Map of features of different widths.
 
     Example:
-        >>> objective = staged(Schedule(), lambda: 0.1)
+        >>> objective = staged(Progression(), lambda: 0.1)
         >>> sorted(objective.at(step=7))
         ['color', 'density', 'feature']
     """
-    distance = Distance(schedule.norm)
+    distance = Distance(progression.norm)
 
     def since(share: float, weight: float) -> Weight:
         return lambda step: weight if progress() >= share else 0.0
 
     def gap(raw: Tensor, target: Tensor) -> Tensor:
-        return distance(*density_gap(raw, target, schedule.clamp))
+        return distance(*density_gap(raw, target, progression.clamp))
 
-    decay = schedule.feature_decay
+    decay = progression.feature_decay
     return Objective(
         feature=(
-            lambda step: schedule.feature * decay**step,
-            FeatureGap(distance, schedule.clamp, projector),
+            lambda step: progression.feature * decay**step,
+            FeatureGap(distance, progression.clamp, projector),
         ),
-        density=(since(schedule.feature_until, schedule.density), gap),
-        color=(since(schedule.feature_until, schedule.color), distance),
-        pixel=(since(schedule.points_until, schedule.pixel), distance),
-        sparsity=(since(schedule.points_until, schedule.sparsity), sparsity),
+        density=(since(progression.feature_until, progression.density), gap),
+        color=(since(progression.feature_until, progression.color), distance),
+        pixel=(since(progression.points_until, progression.pixel), distance),
+        sparsity=(since(progression.points_until, progression.sparsity), sparsity),
     )
 
 

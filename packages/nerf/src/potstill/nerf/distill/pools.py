@@ -18,13 +18,13 @@ class Pools(nn.Module):
     2304.04012. Of every set of poses the worst tenth is kept, and a tenth of the rays looks from
     kept poses, turned a little; of every batch the worst tenth of rays is kept, and a tenth of the
     next batches are kept rays. The third pool, of points, is the choice of samples that
-    teacher and student see (`Schedule.hidden` and the visible samples in `FieldToField`).
+    teacher and student see (`Progression.hidden` and the visible samples in `FieldToField`).
 
     Args:
         views: Poses in a set.
-        poses: Room for poses.
-        rays: Room for rays.
-        share: Of poses and rays, that is kept and that comes back.
+        poses: Number of poses that are kept.
+        rays: Number of rays that are kept.
+        share: Share of poses and rays that is kept and that comes back.
 
     Raises:
         ConfigError: No room, or a share outside (0, 0.5].

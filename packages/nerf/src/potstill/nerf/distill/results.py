@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from potstill.core import DataError, atomic, provenance
-from potstill.nerf.distill.objective import Schedule
+from potstill.nerf.distill.objective import Progression
 
 __all__ = ["Conversion", "load_conversion", "picture", "pixels"]
 
@@ -26,7 +26,7 @@ class Conversion:
     Attributes:
         teacher: Kind of the teacher.
         student: Kind of the student.
-        schedule: What counted when.
+        progression: Terms, and when they counted.
         clock: Whether seconds are "wall" or "cpu".
         rows: One a step, as `potstill.core.fit` gives them: loss, terms, seconds; and decibels
             "teacher" and "truth" where the student was judged.
@@ -41,7 +41,7 @@ class Conversion:
 
     teacher: str
     student: str
-    schedule: Schedule
+    progression: Progression
     clock: str
     rows: list[dict[str, float]]
     occupied: float
@@ -95,11 +95,11 @@ def load_conversion(path: str | os.PathLike[str]) -> Conversion:
         document = json.loads(Path(path).read_text())
         if document.pop("format", None) != 1:
             raise ValueError("it has no format 1")
-        schedule = document.pop("schedule")
-        schedule["clamp"] = tuple(schedule["clamp"])
+        values = document.pop("progression", None) or document.pop("schedule")
+        values["clamp"] = tuple(values["clamp"])
         known = {item.name for item in fields(Conversion)}
         return Conversion(
-            schedule=Schedule(**schedule), **{k: v for k, v in document.items() if k in known}
+            progression=Progression(**values), **{k: v for k, v in document.items() if k in known}
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(

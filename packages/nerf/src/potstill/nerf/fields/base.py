@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from potstill.core import ConfigError, ShapeError
+from potstill.core import ConfigError, ShapeError, generator
 from potstill.nerf.encodings.harmonics import harmonics
 from potstill.nerf.render.occupancy import Occupancy
 from potstill.nerf.space import Space
@@ -87,6 +87,15 @@ class Field(nn.Module):
         self.activation = activation or Activation()
         self.occupancy = Occupancy(occupancy)
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """What makes a field like this one, beside configuration and space."""
+        return {
+            "occupancy": self.occupancy.size,
+            "activation": self.activation,
+            "backend": self.backend,
+        }
+
     def features(self, points: Float[Tensor, "points 3"]) -> Float[Tensor, "points width"]:
         """Block 1: features of points in marching coordinates; the first is the density's."""
         raise NotImplementedError
@@ -130,6 +139,11 @@ class Field(nn.Module):
             return self.density(points) * step
 
         self.occupancy.update(depth, generator, everywhere)
+
+    def follow(self, step: int) -> None:
+        """Keep the occupancy grid up with training: every 16th step, all of it up to the 128th."""
+        if step % 16 == 0 and torch.is_grad_enabled():
+            self.refresh(generator("occupancy", step), everywhere=step < 128)
 
     def rate(self, name: str) -> float:
         """Factor of the learning rate for a parameter, by name."""

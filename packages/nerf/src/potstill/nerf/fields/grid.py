@@ -120,14 +120,8 @@ class GridField(Field):
     def refined(self, resolution: int) -> GridField:
         """The same field at another resolution, stored around what is occupied only."""
         config = GridConfig(resolution, self.config.degree)
-        field = GridField(
-            config,
-            self.space,
-            cells=self.occupancy.dilated(),
-            occupancy=self.occupancy.size,
-            activation=self.activation,
-            backend=self.backend,
-        ).to(self.table.device)
+        cells = self.occupancy.dilated()
+        field = GridField(config, self.space, cells, **self.options).to(self.table.device)
         stored = (field.rows < len(field.table) - 1).nonzero()[:, 0]
         n = resolution
         axes = torch.stack([stored // n**2, stored // n % n, stored % n], dim=1)

@@ -24,7 +24,7 @@ from potstill.nerf.fields.hash import HashConfig, HashField
 from potstill.nerf.fields.mlp import MLPConfig, MLPField
 from potstill.nerf.space import Space
 
-__all__ = ["KINDS", "config_of", "load_field", "make_field", "save_field"]
+__all__ = ["KINDS", "load_field", "make_field", "save_field", "sized"]
 
 _FORMAT = 1
 _FIELDS: dict[str, tuple[type[Field], type[Any]]] = {
@@ -73,20 +73,21 @@ def make_field(
             f"make_field: config of {kind!r} must be {expected.__name__}, got "
             f"{type(config).__name__}"
         )
-    options: dict[str, Any] = {
-        "occupancy": occupancy,
-        "activation": activation,
-        "backend": backend,
-    }
+    options: dict[str, Any] = dict(occupancy=occupancy, activation=activation, backend=backend)
     if isinstance(config, CompositeConfig):
         parts = [make_field(part, space, occupancy=1, backend=backend) for part in config.kinds]
         return CompositeField(config, space, parts, **options)
     return cls(config, space, **options)
 
 
-def config_of(kind: str) -> type[Any]:
-    """The dataclass that sizes a kind."""
-    return _FIELDS[kind][1]
+def sized(kind: str, **numbers: int) -> Any:
+    """The configuration of a kind with some of its numbers; 0 leaves the default.
+
+    Raises:
+        ConfigError: A number that the kind does not have.
+    """
+    chosen = {name: value for name, value in numbers.items() if value}
+    return configs.build(_FIELDS[kind][1], chosen, source=f"--size of {kind}")
 
 
 def save_field(

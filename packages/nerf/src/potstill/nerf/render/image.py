@@ -62,7 +62,7 @@ def _front_to_back(field: Query, rays: Rays, samples: Samples) -> Rendered:
     for first in range(0, int(samples.counts.max()) if len(rays) else 0, _SLAB):
         light = torch.exp(-depth)
         slab = (place >= first) & (place < first + _SLAB) & (light > OPAQUE)[samples.ray]
-        part = samples.where(slab)
+        part = samples.some(slab)
         seen, tau = _composite(field, rays, part, light)
         rgb, opacity, distance = rgb + seen.rgb, opacity + seen.opacity, distance + seen.depth
         depth.index_add_(0, part.ray, tau)

@@ -7,11 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from potstill.core import DataError
 from potstill.nerf.backends import MARCHERS
 from potstill.nerf.render.occupancy import Occupancy
 from potstill.nerf.space import Rays, Space
 
-__all__ = ["Samples", "march"]
+__all__ = ["EmptyBatches", "Samples", "march", "march_within"]
 
 
 class Samples(NamedTuple):
@@ -31,21 +32,42 @@ class Samples(NamedTuple):
     ray: Tensor
     counts: Tensor
 
-    def first(self, rays: int) -> Samples:
-        """The samples of the first ``rays`` rays only."""
-        end = int(self.counts[:rays].sum())
-        points, t, dt, ray, counts = self
-        return Samples(points[:end], t[:end], dt[:end], ray[:end], counts[:rays])
-
     def within(self, budget: int) -> Samples:
         """The samples of the first rays, at least one, that together have at most ``budget``."""
-        return self.first(max(int((self.counts.cumsum(0) <= budget).sum()), 1))
+        rays = max(int((self.counts.cumsum(0) <= budget).sum()), 1)
+        end = int(self.counts[:rays].sum())
+        points, t, dt, ray = (column[:end] for column in self[:4])
+        return Samples(points, t, dt, ray, self.counts[:rays])
 
-    def where(self, keep: Tensor) -> Samples:
-        """The samples that a mask [M] chooses, of the same rays."""
-        chosen = keep.nonzero()[:, 0]
+    def some(self, chosen: Tensor) -> Samples:
+        """The samples that a mask [M] or ascending indices choose, of the same rays."""
         points, t, dt, ray = (column[chosen] for column in self[:4])
         return Samples(points, t, dt, ray, torch.bincount(ray, minlength=len(self.counts)))
+
+
+class EmptyBatches:
+    """Refuses a training whose rays never meet occupied space: 100 empty batches in a row.
+
+    Args:
+        name: Who says so.
+        advice: What to look at.
+    """
+
+    def __init__(self, name: str, advice: str) -> None:
+        self.name, self.advice, self.count = name, advice, 0
+
+    def check(self, samples: int) -> None:
+        """Look at the number of samples of a batch.
+
+        Raises:
+            DataError: It is the 100th without a sample.
+        """
+        self.count = 0 if samples else self.count + 1
+        if self.count >= 100:
+            raise DataError(
+                f"{self.name}: rays must meet occupied space, got 100 batches without a sample; "
+                f"{self.advice}"
+            )
 
 
 @torch.no_grad()
@@ -63,7 +85,7 @@ def march(
         space: Says how long the intervals are.
         occupancy: Says where samples are worth it.
         jitter: Place of the samples in their intervals, [R] in [0, 1]; the middle when None.
-        backend: Who marches.
+        backend: Name of the backend that marches.
     """
     if jitter is None:
         jitter = torch.full_like(rays.base, 0.5)
@@ -79,3 +101,18 @@ def march(
     )
     points = rays.origins[ray] + t[:, None] * rays.directions[ray]
     return Samples(points, t, dt, ray, counts)
+
+
+def march_within(
+    rays: Rays, space: Space, occupancy: Occupancy, jitter: Tensor, budget: int
+) -> Samples:
+    """Samples of as many of the first rays, at least one, as together have at most ``budget``.
+
+    The cost of a batch then hardly changes while a scene empties.
+    """
+    count = min(512, len(rays))
+    while True:
+        samples = march(rays[:count], space, occupancy, jitter[:count])
+        if len(samples.t) >= budget or count == len(rays):
+            return samples.within(budget)
+        count = min(2 * count, len(rays))

@@ -1,9 +1,9 @@
-"""Teachers: fields trained on posed images."""
+"""Fields from posed images: rays, the distiller, and how every kind is trained and scored."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -16,7 +16,6 @@ from potstill.core import (
     ConfigError,
     DataError,
     Distiller,
-    Engine,
     Losses,
     Objective,
     Run,
@@ -26,27 +25,18 @@ from potstill.core import (
     generator,
     psnr,
 )
+from potstill.core.engine import MakeOptimizer
 from potstill.nerf import regularizers
-from potstill.nerf.cameras import Cameras
 from potstill.nerf.fields.base import Field
 from potstill.nerf.fields.grid import GridField
-from potstill.nerf.optim import RowAdam
+from potstill.nerf.optim import RATES, row_adam
 from potstill.nerf.render.image import render_image, render_rays
-from potstill.nerf.render.march import Samples, march
+from potstill.nerf.render.march import EmptyBatches, march_within
 from potstill.nerf.scenes.scene import Scene, Split
-from potstill.nerf.space import Rays
 
-__all__ = ["ImagesToField", "RayBatch", "RaySource", "score", "train_field"]
+__all__ = ["ImagesToField", "RayBatch", "RaySource", "decaying", "score", "train_field"]
 
 Background = Literal["auto", "white", "black", "random"]
-RATES = {  # learning rates by kind; networks scale them
-    "hash": 1e-2,
-    "mlp": 1e-2,
-    "vm": 2e-2,
-    "cp": 2e-2,
-    "grid": 0.3,
-    "composite": 1e-2,
-}
 
 
 class RayBatch(NamedTuple):
@@ -72,10 +62,10 @@ class RaySource:
 
     Args:
         split: Views with images.
-        rays: How many a batch; the distiller takes as many of them as its samples allow.
-        background: What is behind transparent pixels; "auto" is white for images with alpha. Behind
+        rays: Rays per batch; the distiller takes as many of them as its samples allow.
+        background: Colour behind transparent pixels; "auto" is white for images with alpha. Behind
             images without it lies noise, or a field would leave bright parts to the background.
-        seed: Of the draws.
+        seed: Seed of the draws.
 
     Raises:
         DataError: No images; or a random background where images have no alpha.
@@ -95,17 +85,16 @@ class RaySource:
                 "RaySource: a random background needs images with alpha (RGBA), got RGB; choose "
                 "background='white' or 'black'"
             )
-        self.cameras: Cameras = split.cameras
-        self.images: Tensor = split.images
+        self.cameras, self.images = split.cameras, split.images
         has_alpha = split.images.shape[-1] == 4
         self.noise = background == "random" or (background == "auto" and not has_alpha)
         self.level = 0.0 if background == "black" else 1.0
-        self.count, self.seed = rays, seed
+        self.rays, self.seed = rays, seed
 
     def __call__(self, step: int, rank: int = 0, world: int = 1) -> RayBatch:
         """The batch of a step for one process."""
         draw = generator("rays", self.seed, step, rank)
-        n, (views, height, width) = self.count, self.images.shape[:3]
+        n, (views, height, width) = self.rays, self.images.shape[:3]
         pick = torch.rand(3, n, generator=draw)
         view = (pick[0] * views).long().clamp(max=views - 1)
         x = (pick[1] * width).long().clamp(max=width - 1)
@@ -123,21 +112,18 @@ class RaySource:
 class ImagesToField(Distiller):
     """A field learns to render the photos.
 
-    Every 16 steps the occupancy grid is refreshed, all of it during the first 128. As many of a
-    batch's rays are used as fill the budget of samples, so the cost of a step hardly changes while
-    the scene empties.
+    As many of a batch's rays are used as fill the budget of samples.
 
     Args:
         field: The student of this distiller, the teacher of later ones.
         samples: Budget of samples a step.
-        objective: Its terms: pixel, distortion, variation; the mean squared error of colours by
-            default.
-        refresh: Whether the occupancy grid follows the field; else it stays as it is, for one that
-            came from a teacher.
+        objective: Terms out of pixel, distortion and variation; the mean squared error of colours
+            by default.
+        refresh: Let the occupancy grid follow the field (`Field.follow`); else it stays as it is,
+            for one that came from a teacher.
     """
 
     student: Field
-    idle = 0
 
     def __init__(
         self,
@@ -148,43 +134,26 @@ class ImagesToField(Distiller):
     ) -> None:
         super().__init__(field, objective or Objective(pixel=(1.0, F.mse_loss)))
         self.samples, self.refresh = samples, refresh
+        self.empty = EmptyBatches(
+            "ImagesToField", "do the cameras look at the box? `potstill nerf inspect DATA` tells"
+        )
 
     def forward(self, batch: RayBatch, step: int) -> Losses:
         """Colour of the rays against the photos."""
-        field = self.student
-        if self.refresh and step % 16 == 0 and torch.is_grad_enabled():
-            field.refresh(generator("occupancy", step), everywhere=step < 128)
+        field, wanted = self.student, self.objective.at(step)
+        if self.refresh:
+            field.follow(step)
         rays = field.space.trace(batch.origins, batch.directions)
-        samples = self._samples(rays, batch.jitter)
+        samples = march_within(rays, field.space, field.occupancy, batch.jitter, self.samples)
+        self.empty.check(len(samples.t))
         count = len(samples.counts)
         rendered = render_rays(field, rays[:count], samples, batch.background[:count])
         tensors: dict[str, tuple[Any, ...]] = {"pixel": (rendered.rgb, batch.rgb[:count])}
-        wanted = self.objective.at(step)
         if "distortion" in wanted:
             tensors["distortion"] = (rendered.weight, samples, field.space)
         if "variation" in wanted:
             tensors["variation"] = tuple(field.differences(generator("variation", step)))
         return self.objective(step, tensors)
-
-    def _samples(self, rays: Rays, jitter: Tensor) -> Samples:
-        """Samples of as many rays as fill the budget."""
-        field, count = self.student, min(512, len(rays))
-        while True:
-            samples = march(rays[:count], field.space, field.occupancy, jitter[:count])
-            if len(samples.t) >= self.samples or count == len(rays):
-                break
-            count = min(2 * count, len(rays))
-        samples = samples.within(self.samples)
-        self._check(len(samples.t))
-        return samples
-
-    def _check(self, count: int) -> None:
-        self.idle = 0 if count else self.idle + 1
-        if self.idle >= 100:
-            raise DataError(
-                "ImagesToField: rays must meet occupied space, got 100 batches without a sample; "
-                "do the cameras look at the box? `potstill nerf inspect DATA` tells"
-            )
 
 
 def train_field(
@@ -193,8 +162,9 @@ def train_field(
     *,
     steps: int | None = None,
     seconds: float | None = None,
-    clock: Callable[[], float] = time.monotonic,
     lr: float | None = None,
+    optimizer: Callable[[Distiller], MakeOptimizer] = row_adam,
+    schedule: Schedule | None = None,
     samples: int = 6144,
     rays: int = 2048,
     background: Background = "auto",
@@ -203,9 +173,8 @@ def train_field(
     refresh: bool = True,
     every: int = 0,
     run: Run | Path | str | None = None,
-    engine: Engine | None = None,
     seed: int = 0,
-    progress: bool | str | Callable[[dict[str, float], float], None] = True,
+    **options: Any,
 ) -> tuple[Field, list[dict[str, float]]]:
     """Train a field on the images of a scene.
 
@@ -214,23 +183,24 @@ def train_field(
 
     Args:
         field: A fresh field in the space of the scene, or one to continue.
-        scene: With images.
+        scene: A scene with images.
         steps: Budget in steps; and/or
         seconds: in seconds.
-        clock: Which seconds, as in `potstill.core.fit`.
-        lr: Learning rate of tables and factors; networks scale it (`Field.rate`).
+        lr: Learning rate of tables and factors, scaled for networks (`Field.rate`); that of the
+            kind when None.
+        optimizer: Function of a distiller that gives its optimizer factory.
+        schedule: Factor of the learning rate; `decaying` with its defaults when None.
         samples: Samples a step.
         rays: Rays drawn a step, of which as many are used as ``samples`` allow.
-        background: Behind transparent pixels.
+        background: Colour behind transparent pixels.
         distortion: Weight of `regularizers.distortion`, against fog
             (nerfstudio's nerfacto takes 2e-3, published).
         variation: Weight of `regularizers.variation`, for vm, cp and grid.
-        refresh: Whether the occupancy grid follows the field; else it stays as it is.
+        refresh: Let the occupancy grid follow the field; else it stays as it is.
         every: Steps between validations on the test views; 0 for none.
         run: Folder of checkpoints, history and curves.
-        engine: Device and processes.
-        seed: Of rays and occupancy.
-        progress: As in `potstill.core.fit`.
+        seed: Seed of rays and occupancy.
+        **options: Other options of `potstill.core.fit`, such as ``clock`` and ``engine``.
 
     Returns:
         The trained field, and the history of `fit`.
@@ -244,79 +214,50 @@ def train_field(
         distortion=(distortion, regularizers.distortion),
         variation=(variation, regularizers.variation),
     )
-    if isinstance(field, GridField) and field.is_dense and field.config.resolution >= 16:
-        return _train_grid(
-            field, scene, steps, seconds, clock=clock, lr=lr, samples=samples, rays=rays,
-            background=background, objective=objective, every=every, run=run, engine=engine,
-            seed=seed, progress=progress,
-        )  # fmt: skip
     source = RaySource(scene.train, rays, background, seed)
-    history = fit(
-        ImagesToField(field, samples, objective, refresh),
-        source,
-        steps=steps,
-        seconds=seconds,
-        clock=clock,
-        lr=lr or RATES[field.kind],
-        optimizer=partial(RowAdam, scale=lambda n: field.rate(n.removeprefix("student."))),
-        schedule=_tenth(),
-        validation=_validation(scene, every),
-        run=run,
-        engine=engine,
-        seed=seed,
-        progress=progress,
-    )
-    if refresh:
-        field.refresh(generator("occupancy", "last"), everywhere=True)
-    return field, history
+    run = Run(Path(run)) if isinstance(run, str | Path) else run
 
-
-def _train_grid(
-    field: GridField, scene: Scene, steps: int | None, seconds: float | None, **options: Any
-) -> tuple[Field, list[dict[str, float]]]:
-    final = field.config.resolution
-    coarse = GridField(
-        type(field.config)(max(final // 2, 8), field.config.degree),
-        field.space,
-        occupancy=field.occupancy.size,
-        activation=field.activation,
-        backend=field.backend,
-    )
-    history: list[dict[str, float]] = []
-    run = options.pop("run")
-    for share, resolution in ((0.25, None), (0.75, final)):
-        field = coarse if resolution is None else coarse.refined(resolution)
-        part = None if run is None else _subfolder(run, "coarse" if resolution is None else "fine")
-        source = RaySource(scene.train, options["rays"], options["background"], options["seed"])
-        history += fit(
-            ImagesToField(field, options["samples"], options["objective"]),
+    def learn(field: Field, share: float, part: str, every: int) -> list[dict[str, float]]:
+        distiller = ImagesToField(field, samples, objective, refresh)
+        history = fit(
+            distiller,
             source,
-            steps=None if steps is None else max(round(steps * share), 1),
-            seconds=None if seconds is None else seconds * share,
-            clock=options["clock"],
-            lr=options["lr"] or RATES["grid"],
-            optimizer=RowAdam,
-            schedule=_tenth(),
-            validation=_validation(scene, options["every"] if resolution else 0),
-            run=part,
-            engine=options["engine"],
-            seed=options["seed"],
-            progress=options["progress"],
+            **budget(share, steps, seconds),
+            lr=lr or RATES[field.kind],
+            optimizer=optimizer(distiller),
+            schedule=schedule or decaying(),
+            validation=_validation(scene, every),
+            run=run and replace(run, folder=run.folder / part),
+            seed=seed,
+            **options,
         )
-        field.refresh(generator("occupancy", "last"), everywhere=True)
-    return field, history
+        if refresh:
+            field.refresh(generator("occupancy", "last"), everywhere=True)
+        return history
+
+    if not isinstance(field, GridField) or not field.is_dense or field.config.resolution < 16:
+        return field, learn(field, 1.0, "", every)
+    refresh, final = True, field.config
+    coarse = GridField(
+        replace(final, resolution=max(final.resolution // 2, 8)), field.space, **field.options
+    )
+    history = learn(coarse, 0.25, "coarse", 0)
+    field = coarse.refined(final.resolution)
+    return field, history + learn(field, 0.75, "fine", every)
 
 
-def _subfolder(run: Run | Path | str, name: str) -> Run:
-    from dataclasses import replace
+def budget(share: float, steps: int | None, seconds: float | None) -> dict[str, Any]:
+    """A share of a budget, of steps at least one, as options of `fit`."""
+    return {
+        "steps": steps and max(round(steps * share), 1),
+        "seconds": seconds and seconds * share,
+    }
 
-    run = run if isinstance(run, Run) else Run(Path(run))
-    return replace(run, folder=run.folder / name)
 
-
-def _tenth() -> Schedule:
-    """Exponential decay to a tenth, after a short warm-up."""
-    return lambda progress: 0.1**progress * min(1.0, 0.05 + 40 * progress)
+def decaying(final: float = 0.1, warmup: float = 0.02375) -> Schedule:
+    """Exponential decay to ``final``, with a rise from a twentieth over a share ``warmup``."""
+    slope = 0.95 / warmup if warmup else 0.0
+    return lambda progress: final**progress * (min(1.0, 0.05 + slope * progress) if warmup else 1.0)
 
 
 def _validation(scene: Scene, every: int) -> Validation | None:

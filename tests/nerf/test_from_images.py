@@ -22,9 +22,9 @@ from potstill.nerf.export import export_mesh, export_points, export_tcnn, write_
 from potstill.nerf.fields.factored import CPConfig, VMConfig
 from potstill.nerf.fields.grid import GridConfig
 from potstill.nerf.fields.hash import HashConfig, HashField
+from potstill.nerf.from_images import train_field
 from potstill.nerf.pictures import depth_colors, orbit_around, save_frames
 from potstill.nerf.scenes.analytic import balls
-from potstill.nerf.training import train_field
 
 SMALL = HashConfig(levels=6, log2_rows=12, base=8, finest=64, hidden=32)
 
@@ -284,7 +284,7 @@ def test_the_command_lists_and_inspects(capsys):
 def test_the_command_refuses(tmp_path, capsys):
     assert main(["nerf", "train", "--kind", "has"]) == 2
     assert main(["nerf", "train", "--steps", "0"]) == 2
-    assert "steps or seconds must be positive" in capsys.readouterr().err
+    assert "Training: steps must be positive, got 0" in capsys.readouterr().err
     assert (
         main(["nerf", "train", "--kind", "cp", "--size.levels", "3", "--out", str(tmp_path)]) == 2
     )
