@@ -13,18 +13,24 @@ other benchmark is read.
 import argparse
 import hashlib
 import importlib.util
+from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 
 import torch
 
 from potstill.core import DataError, Run, count_parameters, seed_all
-from potstill.sr.config import TrainConfig
-from potstill.sr.data import degrade
-from potstill.sr.images import read_image
-from potstill.sr.models import IMDN
-from potstill.sr.resize import imresize
-from potstill.sr.train import train, warm_start
-from potstill.sr.weights import load_model, save_model
+from potstill.sr import (
+    IMDN,
+    TRAINING,
+    degrade,
+    imresize,
+    load_model,
+    read_image,
+    save_model,
+    train,
+    warm_start,
+)
 
 # Photographs in the wheels of scikit-image and scikit-learn whose documentation says that they are
 # in the public domain (PD), CC0, or CC BY 2.0. First 12 digits of the sha256 of each file.
@@ -73,7 +79,7 @@ def main() -> None:
     parser.add_argument("--scale", type=int, choices=(2, 3, 4), required=True)
     parser.add_argument("--out", type=Path, default=Path("runs/sr"))
     parser.add_argument("--steps", type=int, default=None, help="default: what was shipped")
-    parser.add_argument("--learning-rate", type=float, default=None)
+    parser.add_argument("--lr", type=float, default=None)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--install", action="store_true", help="copy into the package")
@@ -86,28 +92,27 @@ def main() -> None:
     torch.nn.init.zeros_(model.upsampler.weight)  # so that it starts as bicubic
     if options.scale > 2:
         warm_start(model, load_model(options.out / "potstill-x2.safetensors"))
-    config = TrainConfig(
+    training = replace(
+        TRAINING,
         steps=options.steps or STEPS[options.scale],
-        learning_rate=options.learning_rate or RATES[options.scale],
+        lr=options.lr or RATES[options.scale],
         precision=options.precision,
         device="cpu",
     )
     pairs = degrade(images, options.scale, ZOOMS)
     run = Run(options.out / f"x{options.scale}", keep=2)
-    train(model, pairs, config, run=run, progress=f"x{options.scale}")
+    train(model, pairs, training, run=run, progress=f"x{options.scale}")
     name = f"potstill-x{options.scale}.safetensors"
     about = {
         "licence": "Apache-2.0",
         "data": "; ".join(f"{Path(k).name} ({v})" for k, v in PHOTOGRAPHS.items()),
         "data_sha256": digest,
-        "recipe": f"tools/train_sr_weights.py, {config.steps} steps, seed {config.seed}",
+        "recipe": f"tools/train_sr_weights.py, {training.steps} steps, seed {training.seed}",
     }
     path = save_model(model, options.out / name, dtype=torch.float16, **about)
     print(f"{path}: {count_parameters(model):,} parameters, {path.stat().st_size:,} bytes")
     if options.install:
-        import potstill.sr.weights as weights
-
-        target = Path(weights.__file__).parent / "pretrained" / name
+        target = Path(str(resources.files("potstill.sr"))) / "pretrained" / name
         target.parent.mkdir(exist_ok=True)
         target.write_bytes(path.read_bytes())
 

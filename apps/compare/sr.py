@@ -11,10 +11,8 @@ from apps.tour.chapter import Chapter, Side, forward
 from apps.tour.sr import enlarge, looks, portrait
 from apps.tour.widgets import table
 from potstill.core import ConfigError
-from potstill.sr import degrade, load_model, score
-from potstill.sr.data import find_photographs
-from potstill.sr.images import read_image
-from potstill.sr.resize import imresize
+from potstill.sr import degrade, imresize, load_model, read_image, score
+from potstill.sr.images import find_photographs
 
 
 def compare(first: str, second: str, data: str) -> Chapter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,21 @@ from torch import Tensor, nn
 from apps.tour.chapter import Chapter, Side, Tell, forward
 from apps.tour.widgets import paper, paragraph, wipe
 from potstill.core import seed_all
-from potstill.sr import IMDN, Pair, degrade, load_model, save_model, score
-from potstill.sr.compare import strip
-from potstill.sr.config import TrainConfig
-from potstill.sr.images import read_image
-from potstill.sr.metrics import quantize
-from potstill.sr.resize import imresize
-from potstill.sr.train import train
+from potstill.sr import (
+    IMDN,
+    TRAINING,
+    Pair,
+    Terms,
+    degrade,
+    imresize,
+    load_model,
+    read_image,
+    save_model,
+    score,
+    train,
+)
+from potstill.sr.evaluation import strip
+from potstill.sr.images import quantize
 
 Bytes = NDArray[np.uint8]
 
@@ -50,12 +59,12 @@ def run(tell: Tell, out: Path, quick: bool) -> Chapter:
     seed_all("tour", "sr")
     student = IMDN(2, channels=16, blocks=2, global_skip="bicubic")
     nn.init.zeros_(student.upsampler.weight)  # so that it starts as bicubic
-    config = TrainConfig(
-        steps=20 if quick else 800, batch=8, patch=20, ema=0.98, output=0.5, task=0.5, device="cpu"
-    )
+    training = replace(TRAINING, steps=20 if quick else 800, batch=8, ema=0.98, device="cpu")
+    terms = Terms(task=0.5, output=0.5)
     tell("photographs", 0.05)
     pairs = degrade(photographs()[: 1 if quick else None], 2)
-    train(student, pairs, config, teacher=teacher, progress=tell("student", 0.95))
+    shown = tell("student", 0.95)
+    train(student, pairs, training, terms=terms, teacher=teacher, patch=20, progress=shown)
     student = student.eval().to(memory_format=torch.contiguous_format)
     save_model(student, out / "student.safetensors", recipe="apps/tour")
 

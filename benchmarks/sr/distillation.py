@@ -23,24 +23,21 @@ from statistics import fmean, stdev
 import torch
 from rich.console import Console
 
-from potstill.core import atomic, locate, seed_all
+from potstill.core import Training, atomic, locate, seed_all
 from potstill.core.measure.bench import Figure, benchmark
 from potstill.core.measure.report import Column, Report
-from potstill.sr import IMDN, Pair, degrade, load_model, read_image, train
-from potstill.sr.config import TrainConfig
-from potstill.sr.data import find_photographs
-from potstill.sr.evaluate import evaluate, find_set, mean
+from potstill.sr import IMDN, TRAINING, Pair, Terms, degrade, load_model, read_image, train
+from potstill.sr.evaluation import evaluate, find_set, mean
+from potstill.sr.images import find_photographs
 
 SEEDS = 3
 PLAIN = "photographs only"
-RECIPE = TrainConfig(
-    steps=400, batch=8, patch=24, learning_rate=2e-3, ema=0.0, device="cpu", task=1.0
-)
+RECIPE = replace(TRAINING, steps=400, batch=8, lr=2e-3, ema=0.0, device="cpu")
 ARMS = {
-    PLAIN: RECIPE,
-    "output": replace(RECIPE, task=0.5, output=0.5),
-    "output + affinity (FAKD)": replace(RECIPE, task=0.5, output=0.5, affinity=1.0),
-    "output + wavelet": replace(RECIPE, task=0.5, output=0.5, wavelet=0.5),
+    PLAIN: Terms(),
+    "output": Terms(task=0.5, output=0.5),
+    "output + affinity (FAKD)": Terms(task=0.5, output=0.5, affinity=1.0),
+    "output + wavelet": Terms(task=0.5, output=0.5, wavelet=0.5),
 }
 DATA = ("sr/T91", "sr/Set5", "sr/safetensors")
 
@@ -49,33 +46,33 @@ def photographs() -> list[Pair]:
     return degrade([read_image(p).rgb8() for p in find_photographs(locate("sr/T91"))], scale=2)
 
 
-def arm(config: TrainConfig, pairs: list[Pair], label: str) -> dict[str, float]:
+def arm(terms: Terms, training: Training, pairs: list[Pair], label: str) -> dict[str, float]:
     """Train one student and measure it."""
-    seed_all("student", config.seed)
+    seed_all("student", training.seed)
     student = IMDN(2, channels=32, blocks=4, global_skip="bicubic")
     torch.nn.init.zeros_(student.upsampler.weight)  # so that it starts as bicubic
     teacher = None
-    if config.task < 1:
+    if terms.task < 1:
         teacher = load_model(locate("sr/safetensors/IMDN_x2.safetensors"))
     started = time.process_time()
-    train(student, pairs, config, teacher=teacher, progress=label)
+    train(student, pairs, training, terms=terms, teacher=teacher, patch=24, progress=label)
     seconds = time.process_time() - started
     return {"psnr": mean(evaluate(student, find_set("Set5"))).ours.psnr, "seconds": seconds}
 
 
 def measure(
-    folder: Path | None = None, seeds: int = SEEDS, steps: int = RECIPE.steps
+    folder: Path | None = None, seeds: int = SEEDS, training: Training = RECIPE
 ) -> dict[str, list[dict[str, float]]]:
     """Every arm with every seed; what ``folder`` has already is not trained again."""
     pairs = photographs()
     found: dict[str, list[dict[str, float]]] = {name: [] for name in ARMS}
     for seed in range(seeds):
-        for name, config in ARMS.items():
+        for name, terms in ARMS.items():
             kept = folder and folder / f"{name.split(' (')[0].replace(' ', '-')}-{seed}.json"
             if kept and kept.exists():
                 found[name].append(json.loads(kept.read_text()))
                 continue
-            made = arm(replace(config, seed=seed, steps=steps), pairs, f"{name}, seed {seed}")
+            made = arm(terms, replace(training, seed=seed), pairs, f"{name}, seed {seed}")
             found[name].append(made)
             if kept:
                 with atomic(kept) as temporary:
@@ -104,7 +101,7 @@ def verdict(differences: list[float]) -> str:
 @benchmark(data=DATA, budget=1500, threads=1)
 def distillation(quick: bool) -> dict[str, Figure]:
     """PSNR on Set5 x2 of a small student after equal steps, with and without a teacher."""
-    found = measure(seeds=1, steps=3) if quick else measure()
+    found = measure(seeds=1, training=replace(RECIPE, steps=3)) if quick else measure()
     figures = {name: Figure([run["psnr"] for run in runs], "dB") for name, runs in found.items()}
     for name in list(ARMS)[1:]:
         figures[f"gain of {name}"] = Figure(gains(found, name), "dB")

@@ -7,7 +7,7 @@ import numpy as np
 from potstill.core.measure.bench import Figure, at_least, at_most, benchmark
 from potstill.core.store import root
 from potstill.sr import load_model
-from potstill.sr.evaluate import PUBLISHED, Row, evaluate, find_set, mean
+from potstill.sr.evaluation import PUBLISHED, Row, evaluate, find_set, mean
 
 FLOORS = {2: 37.0, 3: 33.0, 4: 30.7}
 

@@ -18,7 +18,7 @@ from potstill.core import BackendError, latency
 from potstill.core.measure.bench import Figure, Pair, Skip, at_least, benchmark
 from potstill.sr import IMDN
 from potstill.sr.backends import Precision, Runner, make_runner
-from potstill.sr.weights import renamed
+from potstill.sr.models import renamed
 
 SIZE, SCALE, THREADS = 256, 4, 2
 MACS = 709_824 * SIZE**2

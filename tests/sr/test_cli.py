@@ -1,6 +1,5 @@
 """The commands as users type them."""
 
-import importlib
 import json
 
 import numpy as np
@@ -9,7 +8,7 @@ from PIL import Image
 
 from potstill.core.command.cli import main
 from potstill.sr import Picture, read_image, save_model, write_image
-from potstill.sr.batch import find_inputs
+from potstill.sr.inference.batch import find_inputs
 
 
 @pytest.fixture
@@ -54,12 +53,10 @@ def test_table_overwrite_and_modes(folder, weights, tmp_path, capsys):
 def test_the_mode_is_said_before_anything_is_computed(
     folder, weights, tmp_path, capsys, monkeypatch
 ):
-    module = importlib.import_module("potstill.sr.upscale")  # the package has a function so named
-
     def stopped(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "exact", stopped)
+    monkeypatch.setattr("potstill.sr.inference.planes.exact", stopped)
     words = ["sr", "upscale", str(folder / "a.png"), "-o", str(tmp_path / "x.png"), "--tile", "16"]
     assert main([*words, "--model", weights]) == 130
     assert "a.png: mode 'exact' in tiles of 16, about 0.00 GiB" in capsys.readouterr().err
@@ -68,10 +65,10 @@ def test_the_mode_is_said_before_anything_is_computed(
 def test_a_result_that_cannot_be_written_is_refused_before_it_is_computed(
     folder, weights, tmp_path, capsys, monkeypatch
 ):
-    import potstill.sr.batch as batch
+    import potstill.sr.inference.batch as batch
 
     monkeypatch.setattr(batch, "upscale", None)
-    monkeypatch.setattr("potstill.sr.images._LARGEST", 20_000)
+    monkeypatch.setattr("potstill.sr.images.writing._LARGEST", 20_000)
     words = ["sr", "upscale", str(folder / "a.png"), "-o", str(tmp_path / "x.png"), "--json"]
     assert main([*words, "--model", weights]) == 1
     assert "must stay below 4 GB uncompressed" in capsys.readouterr().out
@@ -123,7 +120,7 @@ def test_patterns(folder):
 
 
 def test_interrupted_batch_keeps_what_is_whole(folder, weights, tmp_path, monkeypatch):
-    import potstill.sr.batch as batch
+    import potstill.sr.inference.batch as batch
 
     real, calls = batch.upscale, []
 
@@ -189,14 +186,14 @@ def test_train_distil_and_export(folder, tmp_path, capsys):
     assert "must end in .onnx or .safetensors" in capsys.readouterr().err
 
 
-def test_bench_says_what_is_missing(weights, capsys, monkeypatch):
+def test_time_says_what_is_missing(weights, capsys, monkeypatch):
     import importlib.util
 
     real = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *a: None if name == "openvino" else real(name, *a)
     )
-    words = ["sr", "bench", "--model", weights, "--size", "16", "--backends", "torch:fp32"]
+    words = ["sr", "time", "--model", weights, "--size", "16", "--backends", "torch:fp32"]
     assert main([*words, "openvino:bf16"]) in (0, None)
     said = " ".join(capsys.readouterr().out.split())
     assert "torch:fp32" in said

@@ -2,12 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import KW_ONLY, dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
 
-from potstill.core import ConfigError
+from cyclopts import Parameter
 
-__all__ = ["StudentConfig", "TrainConfig"]
+from potstill.core import ConfigError, Training
+
+__all__ = [
+    "TRAINING",
+    "Backend",
+    "DistillConfig",
+    "Mode",
+    "Precision",
+    "Scale",
+    "StudentConfig",
+    "Terms",
+    "Tile",
+    "TrainConfig",
+    "UpscaleConfig",
+]
+
+Backend = Literal["torch", "onnx", "openvino"]
+Mode = Literal["none", "exact", "recompute", "gates", "independent"]
+Precision = Literal["fp32", "bf16"]
+Scale = Literal[2, 3, 4]
+Tile = int | Literal["auto", "none"]
+
+TRAINING = Training(steps=10_000, lr=4e-3, warmup=0.02, final=0.0, clip=0.1, ema=0.999)
+"""Options of training by default; ``replace(TRAINING, steps=500)`` changes some."""
+
+
+def _short(name: str) -> Parameter:
+    return Parameter(alias=f"--{name}")
 
 
 @dataclass(frozen=True)
@@ -18,13 +46,13 @@ class StudentConfig:
         scale: Factor of enlargement.
         channels: Width, a multiple of 4.
         blocks: Depth.
-        global_skip: Add the bicubic enlargement to the output; "none" is the published network.
+        global_skip: Bicubic enlargement that is added to the output; "none" as published.
     """
 
-    scale: Literal[2, 3, 4] = 2
-    channels: int = 32
-    blocks: int = 4
-    global_skip: Literal["bicubic", "none"] = "bicubic"
+    scale: Annotated[Scale, _short("scale")] = 2
+    channels: Annotated[int, _short("channels")] = 32
+    blocks: Annotated[int, _short("blocks")] = 4
+    global_skip: Annotated[Literal["bicubic", "none"], _short("global-skip")] = "bicubic"
 
     def __post_init__(self) -> None:
         if self.channels < 4 or self.channels % 4:
@@ -36,55 +64,125 @@ class StudentConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """How to train.
+class Terms:
+    """Weights of the terms of the objective; all but ``task`` need a teacher.
 
     Attributes:
-        steps: Optimizer steps.
-        batch: Patches a step.
-        patch: Side of the low-resolution patches, pixels.
-        learning_rate: Peak of the cosine.
-        warmup: Share of the steps with a rising rate.
-        clip: Largest gradient norm; 0 does not clip.
-        ema: Decay of the averaged weights; 0 does not average.
-        precision: Arithmetic of the forward pass; weights are always fp32.
         task: Weight of L1 to the photograph.
         output: Weight of L1 to the teacher's output.
         affinity: Weight of FAKD's spatial affinity at up to three pairs of blocks.
         wavelet: Weight of the L1 of high frequencies to the teacher's output.
         contrastive: Weight of CSD's contrastive ratio.
-        validate_every: Steps between scores of held-out images.
-        seed: Seed of weights, patches and orientations.
-        device: "auto", "cpu", "cuda" or "mps".
     """
 
-    steps: int = 10_000
-    batch: int = 32
-    patch: int = 16
-    learning_rate: float = 4e-3
-    warmup: float = 0.02
-    clip: float = 0.1
-    ema: float = 0.999
-    precision: Literal["fp32", "bf16"] = "fp32"
-    task: float = 1.0
-    output: float = 0.0
-    affinity: float = 0.0
-    wavelet: float = 0.0
-    contrastive: float = 0.0
-    validate_every: int = 1000
-    seed: int = 0
-    device: str = "auto"
+    task: Annotated[float, _short("task")] = 1.0
+    output: Annotated[float, _short("output")] = 0.0
+    affinity: Annotated[float, _short("affinity")] = 0.0
+    wavelet: Annotated[float, _short("wavelet")] = 0.0
+    contrastive: Annotated[float, _short("contrastive")] = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "patch", "validate_every"):
+        for name, weight in vars(self).items():
+            if weight < 0:
+                raise ConfigError(f"Terms: {name} must not be negative, got {weight}")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train an upscaler on a folder of photographs (any images, or DIV2K's layout).
+
+    Attributes:
+        photographs: Folder of images; low-resolution patches are made by MATLAB's bicubic.
+        out: Folder of the run; an interrupted one is continued.
+        student: Shape of the network.
+        patch: Side of the low-resolution patches, pixels.
+        init: Weights to start from; all tensors that fit are copied, so x3 can start from x2.
+        validate: Folder or set whose PSNR keeps the best weights; never your test set.
+        validate_every: Steps between scores of held-out images.
+        teacher: Weight file or name of a larger network of the same factor.
+        terms: Weights of the terms.
+        training: Budget, optimizer, device and seed.
+    """
+
+    photographs: Path
+    _: KW_ONLY
+    out: Annotated[Path, Parameter(alias="-o")]
+    student: StudentConfig = StudentConfig()
+    patch: int = 16
+    init: str | None = None
+    validate: str | None = None
+    validate_every: int = 1000
+    teacher: str | None = None
+    terms: Terms = Terms()
+    training: Training = TRAINING
+
+    def __post_init__(self) -> None:
+        for name in ("patch", "validate_every"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"TrainConfig: {name} must be at least 1")
-        for name in ("clip", "ema", "task", "output", "affinity", "wavelet", "contrastive"):
-            if getattr(self, name) < 0:
                 raise ConfigError(
-                    f"TrainConfig: {name} must not be negative, got {getattr(self, name)}"
+                    f"{type(self).__name__}: {name} must be at least 1, got {getattr(self, name)}"
                 )
-        if self.learning_rate <= 0:
+        if self.training.workers:
             raise ConfigError(
-                f"TrainConfig: learning_rate must be positive, got {self.learning_rate}"
+                f"{type(self).__name__}: training.workers must be 0, got {self.training.workers}; "
+                "patches are cut in the main process"
             )
+
+
+@dataclass(frozen=True)
+class DistillConfig(TrainConfig):
+    """Train a student on photographs and on what a larger teacher makes of them.
+
+    Terms: --output (teacher's image), --affinity (FAKD), --wavelet (high frequencies),
+    --contrastive (CSD).
+
+    Attributes:
+        teacher: Weight file or name of a larger network of the same factor.
+        terms: Weights of the terms.
+    """
+
+    _: KW_ONLY
+    teacher: str = field()
+    terms: Terms = Terms(task=0.5, output=0.5)
+
+
+@dataclass(frozen=True)
+class UpscaleConfig:
+    """Enlarge files, folders and patterns; one bad file does not stop the others.
+
+    Attributes:
+        inputs: Image files, folders, or patterns such as "photos/*.jpg".
+        out: Folder, or a file when there is one input.
+        scale: Factor; 2 when no model is named.
+        model: Weight file, or the name of weights that come with the package.
+        target: Final size WxH; a side of 0 follows from the other.
+        tile: Side of the tiles in pixels, "auto" or "none".
+        tile_mode: How tiles share statistics.
+        memory_limit: Memory in MiB that may be used on top of the input.
+        backend: Inference backend.
+        precision: Numeric precision.
+        device: auto, cpu, cuda or mps.
+        compile: Compile the network first.
+        self_ensemble: Average over eight orientations: slower, slightly better.
+        format: Format of the output; by default that of the input, PNG where it cannot be written.
+        overwrite: Replace existing files.
+        json: Print one JSON object for each file instead of a table.
+    """
+
+    inputs: tuple[str, ...]
+    _: KW_ONLY
+    out: Annotated[Path, Parameter(alias="-o")]
+    scale: Scale | None = None
+    model: str | None = None
+    target: str | None = None
+    tile: Tile = "auto"
+    tile_mode: Literal["auto"] | Mode = "auto"
+    memory_limit: float | None = None
+    backend: Backend = "torch"
+    precision: Precision = "fp32"
+    device: str = "auto"
+    compile: bool = False
+    self_ensemble: bool = False
+    format: Literal["png", "tiff", "webp", "jpg"] | None = None
+    overwrite: bool = False
+    json: bool = False

@@ -1,7 +1,5 @@
-"""The IMDN family."""
+"""The IMDN family, and its weight files."""
 
-from potstill.sr.models.base import Upscaler
-from potstill.sr.models.challenge import IMDN_RTC, IMDN_RTE
-from potstill.sr.models.imdn import IMDN, IMDN_AS
+import lazy_loader as _lazy
 
-__all__ = ["IMDN", "IMDN_AS", "IMDN_RTC", "IMDN_RTE", "Upscaler"]
+__getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from potstill.sr.resize import cubic
+from potstill.sr.images.resize import cubic
 
 __all__ = ["SLOPE", "BicubicSkip", "Gate", "InformationBlock", "conv3x3", "gate_width", "lrelu"]
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -79,31 +78,6 @@ class IMDN(Upscaler):
 
     def _make_head(self, channels: int) -> nn.Module:
         return conv3x3(3, channels)
-
-    @classmethod
-    def from_pretrained(
-        cls, source: str | os.PathLike[str], *, scale: int | None = None, strict: bool = True
-    ) -> Self:
-        """Load weights from a ``.safetensors`` or ``.pth`` file, or by the name of our own.
-
-        Args:
-            source: A path, or a name such as ``"potstill-x2"`` (see ``potstill.sr.PRETRAINED``).
-            scale: The factor that is expected; checked when given.
-            strict: Every tensor must be there, and no other.
-
-        Raises:
-            DataError: Nothing there, or a file that is damaged.
-            ConfigError: An unknown name, another factor, or another architecture than this class.
-        """
-        from potstill.sr.weights import load_model
-
-        model = load_model(source, scale=scale, strict=strict)
-        if not isinstance(model, cls):
-            raise ConfigError(
-                f"{cls.__name__}.from_pretrained: {source} must hold {cls.__name__} weights, got "
-                f"{type(model).__name__}; use {type(model).__name__}.from_pretrained"
-            )
-        return model
 
     @property
     def config(self) -> dict[str, Any]:

@@ -1,0 +1,9 @@
+from .metrics import Score as Score
+from .metrics import luma as luma
+from .metrics import quantize as quantize
+from .metrics import score as score
+from .picture import Picture as Picture
+from .reading import find_photographs as find_photographs
+from .reading import read_image as read_image
+from .resize import imresize as imresize
+from .writing import write_image as write_image

@@ -1,0 +1,243 @@
+"""A batch of files: which they are, where they go, and what became of each."""
+
+from __future__ import annotations
+
+import glob
+import json
+import math
+import re
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from potstill.core import ConfigError, PotstillError
+from potstill.core.command import config as configs
+from potstill.sr.config import UpscaleConfig
+from potstill.sr.images.picture import Picture
+from potstill.sr.images.reading import SUFFIXES, read_image
+from potstill.sr.images.writing import FORMATS, check_output, write_image
+from potstill.sr.inference.enlarge import upscale
+from potstill.sr.inference.planning import Plan
+from potstill.sr.models.base import Upscaler
+from potstill.sr.models.weights import load_model
+
+__all__ = ["find_inputs", "resized", "run_batch", "upscale_files"]
+
+
+def find_inputs(words: Sequence[str]) -> list[Path]:
+    """Files that the words of a command line mean: files, folders (not below), and patterns.
+
+    Raises:
+        ConfigError: A word means nothing.
+    """
+    found: dict[Path, None] = {}
+    for word in words:
+        path = Path(word)
+        if path.is_dir():
+            files = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+        elif path.exists() or not glob.has_magic(word):
+            files = [path]
+        else:
+            files = sorted(map(Path, glob.glob(word, recursive=True)))
+        if not files:
+            raise ConfigError(f"upscale: {word} must mean at least one image, got none")
+        found.update(dict.fromkeys(files))
+    return list(found)
+
+
+def resized(picture: Picture, width: int, height: int) -> Picture:
+    """A picture at another size, by Lanczos."""
+    size = (width, height)
+
+    def plane(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        real = Image.fromarray(values.astype(np.float32)).resize(size, Image.Resampling.LANCZOS)
+        return np.round(np.asarray(real)).clip(0, picture.peak).astype(values.dtype)
+
+    if picture.color.shape[:2] == (height, width):
+        return picture
+    color = np.dstack([plane(picture.color[..., c]) for c in range(3)])
+    alpha = None if picture.alpha is None else plane(picture.alpha)
+    return replace(picture, color=color, alpha=alpha)
+
+
+def run_batch(batch: UpscaleConfig) -> int:
+    """Enlarge all files of a batch and say what became of each.
+
+    Returns:
+        0, or 1 when a file failed; the others are done nevertheless.
+
+    Raises:
+        ConfigError: Wrong usage, found before anything is read.
+    """
+    files = find_inputs(batch.inputs)
+    single = batch.out.suffix.lower().lstrip(".") in FORMATS and not batch.out.is_dir()
+    if single and len(files) > 1:
+        raise ConfigError(
+            f"upscale: out must be a folder for {len(files)} inputs, got the file {batch.out}"
+        )
+    size = _target(batch.target)
+    model = load_model(batch.model or f"potstill-x{batch.scale or 2}", scale=batch.scale)
+    console, notes = Console(), Console(stderr=True)
+    rows: list[dict[str, Any]] = []
+    with _bar(notes, len(files)) as bar:
+        for number, path in enumerate(files):
+            started = time.perf_counter()
+            bar.start(path.name, number)
+            try:
+                target = batch.out if single else _destination(batch, path)
+                row = _one(batch, model, path, target, size, bar)
+            except PotstillError as error:
+                row = {"input": str(path), "error": str(error)}
+            except MemoryError:
+                row = {"input": str(path), "error": f"upscale: {path} needs more memory; set tile"}
+            row["total_seconds"] = round(time.perf_counter() - started, 3)
+            rows.append(row)
+            if batch.json:
+                console.print(json.dumps(row), markup=False, highlight=False, soft_wrap=True)
+    if not batch.json:
+        console.print(_table(rows))
+    return int(any("error" in row for row in rows))
+
+
+upscale_files = configs.taking(UpscaleConfig, run_batch)
+
+
+def _target(text: str | None) -> tuple[int, int] | None:
+    """Width and height of ``WxH``; a side of 0 follows from the other."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    sides = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not any(sides):
+        raise ConfigError(f"upscale: target must be WxH such as 1920x1080 or 1920x0, got {text!r}")
+    return sides
+
+
+def _one(
+    batch: UpscaleConfig,
+    model: Upscaler,
+    path: Path,
+    target: Path,
+    size: tuple[int, int] | None,
+    bar: _Bar,
+) -> dict[str, Any]:
+    """Enlarge one file."""
+    if target.exists() and target.samefile(path):
+        raise ConfigError(f"upscale: out must differ from the input, got {path} for both")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        picture = read_image(path)
+        h, w = picture.color.shape[:2]
+        goal = _goal(size, w, h)
+        final = goal or (w * model.scale, h * model.scale)
+        check_output(
+            target,
+            3 * math.prod(final) * picture.color.itemsize,
+            transparent=picture.alpha is not None,
+            overwrite=batch.overwrite,
+        )
+        if model.scale == 1 and goal is not None:
+            picture = resized(picture, *goal)
+        result = upscale(
+            picture,
+            model,
+            tile=batch.tile,
+            tile_mode=batch.tile_mode,
+            memory_limit=None if batch.memory_limit is None else int(batch.memory_limit * 2**20),
+            backend=batch.backend,
+            precision=batch.precision,
+            device=batch.device,
+            compile=batch.compile,
+            self_ensemble=batch.self_ensemble,
+            progress=bar.advance,
+            planned=bar.planned,
+        )
+        made = result.image if goal is None else resized(result.image, *goal)
+        write_image(made, target, overwrite=batch.overwrite)
+    return {
+        "input": str(path),
+        "output": str(target),
+        "from": f"{w}x{h}",
+        "to": f"{made.color.shape[1]}x{made.color.shape[0]}",
+        "mode": result.mode,
+        "tile": result.tile,
+        "seconds": round(result.seconds, 3),
+        "peak_mib": round(result.peak_bytes / 2**20),
+        "self_ensemble": batch.self_ensemble,
+        "warnings": [str(w.message) for w in caught],
+    }
+
+
+def _goal(size: tuple[int, int] | None, width: int, height: int) -> tuple[int, int] | None:
+    """The size to end at, a side of 0 following from the other."""
+    if size is None:
+        return None
+    w, h = size
+    return w or max(1, round(h * width / height)), h or max(1, round(w * height / width))
+
+
+def _destination(batch: UpscaleConfig, path: Path) -> Path:
+    suffix = batch.format or path.suffix.lower().lstrip(".")
+    return batch.out / f"{path.stem}.{suffix if suffix in FORMATS else 'png'}"
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> Table:
+    table = Table("image", "from", "to", "mode", "seconds", "result")
+    for row in rows:
+        if "error" in row:
+            table.add_row(row["input"], "", "", "", "", f"[red]failed:[/red] {row['error']}")
+            continue
+        mode = row["mode"] + (f" {row['tile']}" if row["tile"] else "")
+        said = "; ".join([row["output"], *row["warnings"]])
+        table.add_row(row["input"], row["from"], row["to"], mode, f"{row['seconds']:.2f}", said)
+    return table
+
+
+class _Bar:
+    """What is going on, on standard error: a line of progress where there is a terminal."""
+
+    def __init__(self, console: Console, count: int, progress: Any = None) -> None:
+        self._console, self._count, self._progress = console, count, progress
+        self._task = progress and progress.add_task("", total=count)
+        self._name, self._number, self._said = "", 0, False
+
+    def start(self, name: str, number: int) -> None:
+        self._name, self._number, self._said = name, number, False
+        if self._progress is not None:
+            label = f"{name} ({number + 1}/{self._count})"
+            self._progress.update(self._task, description=label, completed=number)
+
+    def planned(self, plan: Plan) -> None:
+        """Say how a large image will be done, before it is."""
+        if plan.mode != "none" and not self._said:
+            self._said = True
+            self._console.print(
+                f"{self._name}: mode {plan.mode!r} in tiles of {plan.tile}, about "
+                f"{plan.bytes / 2**30:.2f} GiB",
+                markup=False,
+                highlight=False,
+            )
+
+    def advance(self, done: int, total: int) -> None:
+        if self._progress is not None:
+            self._progress.update(self._task, completed=self._number + done / total)
+
+
+@contextmanager
+def _bar(console: Console, count: int) -> Iterator[_Bar]:
+    if not console.is_terminal:
+        yield _Bar(console, count)
+        return
+    from rich.progress import Progress
+
+    with Progress(console=console) as progress:
+        yield _Bar(console, count, progress)

@@ -1,0 +1,10 @@
+from .base import Upscaler as Upscaler
+from .challenge import IMDN_RTC as IMDN_RTC
+from .challenge import IMDN_RTE as IMDN_RTE
+from .imdn import IMDN as IMDN
+from .imdn import IMDN_AS as IMDN_AS
+from .weights import PRETRAINED as PRETRAINED
+from .weights import load_model as load_model
+from .weights import load_tensors as load_tensors
+from .weights import renamed as renamed
+from .weights import save_model as save_model

@@ -1,0 +1,10 @@
+from .data import Pair as Pair
+from .data import Patches as Patches
+from .data import degrade as degrade
+from .data import prepare as prepare
+from .distiller import UpscalerToUpscaler as UpscalerToUpscaler
+from .distiller import make_objective as make_objective
+from .distiller import matching_taps as matching_taps
+from .jobs import Train as Train
+from .jobs import train as train
+from .jobs import warm_start as warm_start

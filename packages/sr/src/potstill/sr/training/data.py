@@ -1,0 +1,182 @@
+"""Training data: aligned patches of any photographs, with MATLAB's bicubic as the degradation."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from fractions import Fraction
+from itertools import count
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from potstill.core import ConfigError, atomic, fingerprint, generator
+from potstill.core.engine import Shard, sketch
+from potstill.sr.images.reading import find_photographs, read_image
+from potstill.sr.images.resize import imresize
+
+__all__ = ["Pair", "Patches", "degrade", "prepare"]
+
+Bytes = NDArray[np.uint8]
+
+
+class Pair(NamedTuple):
+    """An image and its low-resolution version, bytes ``[H W 3]``; may lie on disk (memory-mapped).
+
+    Attributes:
+        lr: ``[h w 3]``.
+        hr: ``[s*h s*w 3]``.
+    """
+
+    lr: Bytes
+    hr: Bytes
+
+
+class Patches:
+    """Random aligned patches: a source for ``fit``, a pure function of (seed, step, rank).
+
+    Every position of every image is equally likely, and so are the eight orientations. Positions
+    are drawn with replacement, so there is no epoch: give a budget in steps or seconds.
+
+    Args:
+        pairs: From `degrade` or `prepare`.
+        patch: Side of the low-resolution patches, pixels.
+        batch: Patches per process and step.
+        seed: Seed of positions and orientations.
+
+    Raises:
+        ConfigError: No image is at least as large as a patch.
+
+    Example:
+        >>> photograph = np.zeros((40, 60, 3), np.uint8)
+        >>> lr, hr = Patches(degrade([photograph], scale=2), patch=8, batch=4)(0, 0, 1)
+        >>> lr.shape, hr.shape
+        (torch.Size([4, 3, 8, 8]), torch.Size([4, 3, 16, 16]))
+    """
+
+    def __init__(
+        self, pairs: Sequence[Pair], *, patch: int = 24, batch: int = 16, seed: int = 0
+    ) -> None:
+        self.pairs = [p for p in pairs if min(p.lr.shape[:2]) >= patch]
+        if not self.pairs:
+            raise ConfigError(
+                f"Patches: patch must fit into an image, got {patch} and {len(pairs)} smaller "
+                "images; lower it"
+            )
+        self.patch, self.batch, self.seed = patch, batch, seed
+        self.scale = self.pairs[0].hr.shape[0] // self.pairs[0].lr.shape[0]
+        areas = [(p.lr.shape[0] - patch + 1) * (p.lr.shape[1] - patch + 1) for p in self.pairs]
+        self.weights = torch.tensor(areas, dtype=torch.float64)
+
+    def __call__(
+        self, step: int, rank: int, world: int
+    ) -> tuple[Float[Tensor, "batch 3 h w"], Float[Tensor, "batch 3 H W"]]:
+        """``(lr, hr)`` in [0, 1] for a step of one of ``world`` processes."""
+        rng = generator("patches", self.seed, step, rank, world)
+        chosen = torch.multinomial(self.weights, self.batch, replacement=True, generator=rng)
+        draws = torch.rand(self.batch, 3, generator=rng, dtype=torch.float64).tolist()
+        cuts = [self._cut(int(i), *draw) for i, draw in zip(chosen, draws, strict=True)]
+        lr, hr = (torch.from_numpy(np.stack(side)) for side in zip(*cuts, strict=True))
+        return (
+            lr.permute(0, 3, 1, 2).float().div_(255),
+            hr.permute(0, 3, 1, 2).float().div_(255),
+        )
+
+    def steps_per_epoch(self, world: int) -> None:
+        """There is no epoch."""
+
+    def stream(self, start: int, shard: Shard) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of one process from batch ``start`` on."""
+        return (self(step, shard.rank, shard.world) for step in count(start))
+
+    def fingerprint(self) -> str:
+        """Sizes, seed, and a digest of a sample of the images."""
+        about = f"{len(self.pairs)} images, {self.batch} patches of {self.patch}, seed {self.seed}"
+        return f"{about}: {sketch(self.pairs)}"
+
+    def _cut(self, index: int, down: float, right: float, turn: float) -> tuple[Bytes, Bytes]:
+        """A patch at relative position (down, right) in one of eight orientations."""
+        lr, hr = self.pairs[index]
+        p, s = self.patch, self.scale
+        top = int(down * (lr.shape[0] - p + 1))
+        left = int(right * (lr.shape[1] - p + 1))
+        small = lr[top : top + p, left : left + p]
+        large = hr[s * top : s * (top + p), s * left : s * (left + p)]
+        orientation = int(8 * turn)
+        return _turned(small, orientation), _turned(large, orientation)
+
+
+def _turned(image: Bytes, orientation: int) -> Bytes:
+    if orientation & 1:
+        image = image[::-1]
+    if orientation & 2:
+        image = image[:, ::-1]
+    return image.transpose(1, 0, 2) if orientation & 4 else image
+
+
+def degrade(images: Iterable[Bytes], scale: int, zooms: Sequence[float] = (1.0,)) -> list[Pair]:
+    """Pairs of images and their MATLAB-bicubic reductions, in memory.
+
+    Args:
+        images: Bytes, RGB.
+        scale: The factor; images are cropped to a multiple of it.
+        zooms: The same images at these sizes too: shrunk photographs are sharper, and more data.
+
+    Raises:
+        ConfigError: ``scale`` or a zoom is out of range.
+    """
+    if scale < 1 or any(not 0 < zoom <= 1 for zoom in zooms):
+        raise ConfigError(
+            f"degrade: scale must be at least 1 and zooms in (0, 1], got {scale} and {zooms}"
+        )
+    pairs = []
+    for image in images:
+        for zoom in zooms:
+            hr = image if zoom == 1 else imresize(image, zoom).astype(np.uint8)
+            pairs.append(_reduced(hr, scale))
+    return pairs
+
+
+def _reduced(image: Bytes, scale: int) -> Pair:
+    h, w = (side - side % scale for side in image.shape[:2])
+    hr = np.ascontiguousarray(image[:h, :w])
+    return Pair(imresize(hr, Fraction(1, scale)).astype(np.uint8), hr)
+
+
+def prepare(
+    folder: str | os.PathLike[str],
+    scale: int,
+    cache: str | os.PathLike[str],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Pair]:
+    """Pairs of all photographs below ``folder``, decoded once into ``cache`` and memory-mapped.
+
+    Reading a patch then touches a few pages, whatever the size of the data set. The cache holds
+    bytes: 12 bytes a pixel of the photographs would be 7 GB for DIV2K; delete it at any time.
+
+    Args:
+        folder: Any tree of images, or DIV2K's.
+        scale: The factor.
+        cache: Folder for ``<digest>.lr.npy`` and ``<digest>.hr.npy``.
+        progress: Called with (done, total).
+
+    Raises:
+        DataError: No images, or one that cannot be read.
+    """
+    files, pairs = find_photographs(folder), []
+    for done, file in enumerate(files):
+        progress(done, len(files))
+        status = file.stat()
+        key = fingerprint(str(file.resolve()), status.st_size, status.st_mtime_ns, scale)[:24]
+        paths = [Path(cache, f"{key}.{side}.npy") for side in Pair._fields]
+        if not all(path.exists() for path in paths):
+            for path, array in zip(paths, _reduced(read_image(file).rgb8(), scale), strict=True):
+                with atomic(path) as temporary:
+                    np.save(temporary, array)
+        pairs.append(Pair(*(np.load(path, mmap_mode="r") for path in paths)))
+    return pairs
