@@ -48,22 +48,24 @@ def mirage() -> None:
 
 
 def sr() -> None:
+    from dataclasses import replace
+
     import numpy as np
 
-    from potstill.sr import IMDN, backends, degrade, upscale
-    from potstill.sr.config import TrainConfig
-    from potstill.sr.train import train
+    from potstill.sr import IMDN, TRAINING, Terms, degrade, train, upscale
+    from potstill.sr.backends import runners
 
-    backends.resolve_device = lambda name: GPU  # which asks CUDA itself
+    runners.resolve_device = lambda name: GPU  # which asks CUDA itself
     photograph = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
     student, teacher = IMDN(2, 16, 2, "bicubic"), IMDN(2, 16, 3, "bicubic")
-    everything = {"output": 1.0, "affinity": 0.1, "wavelet": 0.1, "contrastive": 0.1}
-    config = TrainConfig(steps=4, batch=2, validate_every=2, **everything)
+    terms = Terms(output=1.0, affinity=0.1, wavelet=0.1, contrastive=0.1)
+    training = replace(TRAINING, steps=4, batch=2)
 
     def score(network: IMDN) -> float:
         return float(upscale(photograph[:16, :16], network, backend="torch").image.mean())
 
-    train(student, degrade([photograph], 2), config, teacher=teacher, score=score, progress=False)
+    options = {"terms": terms, "teacher": teacher, "score": score, "validate_every": 2}
+    train(student, degrade([photograph], 2), training, **options, progress=False)
     for mode in ("exact", "recompute", "gates", "independent"):
         assert upscale(photograph, student, backend="torch", tile=32, tile_mode=mode).mode == mode
 

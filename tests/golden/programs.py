@@ -9,6 +9,7 @@ import json
 import tempfile
 from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -42,7 +43,6 @@ from potstill.graph.scale import GraphStore, distill_in_batches
 from potstill.mae.config import Data as Pictures
 from potstill.mae.config import Optim, Teacher
 from potstill.nerf import RATES
-from potstill.sr.config import TrainConfig
 
 STEPS = 20
 QUIET = {"steps": STEPS, "progress": False}
@@ -420,8 +420,9 @@ def upscaled(**weights):
     pairs = sr.degrade([rng.integers(0, 256, (24, 32, 3), dtype=np.uint8) for _ in range(3)], 2)
     student = sr.IMDN(2, channels=8, blocks=2, global_skip="bicubic")
     teacher = sr.IMDN(2, channels=12, blocks=4)
-    config = TrainConfig(steps=STEPS, batch=4, patch=8, device="cpu", ema=0.9, **weights)
-    return sr.train(student, pairs, config, teacher=teacher, progress=False)
+    training = replace(sr.TRAINING, steps=STEPS, batch=4, device="cpu", ema=0.9)
+    options = {"terms": sr.Terms(**weights), "teacher": teacher, "patch": 8}
+    return sr.train(student, pairs, training, **options, progress=False)
 
 
 @program("UpscalerToUpscaler")
