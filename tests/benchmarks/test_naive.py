@@ -8,8 +8,8 @@ from benchmarks.sr.naive import NaiveIMDN
 from potstill.core.store import root
 from potstill.core.testing import requires_data
 from potstill.sr import IMDN, load_model
-from potstill.sr.staged import Staged
-from potstill.sr.weights import renamed
+from potstill.sr.backends.staged import Staged
+from potstill.sr.models.weights import renamed
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
