@@ -1,24 +1,23 @@
 """Conversions: all of them, what is given, kept and refused, resumption and several processes."""
 
-import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
 import torch
 
 from potstill.core import Engine, Run
+from potstill.core.engine import run_ranks
 from potstill.core.errors import ConfigError, DataError, Interrupted, NonFiniteError, ShapeError
 from potstill.nerf import Scene, Split, make_field, save_field, score
 from potstill.nerf.distill.convert import convert, hand_over, student_of, transfer
 from potstill.nerf.distill.distiller import FieldToField
 from potstill.nerf.distill.evaluation import Stopwatch
 from potstill.nerf.distill.objective import Progression
-from potstill.nerf.distill.priors import SpherePrior, pinhole
+from potstill.nerf.distill.priors import SpherePrior, load_prior, pinhole
 from potstill.nerf.distill.virtual import VirtualRays
 from potstill.nerf.fields.grid import GridField
+from potstill.nerf.fields.hash import HashConfig
 from potstill.nerf.fields.make import load_field
 
 KINDS = ("hash", "mlp", "vm", "cp", "grid")
@@ -222,47 +221,42 @@ def test_the_shares_of_the_processes_make_up_the_batch(prior):
             assert torch.equal(together, value), name
 
 
-PROGRAM = """
-import sys, torch
-from potstill.core import Engine
-from potstill.nerf.distill.convert import convert
-from potstill.nerf.distill.priors import load_prior
-from potstill.nerf.fields.hash import HashConfig
-from potstill.nerf.fields.make import load_field
+def two_processes_or_one(folder, out, stop=None):
+    """A conversion in as many processes as call this; one that stops leaves a checkpoint."""
 
-torch.set_num_threads(1)
-folder = sys.argv[1]
-size = HashConfig(levels=6, log2_rows=12, base=8, finest=64, hidden=32)
-with Engine(device="cpu", find_unused=True) as engine:
-    teacher, _ = load_field(folder + "/teacher.safetensors")
-    student, report = convert(
-        teacher, "hash", load_prior(folder + "/prior.json"), config=size, steps=10, samples=800,
-        engine=engine, progress=False,
-    )
-    if engine.main:
-        torch.save(student.state_dict(), f"{folder}/{engine.world}.pt")
-        print([row["loss"] for row in report.rows])
-"""
+    def progress(row, share):
+        if row["step"] == stop:
+            signal.raise_signal(signal.SIGTERM)
+
+    size = HashConfig(levels=6, log2_rows=12, base=8, finest=64, hidden=32)
+    with Engine(device="cpu", find_unused=True) as engine:
+        teacher, _ = load_field(folder / "teacher.safetensors")
+        prior = load_prior(folder / "prior.json")
+        options = {"config": size, "steps": 10, "samples": 800, "run": folder / out}
+        try:
+            student, _ = convert(
+                teacher, "hash", prior, engine=engine, progress=progress, **options
+            )
+        except Interrupted:
+            return {}
+        return student.state_dict()
 
 
 @pytest.mark.dist
-def test_two_processes_give_the_parameters_of_one(teacher, prior, tmp_path):
+def test_two_processes_give_the_parameters_of_one_and_continue_its_run(teacher, prior, tmp_path):
     save_field(teacher, tmp_path / "teacher.safetensors")
     prior.save(tmp_path / "prior.json")
-    (tmp_path / "program.py").write_text(PROGRAM)
-    for world in (1, 2):
-        start = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command = [*start, f"--nproc-per-node={world}", str(tmp_path / "program.py"), str(tmp_path)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-        result = subprocess.run(command, capture_output=True, text=True, env=environment)
-        assert result.returncode == 0, result.stderr[-3000:]
-    one, two = (torch.load(tmp_path / f"{world}.pt", weights_only=True) for world in (1, 2))
-    for name, value in one.items():
-        # Adam divides by the root of a square that may itself be rounding: a few numbers in a
-        # hundred thousand drift further than the rest.
-        apart = (two[name].double() - value.double()).abs()
-        assert float((apart > 1e-6).double().mean()) <= 1e-4, name
-        assert float(apart.max()) <= 1e-5, name
+    (one,) = run_ranks(two_processes_or_one, 1, tmp_path, "one")
+    two, _ = run_ranks(two_processes_or_one, 2, tmp_path, "two")
+    run_ranks(two_processes_or_one, 1, tmp_path, "both", 4)
+    both, _ = run_ranks(two_processes_or_one, 2, tmp_path, "both")
+    for other in (two, both):
+        for name, value in one.items():
+            # Adam divides by the root of a square that may itself be rounding: a few numbers in a
+            # hundred thousand drift further than the rest.
+            apart = (other[name].double() - value.double()).abs()
+            assert float((apart > 1e-6).double().mean()) <= 1e-4, name
+            assert float(apart.max()) <= 1e-5, name
 
 
 def test_several_processes_must_look_for_unused_parameters(teacher, prior, sizes, monkeypatch):

@@ -162,6 +162,10 @@ class ConvertConfig:
                 "ConvertConfig: hand_over must be a share in [0, 1), with data whose images it "
                 f"learns from, got {self.hand_over} and data {self.scene.data!r}"
             )
+        if self.pools and self.training.accumulate > 1:
+            raise ConfigError(
+                f"ConvertConfig: accumulate must be 1 with pools, got {self.training.accumulate}"
+            )
         for name in ("erase", "keep"):
             if len(getattr(self, name)) not in (0, 6):
                 raise ConfigError(

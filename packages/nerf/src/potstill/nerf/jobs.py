@@ -6,6 +6,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
+import torch
+from torch import nn
+
 from potstill.core import ConfigError, Job, Run, seed_all
 from potstill.core.engine import resolve_device
 from potstill.nerf.backends import ENCODERS
@@ -51,9 +54,12 @@ class _FieldJob(Job[C]):
 
     def __init__(self, config: C) -> None:
         super().__init__(config)
-        for name, only in (("precision", "fp32"), ("parallel", "ddp"), ("workers", 0)):
-            if (got := getattr(config.training, name)) != only:
-                raise ConfigError(f"Training: {name} must be {only} for fields, got {got}")
+        only = {"precision": "fp32", "parallel": "ddp", "workers": 0, "epochs": None}
+        for name, value in only.items():
+            if (got := getattr(config.training, name)) != value:
+                raise ConfigError(f"Training: {name} must be {value} for fields, got {got}")
+        probe = [("probe", nn.Parameter(torch.zeros(1)))]
+        super().optimizer(None)(probe, lr=1.0)  # type: ignore[arg-type]  # looks at names alone
         self.backend = ENCODERS.resolve(config.backend, resolve_device(config.training.device))
         self.size = sized(config.kind, **dataclasses.asdict(config.size))
 
@@ -65,7 +71,7 @@ class _FieldJob(Job[C]):
         """Options of `train_field` and `convert` out of those of training."""
         training = self.config.training
         return {
-            **{name: getattr(training, name) for name in ("steps", "epochs", "seconds", "lr")},
+            "steps": training.steps, "seconds": training.seconds, "lr": training.lr,
             "accumulate": training.accumulate, "clip": training.clip or None,
             "ema": training.ema or None, "seed": training.seed, "rays": training.batch,
             "optimizer": self.optimizer, "engine": self.engine, "every": self.config.every,
