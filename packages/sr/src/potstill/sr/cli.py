@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from cyclopts import App
 
+from potstill.core.command import config as configs
 from potstill.core.command import verb
-from potstill.sr.config import DistillConfig, TrainConfig
+from potstill.sr.config import DistillConfig, TrainConfig, UpscaleConfig
 
 __all__ = ["app"]
 
@@ -16,8 +17,15 @@ app = App(
     name="sr", help="Enlarge photographs without seams, evaluate, train and distil upscalers."
 )
 
+
+def _upscale(config: UpscaleConfig) -> int:
+    from potstill.sr.inference.batch import run_batch
+
+    return run_batch(config)
+
+
 app.command(
-    "potstill.sr.inference.batch:upscale_files",
+    configs.taking(UpscaleConfig, _upscale),
     name="upscale",
     help="Enlarge files, folders and patterns; one bad file does not stop the others.",
 )

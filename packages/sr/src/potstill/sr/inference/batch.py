@@ -8,9 +8,9 @@ import math
 import re
 import time
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,18 @@ from rich.console import Console
 from rich.table import Table
 
 from potstill.core import ConfigError, PotstillError
-from potstill.core.command import config as configs
+from potstill.core.command import progress
 from potstill.sr.config import UpscaleConfig
 from potstill.sr.images.picture import Picture
 from potstill.sr.images.reading import SUFFIXES, read_image
 from potstill.sr.images.writing import FORMATS, check_output, write_image
 from potstill.sr.inference.enlarge import upscale
+from potstill.sr.inference.planes import Progress
 from potstill.sr.inference.planning import Plan
 from potstill.sr.models.base import Upscaler
 from potstill.sr.models.weights import load_model
 
-__all__ = ["find_inputs", "resized", "run_batch", "upscale_files"]
+__all__ = ["find_inputs", "resized", "run_batch"]
 
 
 def find_inputs(words: Sequence[str]) -> list[Path]:
@@ -86,29 +87,25 @@ def run_batch(batch: UpscaleConfig) -> int:
         )
     size = _target(batch.target)
     model = load_model(batch.model or f"potstill-x{batch.scale or 2}", scale=batch.scale)
-    console, notes = Console(), Console(stderr=True)
+    console = Console()
     rows: list[dict[str, Any]] = []
-    with _bar(notes, len(files)) as bar:
-        for number, path in enumerate(files):
-            started = time.perf_counter()
-            bar.start(path.name, number)
-            try:
-                target = batch.out if single else _destination(batch, path)
-                row = _one(batch, model, path, target, size, bar)
-            except PotstillError as error:
-                row = {"input": str(path), "error": str(error)}
-            except MemoryError:
-                row = {"input": str(path), "error": f"upscale: {path} needs more memory; set tile"}
-            row["total_seconds"] = round(time.perf_counter() - started, 3)
-            rows.append(row)
-            if batch.json:
-                console.print(json.dumps(row), markup=False, highlight=False, soft_wrap=True)
+    for number, path in enumerate(files, 1):
+        started = time.perf_counter()
+        try:
+            target = batch.out if single else _destination(batch, path)
+            with progress(f"{path.name} ({number}/{len(files)})") as shown:
+                row = _one(batch, model, path, target, size, shown)
+        except PotstillError as error:
+            row = {"input": str(path), "error": str(error)}
+        except MemoryError:
+            row = {"input": str(path), "error": f"upscale: {path} needs more memory; set tile"}
+        row["total_seconds"] = round(time.perf_counter() - started, 3)
+        rows.append(row)
+        if batch.json:
+            console.print(json.dumps(row), markup=False, highlight=False, soft_wrap=True)
     if not batch.json:
         console.print(_table(rows))
     return int(any("error" in row for row in rows))
-
-
-upscale_files = configs.taking(UpscaleConfig, run_batch)
 
 
 def _target(text: str | None) -> tuple[int, int] | None:
@@ -128,7 +125,7 @@ def _one(
     path: Path,
     target: Path,
     size: tuple[int, int] | None,
-    bar: _Bar,
+    shown: Progress,
 ) -> dict[str, Any]:
     """Enlarge one file."""
     if target.exists() and target.samefile(path):
@@ -158,8 +155,8 @@ def _one(
             device=batch.device,
             compile=batch.compile,
             self_ensemble=batch.self_ensemble,
-            progress=bar.advance,
-            planned=bar.planned,
+            progress=shown,
+            planned=partial(_announce, path.name, said=[]),
         )
         made = result.image if goal is None else resized(result.image, *goal)
         write_image(made, target, overwrite=batch.overwrite)
@@ -175,6 +172,18 @@ def _one(
         "self_ensemble": batch.self_ensemble,
         "warnings": [str(w.message) for w in caught],
     }
+
+
+def _announce(name: str, plan: Plan, said: list[Plan]) -> None:
+    """Say once, on standard error, how a large image will be enlarged."""
+    if plan.mode != "none" and not said:
+        said.append(plan)
+        about = f"about {plan.bytes / 2**30:.2f} GiB"
+        Console(stderr=True).print(
+            f"{name}: mode {plan.mode!r} in tiles of {plan.tile}, {about}",
+            markup=False,
+            highlight=False,
+        )
 
 
 def _goal(size: tuple[int, int] | None, width: int, height: int) -> tuple[int, int] | None:
@@ -200,44 +209,3 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
         said = "; ".join([row["output"], *row["warnings"]])
         table.add_row(row["input"], row["from"], row["to"], mode, f"{row['seconds']:.2f}", said)
     return table
-
-
-class _Bar:
-    """What is going on, on standard error: a line of progress where there is a terminal."""
-
-    def __init__(self, console: Console, count: int, progress: Any = None) -> None:
-        self._console, self._count, self._progress = console, count, progress
-        self._task = progress and progress.add_task("", total=count)
-        self._name, self._number, self._said = "", 0, False
-
-    def start(self, name: str, number: int) -> None:
-        self._name, self._number, self._said = name, number, False
-        if self._progress is not None:
-            label = f"{name} ({number + 1}/{self._count})"
-            self._progress.update(self._task, description=label, completed=number)
-
-    def planned(self, plan: Plan) -> None:
-        """Say how a large image will be done, before it is."""
-        if plan.mode != "none" and not self._said:
-            self._said = True
-            self._console.print(
-                f"{self._name}: mode {plan.mode!r} in tiles of {plan.tile}, about "
-                f"{plan.bytes / 2**30:.2f} GiB",
-                markup=False,
-                highlight=False,
-            )
-
-    def advance(self, done: int, total: int) -> None:
-        if self._progress is not None:
-            self._progress.update(self._task, completed=self._number + done / total)
-
-
-@contextmanager
-def _bar(console: Console, count: int) -> Iterator[_Bar]:
-    if not console.is_terminal:
-        yield _Bar(console, count)
-        return
-    from rich.progress import Progress
-
-    with Progress(console=console) as progress:
-        yield _Bar(console, count, progress)

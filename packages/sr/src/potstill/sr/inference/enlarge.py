@@ -105,6 +105,7 @@ def upscale(
         BackendError: A backend or a device that is not there.
 
     Example:
+        >>> import numpy as np
         >>> photograph = np.zeros((6, 8, 3), np.uint8)
         >>> upscale(photograph, scale=3).image.shape
         (18, 24, 3)
