@@ -9,7 +9,7 @@ from apps.tour.chapter import Chapter, Side, forward
 from apps.tour.digits import digits
 from apps.tour.widgets import film, sheet, table
 from potstill.acm import IMAGENET, Images, from_pretrained, load_images, profile, record_gates
-from potstill.acm.plots import compute_maps, grid_of
+from potstill.acm.analysis import compute_maps, grid_of
 
 BATCH = 64
 HALF = (0.5,) * 3

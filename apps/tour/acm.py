@@ -22,7 +22,7 @@ from potstill.acm import (
     save_pretrained,
     share,
 )
-from potstill.acm.plots import compute_maps, draw_curves, overlay
+from potstill.acm.analysis import compute_maps, draw_curves, overlay
 from potstill.core import accuracy, seed_all
 
 WIDTH = 192

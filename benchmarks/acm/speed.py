@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from potstill.acm import Learners, acmize, acms, backends, costs, forced
-from potstill.acm.sweep import random_choices, run_gate
+from potstill.acm.analysis import random_choices, run_gate
 from potstill.core import count_macs, latency
 from potstill.core.measure.bench import Figure, Pair, at_least, at_most, benchmark
 

@@ -5,8 +5,12 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file
 
+from potstill.acm import AdaptiveModel
 from potstill.core.command.cli import main
+from potstill.core.command.config import read
+from potstill.core.engine.ranks import run_ranks
 
 SMALL = ["--model", "vit_tiny_patch16_224", "--size", "16", "--patch", "4", "--width", "24",
          "--depth", "2", "--heads", "3", "--classes", "2", "--pool", "avg"]  # fmt: skip
@@ -24,18 +28,45 @@ def data(tmp_path_factory):
     return folder
 
 
+SHORT = ["--distill.epochs", "2", "--gate.epochs", "2", "--finetune.epochs", "2",
+         "--batch", "8", "--device", "cpu"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("converted") / "a"
+    assert run("convert", folder, *SMALL) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def distilled(data, converted, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("distilled") / "run"
+    assert run("distill", converted, folder, "--data", data, *SHORT) == 0
+    return folder
+
+
 def run(*words):
     return main([str(word) for word in ("acm", *words)])
 
 
+def weights(folder):
+    return load_file(folder / "model" / "model.safetensors")
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)
+
+
 def test_from_a_dense_model_to_a_graph(data, tmp_path, capsys):
     images = ["--data", data, "--batch", "8"]
-    short = ["--distill", "2", "--gate", "2", "--finetune", "2", "--device", "cpu"]
     assert run("convert", tmp_path / "a", *SMALL) == 0
     assert "dense MMACs" in capsys.readouterr().out
-    assert run("distill", tmp_path / "a", tmp_path / "run", *images, *short) == 0
+    words = ["distill", tmp_path / "a", tmp_path / "run", "--data", data, *SHORT]
+    assert run(*words) == 0
     assert "phase 3 loss" in capsys.readouterr().out
-    assert run("distill", tmp_path / "a", tmp_path / "run", *images, *short) == 0  # continues
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 3 * 2 * 3
+    assert run(*words) == 0  # continues
     capsys.readouterr()
 
     trained = tmp_path / "run" / "model"
@@ -57,10 +88,81 @@ def test_from_a_dense_model_to_a_graph(data, tmp_path, capsys):
     assert (tmp_path / "m.pt2").exists()
 
 
-def test_bench(tmp_path, capsys):
+def test_the_configuration_of_a_run_repeats_it(distilled, tmp_path):
+    found = read(distilled / "config.yaml")
+    assert set(found) == {"model", "out", "images", "distill", "gate", "finetune", "budget",
+                          "budget_weight", "threshold", "smoothing", "training"}  # fmt: skip
+    again = tmp_path / "again"
+    assert run("distill", "--config", distilled / "config.yaml", "--out", again) == 0
+    assert same(weights(again), weights(distilled))
+    results = [json.loads((folder / "result.json").read_text()) for folder in (distilled, again)]
+    assert all(result.pop("seconds") >= 0 for result in results)
+    assert results[0] == results[1]
+
+
+def test_the_same_command_returns_the_finished_run_and_another_one_is_refused(
+    data, converted, distilled, capsys
+):
+    before = weights(distilled)
+    history = (distilled / "3-finetune" / "history.jsonl").read_text()
+    words = ["distill", converted, distilled, "--data", data, *SHORT]
+    assert run(*words) == 0
+    assert same(weights(distilled), before)
+    assert (distilled / "3-finetune" / "history.jsonl").read_text() == history
+    for flag, value, name in (
+        ("--gate.lr", 0.5, "gate.lr"), ("--budget", 0.3, "budget"), ("--seed", 3, "training.seed"),
+    ):  # fmt: skip
+        assert run(*words, flag, value) == 2
+        assert f"another {name} (" in capsys.readouterr().err
+
+
+def test_seeds_differ(data, converted, distilled, tmp_path):
+    words = ["distill", converted, tmp_path, "--data", data, *SHORT, "--seed", "1"]
+    assert run(*words) == 0
+    assert not same(weights(tmp_path), weights(distilled))
+
+
+def test_a_phase_without_epochs_is_left_out(data, converted, tmp_path):
+    words = ["--data", data, "--batch", "8", "--device", "cpu", "--distill.epochs", "1",
+             "--gate.epochs", "0", "--finetune.epochs", "0"]  # fmt: skip
+    assert run("distill", converted, tmp_path, *words) == 0
+    assert not (tmp_path / "2-gate").exists()
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["phases"] == ["distill"]
+
+
+@pytest.mark.dist
+def test_two_processes_share_the_batches_and_one_writes(distilled, tmp_path):
+    words = ["--config", str(distilled / "config.yaml"), "--out", str(tmp_path), "--batch", "4"]
+    (code, saved), (other_code, other_saved) = run_ranks(_distill, 2, words)
+    assert (code, other_code) == (0, 0)
+    assert (saved, other_saved) == (4, 0)  # a model for each phase, and the result
+    one, two = (json.loads((f / "result.json").read_text()) for f in (distilled, tmp_path))
+    assert two["steps"] == one["steps"]
+    assert weights(tmp_path).keys() == weights(distilled).keys()
+
+
+def _distill(words):
+    saved = []
+    original = AdaptiveModel.save_pretrained
+    AdaptiveModel.save_pretrained = lambda *a, **k: (saved.append(1), original(*a, **k))
+    return run("distill", *words), len(saved)
+
+
+@pytest.mark.parametrize("option", ["epochs", "steps", "seconds", "lr", "workers", "parallel"])
+def test_what_a_phase_has_of_its_own_or_nobody_honours_is_refused(option, capsys):
+    value = "fsdp" if option == "parallel" else "1"
+    assert run("distill", "a", "x", "--data", "y", f"--training.{option}", value) == 2
+    said = capsys.readouterr().err
+    named = "workers must be 0 and parallel ddp" if option in ("workers", "parallel") else (
+        f"training.{option} must be left out"
+    )  # fmt: skip
+    assert named in said
+
+
+def test_time(tmp_path, capsys):
     words = ["--model", "vit_tiny_patch16_224", "--batch", "1", "--budgets", "0.5",
              "--device", "cpu", "--out", tmp_path]  # fmt: skip
-    assert run("bench", *words) == 0
+    assert run("time", *words) == 0
     assert "dense ms" in capsys.readouterr().out
     assert (tmp_path / "plot-1.png").exists()
 
@@ -71,8 +173,8 @@ def test_bench(tmp_path, capsys):
         (["convert", "x", "--model", "vit_of_nowhere"], 2, "must be one that timm can create"),
         (["convert", "x", *SMALL, "--learners", "0"], 2, "learners must be at least 1, got 0"),
         (["convert", "x", *SMALL, "--checkpoint", "no.pth"], 1, "must be a .safetensors file"),
-        (["bench", "--backend", "tritn"], 2, "did you mean 'triton'"),
-        (["bench", "--device", "tpu"], 2, "device must be auto, cpu, cuda or mps"),
+        (["time", "--backend", "tritn"], 2, "did you mean 'triton'"),
+        (["time", "--device", "tpu"], 2, "device must be auto, cpu, cuda or mps"),
         (["distill", "nowhere", "x", "--data", "y"], 1, "nothing there"),
         (["distill", "a", "x", "--data", "y", "--budget", "0"], 2, r"budget must be in (0, 1]"),
         (["profile", "a", "--data", "y", "--statistics", "z"], 2, "must be imagenet or cifar10"),

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from potstill.acm import Learners, backends
+from potstill.acm.backends.learners import split_widths
 from potstill.acm.backends.sorted_prefix import ROWS, sorted_prefix, tuner
-from potstill.acm.learners import split_widths
 from potstill.core.errors import BackendError, ConfigError, ShapeError
 
 CPU = ("torch", "sorted_prefix", "gathered", "grouped_mm")

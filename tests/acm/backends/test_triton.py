@@ -12,7 +12,7 @@ PROGRAM = """
 import torch
 from potstill.acm import Learners, backends
 from potstill.acm.backends.triton import TILES, triton
-from potstill.acm.learners import split_widths
+from potstill.acm.backends.learners import split_widths
 
 torch.manual_seed(0)
 for hidden, inputs, outputs, count, activation in [

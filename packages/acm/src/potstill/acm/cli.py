@@ -1,62 +1,45 @@
-"""``potstill acm convert | distill | profile | calibrate | export | bench``."""
+"""``potstill acm convert | distill | profile | calibrate | export | time``."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from potstill.acm.config import Convert, Phases, Reading, Timing
+from potstill.acm.config import BatchConfig, ConvertConfig, DistillConfig, TimeConfig
+from potstill.core.command import say, table, verb
+
+if TYPE_CHECKING:
+    from potstill.core import Report
 
 __all__ = ["app"]
 
 app = App(name="acm", help="Make vision transformers spend computation where it is needed.")
 
+verb(app, "distill", "potstill.acm.training.jobs:Distill", DistillConfig)
+
 Flat = Parameter(name="*")
 
 
 @app.command
-def convert(out: Path, *, config: Annotated[Convert, Flat] = Convert()) -> None:  # noqa: B008
+def convert(out: Path, *, config: Annotated[ConvertConfig, Flat] = ConvertConfig()) -> None:  # noqa: B008
     """Make a timm model adaptive, from its own weights.
 
     Args:
         out: Folder for the adaptive model and its dense teacher.
-        config: What to make adaptive, and how.
+        config: Dense model, and how it becomes adaptive.
     """
-    from potstill.acm.workflow import convert as run
+    from potstill.acm.store.folders import convert
 
-    _show(f"adaptive model in {out}", run(config, out))
-
-
-@app.command
-def distill(
-    model: Path,
-    out: Path,
-    *,
-    images: Annotated[Reading, Flat],
-    phases: Annotated[Phases, Flat] = Phases(),  # noqa: B008
-    device: str = "auto",
-) -> None:
-    """Run the three phases; an interrupted run continues with the same command.
-
-    Args:
-        model: Folder written by convert.
-        out: Folder of the run; the result is in out/model.
-        images: Which images.
-        phases: How long, and what for.
-        device: auto, cpu, cuda or mps.
-    """
-    from potstill.acm.workflow import distill as run
-
-    _show(f"trained model in {out / 'model'}", run(model, out, images, phases, device))
+    table(f"adaptive model in {out}", convert(config, out))
 
 
 @app.command
 def profile(
     model: Path,
     *,
-    images: Annotated[Reading, Flat],
+    images: Annotated[BatchConfig, Flat],
     out: Path | None = None,
     device: str = "auto",
 ) -> None:
@@ -64,16 +47,13 @@ def profile(
 
     Args:
         model: Folder of an adaptive model.
-        images: Which images.
+        images: Images, and their batches.
         out: Folder for the page with plots and heat maps.
-        device: auto, cpu or cuda.
+        device: auto, cpu, cuda or mps.
     """
-    from potstill.acm.workflow import profile as run
+    from potstill.acm.analysis.pages import profile_page
 
-    report = run(model, images, device)
-    report.show()
-    if out is not None:
-        _say(f"wrote {report.save(out)}")
+    _show(profile_page(model, images, device), out)
 
 
 @app.command
@@ -82,7 +62,7 @@ def calibrate(
     budget: float,
     out: Path,
     *,
-    images: Annotated[Reading, Flat],
+    images: Annotated[BatchConfig, Flat],
     limit: int = 1000,
 ) -> None:
     """Set another budget without training, on images without labels.
@@ -91,12 +71,12 @@ def calibrate(
         model: Folder of an adaptive model with trained gates.
         budget: Mean share of the learners' cost.
         out: Folder for the result.
-        images: Which images.
-        limit: Images to use at most.
+        images: Images, and their batches.
+        limit: Largest number of images to use.
     """
-    from potstill.acm.workflow import calibrate as run
+    from potstill.acm.analysis.calibration import calibrate_folder
 
-    _show(f"calibrated model in {out}", run(model, budget, out, images, limit))
+    table(f"calibrated model in {out}", calibrate_folder(model, budget, out, images, limit))
 
 
 @app.command
@@ -113,40 +93,27 @@ def export(
         model: Folder of an adaptive model.
         out: File that ends in .onnx or .pt2.
         form: gathered skips what gates skip; dense_masked suits runtimes without dynamic shapes.
-        size: Side of the images in pixels, when the model does not say it.
+        size: Side of the images in pixels, where the model does not say it.
     """
-    from potstill.acm.workflow import export as run
+    from potstill.acm.store.programs import export_folder
 
-    _show(f"export in {out}", run(model, out, form, size))
+    table(f"export in {out}", export_folder(model, out, form, size))
 
 
 @app.command
-def bench(*, timing: Annotated[Timing, Flat] = Timing(), out: Path | None = None) -> None:  # noqa: B008
+def time(*, config: Annotated[TimeConfig, Flat] = TimeConfig(), out: Path | None = None) -> None:  # noqa: B008
     """Time adaptive against dense on this machine, over budgets.
 
     Args:
-        timing: What is timed.
+        config: Model, batch and budgets.
         out: Folder for the page with the plot.
     """
-    from potstill.acm.workflow import bench as run
+    from potstill.acm.analysis.pages import time_page
 
-    report = run(timing)
+    _show(time_page(config), out)
+
+
+def _show(report: Report, out: Path | None) -> None:
     report.show()
     if out is not None:
-        _say(f"wrote {report.save(out)}")
-
-
-def _say(text: str) -> None:
-    from rich.console import Console
-
-    Console().print(text, markup=False)
-
-
-def _show(title: str, values: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, show_header=False)
-    for name, value in values.items():
-        table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
-    Console().print(table)
+        say(f"page: {report.save(out)}")

@@ -15,8 +15,8 @@ from torch import Tensor
 from potstill.acm.backends.dense_masked import dense_masked, weighted
 from potstill.acm.backends.gathered import gathered
 from potstill.acm.backends.grouped_mm import grouped_mm
+from potstill.acm.backends.learners import Learners
 from potstill.acm.backends.sorted_prefix import sorted_prefix
-from potstill.acm.learners import Learners
 from potstill.core import BackendError, ShapeError
 from potstill.core.backends import Backend, Backends
 

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from potstill.acm.learners import Learners, activate
+from potstill.acm.backends.learners import Learners, activate
 
 __all__ = ["dense_masked", "weighted"]
 

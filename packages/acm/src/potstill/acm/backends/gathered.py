@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from potstill.acm.learners import Learners
+from potstill.acm.backends.learners import Learners
 
 __all__ = ["gathered"]
 
@@ -21,7 +21,9 @@ def gathered(
     `sorted_prefix`: every learner gathers and scatters its tokens anew.
     """
     y = x.new_zeros(x.shape[0], learners.shift.shape[0])
-    for n in range(1, learners.total + 1):
+    for n in range(
+        1, len(learners.bounds)
+    ):  # not `total`: torch 2.10 traces no property of a tuple
         (rows,) = torch.nonzero(choices >= n, as_tuple=True)
         y = y.index_add(0, rows, learners.only(n)(x.index_select(0, rows)))
     return y

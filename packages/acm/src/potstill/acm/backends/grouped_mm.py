@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from potstill.acm.backends.learners import Learners, activate
 from potstill.acm.backends.sorted_prefix import sorted_prefix
-from potstill.acm.learners import Learners, activate
 from potstill.core import ConfigError, ShapeError
 
 __all__ = ["grouped_mm"]

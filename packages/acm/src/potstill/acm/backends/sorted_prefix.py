@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from potstill.acm.backends.autotune import Autotuner
-from potstill.acm.learners import Learners
+from potstill.acm.backends.learners import Learners
 
 __all__ = ["ROWS", "sorted_prefix", "tuner"]
 

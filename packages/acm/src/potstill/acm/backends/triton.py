@@ -22,7 +22,7 @@ from torch import Tensor
 
 from potstill.acm.backends.autotune import Autotuner
 from potstill.acm.backends.dense_masked import dense_masked
-from potstill.acm.learners import Learners
+from potstill.acm.backends.learners import Learners
 from potstill.core import ConfigError
 
 __all__ = ["Tiles", "triton", "tuner"]

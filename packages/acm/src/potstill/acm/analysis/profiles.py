@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from potstill.acm.budget import Costs, all_batches, costs, evaluation, images_for, share
-from potstill.acm.layers import record_gates, require_acms
+from potstill.acm.layers.budget import Costs, all_batches, costs, evaluation, images_for, share
+from potstill.acm.layers.module import record_gates, require_acms
 from potstill.core import accuracy, latency
 
 __all__ = ["Profile", "predict", "profile"]

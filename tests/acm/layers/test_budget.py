@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from potstill.acm import acmize, acms, costs, forced, record_gates, set_mode, share, spent
-from potstill.acm.budget import check_budget, reachable
+from potstill.acm.layers.budget import check_budget, reachable
 from potstill.core.errors import ConfigError
 from potstill.core.measure.counts import count_macs
 

@@ -14,9 +14,9 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from potstill.acm.budget import evaluation, images_for, share
-from potstill.acm.distiller import ModuleDistillation
-from potstill.acm.layers import ACM, GateReading, record_gates
+from potstill.acm.layers.budget import evaluation, images_for, share
+from potstill.acm.layers.module import ACM, GateReading, record_gates
+from potstill.acm.layers.surgery import dense_readings, sources
 from potstill.core import ConfigError, ShapeError
 
 __all__ = [
@@ -231,7 +231,7 @@ def token_errors(student: nn.Module, teacher: nn.Module, images: Tensor, path: s
     acm = student.get_submodule(path)
     assert isinstance(acm, ACM)
     with torch.no_grad():
-        z, o = ModuleDistillation(student, teacher).readings(images)[path]
+        z, o = dense_readings(teacher, sources(student), images)[path]
         return (acm.prefixes(z) - o).norm(dim=-1).flatten(1)
 
 

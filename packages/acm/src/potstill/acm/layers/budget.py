@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from potstill.acm.layers import GateReading, record_gates, require_acms, set_mode
+from potstill.acm.layers.module import GateReading, record_gates, require_acms, restored, set_mode
 from potstill.core import ConfigError, count_macs
 
 __all__ = ["Costs", "costs", "evaluation", "reachable", "share", "spent"]
@@ -54,14 +55,8 @@ def costs(model: nn.Module, *inputs: Any) -> Costs:
         ConfigError: Nothing in the model is adaptive.
     """
     modules = require_acms(model, "costs")
-    modes = {name: acm.mode for name, acm in modules.items()}
-    try:
-        set_mode(model, 1.0)
-        with record_gates(model) as readings:
-            total = count_macs(model, *(images_for(model, value) for value in inputs))
-    finally:
-        for name, acm in modules.items():
-            acm.mode = modes[name]
+    with restored(modules.values(), "mode"), record_gates(set_mode(model, 1.0)) as readings:
+        total = count_macs(model, *(images_for(model, value) for value in inputs))
     tokens = {name: reading.choices.numel() for name, reading in readings.items()}
     learners = sum(n * modules[name].costs[-1] for name, n in tokens.items())
     gates = sum(n * modules[name].gate_cost for name, n in tokens.items())
@@ -81,11 +76,11 @@ def share(readings: Mapping[str, GateReading]) -> Float[Tensor, " batch"]:
 def reachable(model: nn.Module, readings: Mapping[str, GateReading]) -> tuple[float, float]:
     """The smallest and largest mean budget that choices can give."""
     modules = require_acms(model, "reachable")
-    low = full = 0.0
+    low = full = 0
     for name, reading in readings.items():
-        acm = modules[name]
-        low += reading.full * acm.costs[acm.least] / acm.costs[-1]
-        full += reading.full
+        costs, tokens = modules[name].costs, reading.choices.shape[1:].numel()
+        low += tokens * costs[reading.least]
+        full += tokens * costs[-1]
     return low / full, 1.0
 
 
@@ -104,21 +99,16 @@ def check_budget(caller: str, budget: float, low: float = 0.0) -> None:
         )
 
 
-class evaluation:
+@contextmanager
+def evaluation(model: nn.Module) -> Iterator[None]:
     """Eval mode and no gradients inside a ``with`` block; the modes are put back after it."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-
-    def __enter__(self) -> None:
-        self.modes = [(module, module.training) for module in self.model.modules()]
-        self.model.eval()
-        self.grad = torch.no_grad()
-        self.grad.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        self.grad.__exit__(*error)
-        for module, training in self.modes:
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        with torch.no_grad():
+            model.eval()
+            yield
+    finally:
+        for module, training in modes:
             module.training = training
 
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from potstill.acm.layers import require_acms
+from potstill.acm.layers.module import require_acms, restored
+from potstill.acm.store.folders import image_size
+from potstill.acm.store.pretrained import from_pretrained
 from potstill.core import ConfigError, to_exported, to_onnx
 from potstill.core.store import Export
 
-__all__ = ["export"]
+__all__ = ["export", "export_folder"]
 
 
 def export(
@@ -48,18 +48,32 @@ def export(
     if form not in ("gathered", "dense_masked"):
         raise ConfigError(f"export: form must be gathered or dense_masked, got {form!r}")
     write = to_onnx if suffix == ".onnx" else to_exported
-    with _backend(model, "gathered" if form == "gathered" else "torch"), torch.no_grad():
+    modules = require_acms(model, "export").values()
+    with restored(modules, "backend"), torch.no_grad():
+        for acm in modules:
+            acm.backend = "gathered" if form == "gathered" else "torch"
         return write(model, example, path, dynamic={0: "batch"}, tolerance=tolerance)
 
 
-@contextmanager
-def _backend(model: nn.Module, name: str) -> Iterator[None]:
-    modules = list(require_acms(model, "export").values())
-    before = [acm.backend for acm in modules]
-    try:
-        for acm in modules:
-            acm.backend = name
-        yield
-    finally:
-        for acm, backend in zip(modules, before, strict=True):
-            acm.backend = backend
+def export_folder(
+    model: Path, out: Path, form: Literal["gathered", "dense_masked"], size: int | None
+) -> dict[str, float | None]:
+    """`export` of the model in a folder, on random images.
+
+    Args:
+        model: Folder of an adaptive model.
+        out: File that ends in .onnx or .pt2.
+        form: As of `export`.
+        size: Side of the images in pixels; that of the model by default.
+
+    Returns:
+        Relative errors at two batch sizes.
+    """
+    student = from_pretrained(model)
+    side = size or image_size(student)
+    example = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    found = export(student, out, example, form=form)
+    return {
+        "relative error, batch 2": found.error,
+        "relative error, batch 4": found.error_elsewhere,
+    }

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from potstill.acm import backends
-from potstill.acm.budget import check_budget, costs, evaluation
-from potstill.acm.layers import ACM, acms, forced, record_gates, require_acms
-from potstill.acm.surgery import deacmize
+from potstill.acm.layers.budget import check_budget, costs, evaluation
+from potstill.acm.layers.module import ACM, acms, forced, record_gates, require_acms
+from potstill.acm.layers.surgery import deacmize
 from potstill.core import ConfigError, latency
 
 __all__ = ["SweepRow", "dense_of", "random_choices", "run_gate", "sweep_layer", "sweep_model"]
@@ -82,18 +84,17 @@ def sweep_layer(
         acm.gate.pick(x)
         return backends.run(x, k, acm.learners, backend)
 
-    times: dict[float, list[float]] = {b: [] for b in (*budgets, 0.0)}
     with torch.inference_mode():
-        for _ in range(rounds):
-            times[0.0].append(latency(dense, x, blocks=1, warmup=1).median)
-            for b, k in chosen.items():
-                times[b].append(latency(gated, k, blocks=1, warmup=1).median)
-    gate = acm.gate_cost / acm.costs[-1]
-    costs = torch.tensor(acm.costs)
+        sides = {0.0: partial(_seconds, dense, x)}
+        times = _in_turns(
+            sides | {b: partial(_seconds, gated, k) for b, k in chosen.items()}, rounds
+        )
+    costs, gate = torch.tensor(acm.costs), acm.gate_cost / acm.costs[-1]
     rows = []
     for b, k in chosen.items():
         macs = float(costs[k.cpu()].sum()) + tokens * acm.gate_cost
-        rows.append(_row(float(k.float().mean()) / acm.count, times[b], times[0.0], gate, macs))
+        share = float(k.float().mean()) / acm.count
+        rows.append(_row(share, macs, times[b], times[0.0], gate + share))
     return rows
 
 
@@ -126,14 +127,15 @@ def sweep_model(
             }
             for b in budgets
         }
+
+        def overruled(choices: dict[str, Tensor]) -> float:
+            with forced(model, choices):
+                return _seconds(model, images)
+
         hooks = [acm.register_forward_pre_hook(run_gate) for acm in modules.values()]
-        times: dict[float, list[float]] = {b: [] for b in (*budgets, 0.0)}
         try:
-            for _ in range(rounds):
-                times[0.0].append(latency(dense, images, blocks=1, warmup=1).median)
-                for b, choices in chosen.items():
-                    with forced(model, choices):
-                        times[b].append(latency(model, images, blocks=1, warmup=1).median)
+            sides = {0.0: partial(_seconds, dense, images)}
+            times = _in_turns(sides | {b: partial(overruled, k) for b, k in chosen.items()}, rounds)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -143,10 +145,8 @@ def sweep_model(
         share = sum(
             float(torch.tensor(modules[name].costs)[k.cpu()].sum()) for name, k in choices.items()
         ) / (count.learners * len(images))
-        fixed = (count.fixed + count.gates) / count.dense
-        scale = count.learners / count.dense
-        row = _row(share, times[b], times[0.0], fixed, len(images) * count.at(share), scale)
-        rows.append(row)
+        macs = count.at(share)
+        rows.append(_row(share, len(images) * macs, times[b], times[0.0], macs / count.dense))
     return rows
 
 
@@ -156,21 +156,26 @@ def run_gate(module: nn.Module, args: tuple[Tensor, ...]) -> None:
     module.gate.pick(args[0])
 
 
-def _row(
-    budget: float,
-    times: list[float],
-    dense: list[float],
-    fixed: float,
-    macs: float,
-    scale: float = 1.0,
-) -> SweepRow:
+def _seconds(call: Callable[..., object], *inputs: Any) -> float:
+    return latency(call, *inputs, blocks=1, warmup=1).median
+
+
+def _in_turns(sides: Mapping[float, Callable[[], float]], rounds: int) -> dict[float, float]:
+    """Median seconds of each side, measured in turns so that a disturbance hits all of them."""
+    times: list[dict[float, float]] = []
+    for _ in range(rounds):
+        times.append({name: measure() for name, measure in sides.items()})
+    return {name: median(one[name] for one in times) for name in sides}
+
+
+def _row(budget: float, macs: float, seconds: float, dense: float, linear: float) -> SweepRow:
     return {
         "budget": budget,
         "MMACs": macs / 1e6,
-        "ms": 1e3 * median(times),
-        "dense ms": 1e3 * median(dense),
-        "ratio": median(times) / median(dense),
-        "linear": fixed + scale * budget,
+        "ms": 1e3 * seconds,
+        "dense ms": 1e3 * dense,
+        "ratio": seconds / dense,
+        "linear": linear,
     }
 
 

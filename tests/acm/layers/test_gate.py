@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from potstill.acm import Gate
-from potstill.acm.gate import gate_width, tail_sums
+from potstill.acm.layers.gate import gate_width, tail_sums
 from potstill.core.errors import ConfigError
 
 

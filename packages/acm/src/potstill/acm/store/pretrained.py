@@ -11,9 +11,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from potstill.acm.distiller import phases
-from potstill.acm.layers import require_acms
-from potstill.acm.surgery import ModuleSpec, acmize, install, specs
+from potstill.acm.layers.module import phases, require_acms
+from potstill.acm.layers.surgery import ModuleSpec, acmize, install, specs
 from potstill.core import CheckpointError, ConfigError, Pretrained
 from potstill.core.command import build
 

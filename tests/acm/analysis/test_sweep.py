@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from potstill.acm import acms, costs
-from potstill.acm.sweep import dense_of, random_choices, sweep_layer, sweep_model
+from potstill.acm.analysis.sweep import dense_of, random_choices, sweep_layer, sweep_model
 from potstill.core.errors import BackendError, ConfigError
 
 

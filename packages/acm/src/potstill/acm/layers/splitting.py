@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from potstill.acm.layers import ACM
+from potstill.acm.layers.module import ACM
 
 __all__ = ["importance", "split_linear", "split_mlp"]
 

@@ -9,8 +9,8 @@ from timm.layers import SwiGLU
 from torch import nn
 
 from potstill.acm import acmize, acms, deacmize, set_mode, specs
-from potstill.acm.splitting import importance, split_linear
-from potstill.acm.surgery import ModuleSpec, install, sources
+from potstill.acm.layers.splitting import importance, split_linear
+from potstill.acm.layers.surgery import ModuleSpec, install, sources
 from potstill.core.errors import BackendError, ConfigError
 
 TIGHT = {"atol": 1e-5, "rtol": 1e-4}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
@@ -11,11 +11,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from potstill.acm import backends
-from potstill.acm.gate import Gate, gate_width, tail_sums
-from potstill.acm.learners import Learners, activate
+from potstill.acm.backends.learners import Learners, activate
+from potstill.acm.layers.gate import Gate, gate_width, tail_sums
 from potstill.core import ConfigError, ShapeError, nearest
 
-__all__ = ["ACM", "GateReading", "Mode", "acms", "forced", "record_gates", "set_mode"]
+__all__ = [
+    "ACM", "GateReading", "Mode", "acms", "forced", "note_phase", "phases", "record_gates",
+    "require_acms", "restored", "set_mode",
+]  # fmt: skip
 
 Mode = Literal["gated"] | int
 """How many learners run: what the gate says for each token, or the same number for all."""
@@ -250,6 +253,29 @@ def require_acms(model: nn.Module, caller: str) -> dict[str, ACM]:
             "call acmize(model) first"
         )
     return found
+
+
+def phases(student: nn.Module) -> tuple[str, ...]:
+    """The phases of training that ``student`` has been through, in order."""
+    done: tuple[str, ...] = getattr(student, "acm_phases", ())
+    return done
+
+
+def note_phase(student: nn.Module, phase: str) -> None:
+    """Remember that ``student`` has been through ``phase``."""
+    done: Any = (*(p for p in phases(student) if p != phase), phase)
+    student.acm_phases = done
+
+
+@contextmanager
+def restored(modules: Iterable[ACM], attribute: str) -> Iterator[None]:
+    """Put an attribute of ``modules`` (``"mode"``, ``"backend"``) back when the block ends."""
+    before = [(acm, getattr(acm, attribute)) for acm in modules]
+    try:
+        yield
+    finally:
+        for acm, value in before:
+            setattr(acm, attribute, value)
 
 
 def set_mode(model: nn.Module, mode: Mode | float | Mapping[str, int]) -> nn.Module:

@@ -214,7 +214,7 @@ def test_the_budget_is_one_of_the_global_batch():
 
 def _global_terms():
     from potstill.acm import budget_loss, diversity_loss
-    from potstill.acm.distiller import _over_ranks
+    from potstill.acm.training.distiller import _over_ranks
 
     with Engine(device="cpu") as engine:
         mine = torch.full((2,), 0.2 if engine.rank == 0 else 0.8, requires_grad=True)
@@ -223,3 +223,31 @@ def _global_terms():
         diversity_loss(share).backward()
         assert bool(mine.grad.abs().max() > 0)
         return terms.detach()
+
+
+@pytest.mark.dist
+def test_two_processes_train_learners_and_gates_as_one_does(vit):
+    torch.manual_seed(2)
+    data = [(torch.randn(8, 3, 16, 16), torch.randint(0, 5, (8,))) for _ in range(3)]
+    (one,), (two, other) = (run_ranks(_two_phases, n, vit, data) for n in (1, 2))
+    assert any(not value.equal(start) for value, start in zip(one, _weights(vit), strict=True))
+    for a, b, c in zip(one, two, other, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+        assert torch.equal(b, c)
+
+
+def _weights(vit):
+    return [value.detach() for value in acmize(vit).parameters()]
+
+
+def _two_phases(vit, data):
+    student = acmize(vit)
+
+    def draw(step, rank, world):
+        images, labels = data[step % 3]
+        return images[rank::world], labels[rank::world]
+
+    with Engine(device="cpu") as engine:
+        for phase in (distill, pretrain_gates):
+            phase(student, vit, draw, steps=3, engine=engine, progress=False)
+    return [value.detach() for value in student.parameters()]

@@ -14,13 +14,14 @@ from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 
 from potstill.acm.backends import BACKENDS
-from potstill.acm.layers import ACM, acms, require_acms
-from potstill.acm.learners import split_widths
-from potstill.acm.splitting import split_linear, split_mlp
-from potstill.core import ConfigError
+from potstill.acm.backends.learners import split_widths
+from potstill.acm.layers.module import ACM, acms, require_acms
+from potstill.acm.layers.splitting import split_linear, split_mlp
+from potstill.core import ConfigError, tap
 
 __all__ = [
-    "ModuleSpec", "Source", "SplitProjection", "acmize", "deacmize", "install", "sources", "specs",
+    "ModuleSpec", "Source", "SplitProjection", "acmize", "deacmize", "dense_readings", "install",
+    "sources", "specs",
 ]  # fmt: skip
 
 Predicate = Callable[[str, nn.Module], bool]
@@ -224,6 +225,24 @@ def sources(model: nn.Module) -> dict[str, Source]:
         else:
             found[path] = Source(path, slice(None))
     return found
+
+
+def dense_readings(
+    teacher: nn.Module, where: Mapping[str, Source], images: Tensor
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Input and output of the dense module behind each adaptive one, by path of the latter.
+
+    Args:
+        teacher: The dense model; it runs up to the last of these modules.
+        where: From `sources`.
+        images: [batch 3 height width].
+    """
+    with tap(teacher, *{source.path for source in where.values()}, stop=True) as taps:
+        teacher(images)
+    return {
+        name: (taps[source.path].input, taps[source.path].output[..., source.columns])
+        for name, source in where.items()
+    }
 
 
 # --- finding -------------------------------------------------------------------------------------

@@ -12,9 +12,9 @@ import torch
 from numpy.lib.format import open_memmap
 from torch import Tensor, nn
 
-from potstill.acm.budget import all_batches, evaluation, images_for, images_of
-from potstill.acm.surgery import sources
-from potstill.core import ConfigError, DataError, atomic, generator, tap
+from potstill.acm.layers.budget import all_batches, evaluation, images_for, images_of
+from potstill.acm.layers.surgery import dense_readings, sources
+from potstill.core import ConfigError, DataError, atomic, generator
 
 __all__ = ["Activations", "cache_activations"]
 
@@ -94,12 +94,8 @@ def cache_activations(
     with evaluation(teacher):
         for batch in held:
             images = images_for(teacher, batch)
-            with tap(teacher, *{source.path for source in where.values()}, stop=True) as taps:
-                teacher(images)
             rows = slice(start, start + len(images))
-            for i, (path, source) in enumerate(where.items()):
-                reading = taps[source.path]
-                pair = (reading.input, reading.output[..., source.columns])
+            for i, (path, pair) in enumerate(dense_readings(teacher, where, images).items()):
                 for kind, kept in zip(_KINDS, _sample(pair, tokens, seed, start, i), strict=True):
                     if (path, kind) not in arrays:
                         shape = (count, *kept.shape[1:])

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from potstill.acm.layers import acms, require_acms, set_mode
-from potstill.acm.surgery import deacmize
+from potstill.acm.layers.module import acms, require_acms, restored, set_mode
+from potstill.acm.layers.surgery import deacmize
 from potstill.core import ConfigError, Distiller, Losses, Objective, Weight, ramp
 from potstill.core.criteria import kd
 
@@ -37,23 +38,19 @@ def subnet(model: nn.Module, part: Subnet) -> Iterator[nn.Module]:
     Raises:
         ConfigError: A width or depth that the model does not have, or no ``model.blocks``.
     """
-    modules = require_acms(model, "subnet")
-    blocks = _blocks(model)
-    count = min(acm.count for acm in modules.values())
-    if not 1 <= part.width <= count or not 1 <= part.depth <= len(blocks):
+    largest, blocks = _largest(model, "subnet"), cast(nn.Sequential, model.blocks)
+    if not 1 <= part.width <= largest.width or not 1 <= part.depth <= largest.depth:
         raise ConfigError(
-            f"subnet: width must be from 1 to {count} and depth from 1 to {len(blocks)}, got "
-            f"{part.width} and {part.depth}"
+            f"subnet: width must be from 1 to {largest.width} and depth from 1 to "
+            f"{largest.depth}, got {part.width} and {part.depth}"
         )
-    modes = {name: acm.mode for name, acm in modules.items()}
-    try:
-        set_mode(model, part.width)
-        model.blocks = nn.Sequential(*list(blocks)[: part.depth])
-        yield model
-    finally:
-        model.blocks = blocks
-        for name, acm in modules.items():
-            acm.mode = modes[name]
+    with restored(acms(model).values(), "mode"):
+        try:
+            set_mode(model, part.width)
+            model.blocks = nn.Sequential(*list(blocks)[: part.depth])
+            yield model
+        finally:
+            model.blocks = blocks
 
 
 def extract(model: nn.Module, part: Subnet) -> nn.Module:
@@ -118,39 +115,31 @@ class Shrinking(Distiller):
         warmup: float = 0.1,
         temperature: float = 1.0,
     ) -> None:
-        modules = require_acms(student, "Shrinking")
         if steps < 1 or random < 0 or not temperature > 0:
             raise ConfigError(
                 f"Shrinking: steps, random and temperature must be positive, got {steps}, "
                 f"{random} and {temperature}"
             )
-        count = min(acm.count for acm in modules.values())
-        self.largest = Subnet(count, len(_blocks(student)))
+        self.largest = _largest(student, "Shrinking")
         self.least = least or Subnet(1, max(1, self.largest.depth // 2))
         with subnet(student, self.least):
             pass  # refuses a smallest subnet that is not there
         self.random = random
-        weight = delayed(steps, delay, warmup)
-
-        def distance(outputs: Sequence[Tensor], teacher: Tensor) -> Tensor:
-            return torch.stack([kd(o, teacher, T=temperature) for o in outputs]).mean()
-
-        terms: dict[str, tuple[Weight, Any]] = {"full": (1.0, F.cross_entropy)}
-        terms["smallest"] = (weight, distance)
-        if random:
-            terms["random"] = (weight, distance)
-        super().__init__(student, Objective(terms))
+        subnets = (delayed(steps, delay, warmup), partial(_distance, temperature=temperature))
+        names = ["smallest", "random"] if random else ["smallest"]
+        super().__init__(
+            student, Objective({"full": (1.0, F.cross_entropy), **dict.fromkeys(names, subnets)})
+        )
 
     def forward(self, batch: Any, step: int) -> Losses:
         """Terms of a batch (images, labels)."""
         images, labels = batch
-        wanted = self.objective.at(step)
         full = self._run(self.largest, images)
         terms: dict[str, tuple[Any, ...]] = {"full": (full, labels)}
-        if "smallest" in wanted:
+        if "smallest" in self.objective.at(step):
             terms["smallest"] = ([self._run(self.least, images)], full)
-        if "random" in wanted:
-            parts = [self._draw() for _ in range(self.random)]
+        if "random" in self.objective.at(step):
+            parts = [_between(self.least, self.largest) for _ in range(self.random)]
             terms["random"] = ([self._run(part, images) for part in parts], full)
         return self.objective(step, terms)
 
@@ -159,18 +148,29 @@ class Shrinking(Distiller):
             logits: Tensor = self.student(images)
         return logits
 
-    def _draw(self) -> Subnet:
-        """Uniform over widths and depths; `fit` has seeded the stream for this step."""
-        width = torch.randint(self.least.width, self.largest.width + 1, ()).item()
-        depth = torch.randint(self.least.depth, self.largest.depth + 1, ()).item()
-        return Subnet(int(width), int(depth))
+
+def _distance(outputs: Sequence[Tensor], teacher: Tensor, temperature: float) -> Tensor:
+    """Distillation loss, mean over several subnets."""
+    return torch.stack([kd(output, teacher, T=temperature) for output in outputs]).mean()
 
 
-def _blocks(model: nn.Module) -> nn.Sequential:
+def _between(least: Subnet, largest: Subnet) -> Subnet:
+    """Uniform over widths and depths; `fit` has seeded the stream for this step."""
+    bounds = zip(least, largest, strict=True)
+    return Subnet(*(int(torch.randint(low, high + 1, ())) for low, high in bounds))
+
+
+def _largest(model: nn.Module, caller: str) -> Subnet:
+    """The whole model as a subnet.
+
+    Raises:
+        ConfigError: Nothing adaptive, or blocks that are elsewhere.
+    """
+    modules = require_acms(model, caller)
     blocks = getattr(model, "blocks", None)
-    if not isinstance(blocks, nn.Sequential) or not acms(model):
+    if not isinstance(blocks, nn.Sequential):
         raise ConfigError(
             f"subnet: model must have its blocks in model.blocks, got {type(model).__name__}; "
             "timm's VisionTransformer family does"
         )
-    return blocks
+    return Subnet(min(acm.count for acm in modules.values()), len(blocks))

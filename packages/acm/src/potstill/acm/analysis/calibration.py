@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from potstill.acm.budget import all_batches, check_budget, evaluation, images_for, reachable, share
-from potstill.acm.layers import ACM, record_gates, require_acms
+from potstill.acm.config import BatchConfig
+from potstill.acm.layers.budget import (
+    all_batches,
+    check_budget,
+    evaluation,
+    images_for,
+    reachable,
+    share,
+)
+from potstill.acm.layers.module import ACM, record_gates, require_acms
+from potstill.acm.store.folders import read_images, save_with_teacher
+from potstill.acm.store.pretrained import from_pretrained
 from potstill.core import ConfigError
 
-__all__ = ["Calibration", "calibrate"]
+__all__ = ["Calibration", "calibrate", "calibrate_folder"]
 
 
 class Calibration(NamedTuple):
@@ -99,6 +110,29 @@ def calibrate(
     _tilt(gated, tilt)
     model.acm_budget = budget  # type: ignore[assignment]
     return Calibration(tilt, found[tilt], len(found))
+
+
+def calibrate_folder(
+    model: Path, budget: float, out: Path, images: BatchConfig, limit: int
+) -> dict[str, float]:
+    """`calibrate` the model in a folder, and write it to another one.
+
+    Args:
+        model: Folder of an adaptive model.
+        budget: Mean share of the learners' cost, in (0, 1].
+        out: Folder for the result.
+        images: Images, and their batches.
+        limit: Largest number of images, spread evenly over those there are.
+
+    Returns:
+        Number of images, and the budget and tilt that were found.
+    """
+    student = from_pretrained(model)
+    found = read_images(images, student)
+    some = found.take(torch.arange(0, len(found), max(1, len(found) // limit))[:limit])
+    result = calibrate(student, some.batches(images.batch), budget)
+    save_with_teacher(student, out, model, budget)
+    return {"images": len(some), "budget": result.budget, "tilt": result.tilt}
 
 
 def _tilt(modules: list[ACM], tilt: float) -> None:

@@ -1,0 +1,14 @@
+from . import plots as plots
+from .calibration import Calibration as Calibration
+from .calibration import calibrate as calibrate
+from .plots import compute_maps as compute_maps
+from .plots import draw_curves as draw_curves
+from .plots import grid_of as grid_of
+from .plots import overlay as overlay
+from .profiles import Profile as Profile
+from .profiles import predict as predict
+from .profiles import profile as profile
+from .sweep import random_choices as random_choices
+from .sweep import run_gate as run_gate
+from .sweep import sweep_layer as sweep_layer
+from .sweep import sweep_model as sweep_model

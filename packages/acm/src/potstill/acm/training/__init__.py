@@ -1,0 +1,5 @@
+"""The three phases, their criteria and their job; once-for-all training."""
+
+import lazy_loader as _lazy
+
+__getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)
