@@ -10,13 +10,20 @@ from apps.tour.digits import Digits, digits
 from apps.tour.mae import reconstructions
 from apps.tour.widgets import paragraph, table
 from potstill.core import ConfigError
-from potstill.mae import ImageSet, block_similarity, eval_transform, features_of, knn_probe
-from potstill.mae.models import Student, statistics_of
+from potstill.mae import (
+    ImageSet,
+    Student,
+    block_similarity,
+    eval_transform,
+    features_of,
+    knn_probe,
+    statistics_of,
+)
 
 
 def images(source: str, student: Student) -> tuple[Digits, Digits]:
     """Training and test part, as ``student`` wants them; every fifth image of a folder tests."""
-    size = student.encoder.vit.patch_embed.img_size[0]
+    size = student.encoder.image_size[0]
     if not source:
         parts = digits()
         return tuple(Digits(F.interpolate(p.images, size=size), p.labels) for p in parts)

@@ -33,10 +33,10 @@ from potstill.mae import (
     Pretrain,
     RandomMasking,
     finetune,
+    inspect_run,
     pretrain,
+    recipe,
 )
-from potstill.mae.config import recipe
-from potstill.mae.interchange import inspect_run
 
 CAPTIONS = {
     "reconstruction.png": "What the student saw, and what its decoder made of the rest.",
@@ -87,14 +87,13 @@ def main() -> None:
 
     before = load(Pretrain, recipe("cifar10_pretrain"))
     after = load(Finetune, recipe("cifar10_finetune"))
-    if options.quick:
-        before, after = (
-            dataclasses.replace(c, optim=dataclasses.replace(c.optim, epochs=1))
-            for c in (before, after)
-        )
+    changed: dict[str, Any] = {"device": "cpu"} | ({"epochs": 1} if options.quick else {})
+    before, after = (
+        dataclasses.replace(c, training=dataclasses.replace(c.training, **changed))
+        for c in (before, after)
+    )
     folder = options.out / "pretrain"
-    before = dataclasses.replace(before, out=folder, device="cpu")
-    after = dataclasses.replace(after, device="cpu")
+    before = dataclasses.replace(before, out=folder)
     distilled = dataclasses.replace(after, out=options.out / "distilled", init=str(folder))
     scratch = dataclasses.replace(
         after, out=options.out / "scratch", init="", encoder=before.student
@@ -109,7 +108,7 @@ def main() -> None:
         "Masked distillation on CIFAR-10 (10 000 / 2 000 images)",
         summary="Student 64 wide, teacher 96 wide, both 4 blocks; three quarters hidden.",
         columns={"top-1": Column("%", best="max"), "CPU time": Column("s", digits=3)},
-        label="model", seed=before.seed, data="cifar10_10k.zip", device="cpu",
+        label="model", seed=before.training.seed, data="cifar10_10k.zip", device="cpu",
     )  # fmt: skip
     report.add("teacher", **{"top-1": 100 * teacher["test_top1"]})
     report.add("student, distilled", **{"top-1": tuned["top1"], "CPU time": pretraining + tuning})

@@ -16,11 +16,12 @@ from potstill.mae import (
     Encoder,
     MaskedToMasked,
     RandomMasking,
+    Student,
     adamw,
+    create_encoder,
     prepare_classifier,
     top1,
 )
-from potstill.mae.models import Student, create_encoder
 
 HALF = (0.5,) * 3
 STUDENT = Encoder("vit_tiny_patch16_224", 16, 4, width=32, depth=3, heads=2, mean=HALF, std=HALF)

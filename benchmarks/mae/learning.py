@@ -42,9 +42,9 @@ from potstill.mae import (
     MaskedToMasked,
     RandomMasking,
     adamw,
+    plots,
     top1,
 )
-from potstill.mae.plots import masking_ratio_curve, save
 
 BATCH, LEARNING_RATE, GOAL = 128, 2e-3, 46.0
 
@@ -441,19 +441,19 @@ def main(argv: Sequence[str] | None = None) -> None:
             zip(curve.seconds, curve.accuracy, strict=True), start=1
         )
     ]
-    save(picture, options.out / "curves.png", points)
+    plots.save(picture, options.out / "curves.png", points)
     rows = [
         (ratio, [c.accuracy[-1] for c in runs], [c.images_per_second for c in runs])
         for ratio, runs in zip(RATIOS, sweep.values(), strict=True)
     ]
-    picture = masking_ratio_curve(rows)
+    picture = plots.masking_ratio_curve(rows)
     report.figure(picture, "Accuracy and speed by masking ratio", "Masking ratio")
     points = [
         {"ratio": ratio, "top1": top, "images_per_second": speed}
         for ratio, tops, speeds in rows
         for top, speed in zip(tops, speeds, strict=True)
     ]
-    save(picture, options.out / "masking_ratio.png", points)
+    plots.save(picture, options.out / "masking_ratio.png", points)
     report.table(
         ["comparison", "points"],
         [(name, f"{value:+.2f}") for name, value in gains(curves).items()],

@@ -38,8 +38,7 @@ def save_graph(folder, small):
 
 
 def save_mae(folder, small):
-    from potstill.mae import Decoder, Encoder
-    from potstill.mae.models import Student
+    from potstill.mae import Decoder, Encoder, Student
 
     half = (0.5,) * 3
     width = 32 if small else 64

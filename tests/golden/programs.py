@@ -25,7 +25,17 @@ from torch_geometric.utils import to_undirected
 
 # All names of potstill that are needed, so that a move of modules changes these lines alone.
 from potstill import acm, graph, mae, nerf, sr
-from potstill.core import Distiller, Objective, Stage, Validation, accuracy, cosine, decay, fit
+from potstill.core import (
+    Distiller,
+    Objective,
+    Stage,
+    Training,
+    Validation,
+    accuracy,
+    cosine,
+    decay,
+    fit,
+)
 from potstill.core.criteria import RatioNet, dkd, kd
 from potstill.core.schemes import (
     LogitDistiller,
@@ -40,8 +50,6 @@ from potstill.core.schemes import (
 from potstill.graph.mirage import distill as condense
 from potstill.graph.mirage import train_classifier
 from potstill.graph.scale import GraphStore, distill_in_batches
-from potstill.mae.config import Data as Pictures
-from potstill.mae.config import Optim, Teacher
 from potstill.nerf import RATES
 
 STEPS = 20
@@ -310,7 +318,9 @@ def known():
 @program("FieldToField")
 def nerf_convert():
     teacher, prior = known()
-    schedule = nerf.Progression(feature_until=0.2, points_until=0.5, sparsity=1e-2, feature_decay=0.9)
+    schedule = nerf.Progression(
+        feature_until=0.2, points_until=0.5, sparsity=1e-2, feature_decay=0.9
+    )
     sizes = {"config": SIZES["vm"], "samples": 600, "rays": 256}
     return nerf.convert(teacher, "vm", prior, schedule, **sizes, **QUIET)[1].rows
 
@@ -353,6 +363,11 @@ def pictures():
         yield folder
 
 
+def training_of(**options):
+    known = {"batch": 8, "optimizer": "adamw", "weight_decay": 0.05, "warmup": 0.2, "device": "cpu"}
+    return Training(**known, **options)
+
+
 def rows_in(folder):
     return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
 
@@ -364,13 +379,13 @@ def mae_pretrain():
         teacher.save_pretrained(folder / "teacher")
         config = mae.Pretrain(
             folder / "run",
-            encoder(16, 2),
-            mae.Decoder(depth=1, width=16, heads=2),
-            Teacher(str(folder / "teacher")),
-            optim=Optim(epochs=STEPS, batch_size=8, accumulate=2, base_lr=5e-2, ema=0.9),
-            data=Pictures(str(folder / "images"), resident=True),
+            student=encoder(16, 2),
+            decoder=mae.Decoder(depth=1, width=16, heads=2),
+            teacher=mae.Teacher(str(folder / "teacher")),
+            data=mae.Data(str(folder / "images"), resident=True),
             normalize_pixels=True,
-            device="cpu",
+            training=training_of(epochs=STEPS, accumulate=2, ema=0.9, final=0.0),
+            lr_per_256=5e-2,
         )
         mae.pretrain(config, progress=False)
         return rows_in(folder / "run")
@@ -380,9 +395,10 @@ def mae_pretrain():
 def mae_align():
     vits = [timm.create_model(e.name, **e.options()) for e in (encoder(16, 4), encoder(24, 4))]
     student = mae.MaskedAutoencoder(vits[0], decoder=None)
-    options = {"layers": [(1, 2), (2, 2)], "projector": "mlp", "prune_teacher": True}
+    teacher = mae.MaskedViT(vits[1]).prune(2)
+    options = {"layers": [(1, 2), (2, 2)], "projector": "mlp"}
     return fit(
-        mae.MaskedToMasked(student, vits[1], masking=mae.BlockMasking(0.5, 2), **options),
+        mae.MaskedToMasked(student, teacher, masking=mae.BlockMasking(0.5, 2), **options),
         [torch.randn(4, 3, 16, 16) for _ in range(3)],
         optimizer=mae.adamw(),
         schedule=cosine(warmup=0.2),
@@ -397,9 +413,10 @@ def mae_finetune():
         config = mae.Finetune(
             folder / "run",
             encoder=encoder(16, 2),
-            optim=Optim(epochs=10, batch_size=8, base_lr=0.3, layer_decay=0.75, final=0.1),
-            data=Pictures(str(folder / "images"), resident=True),
-            device="cpu",
+            data=mae.Data(str(folder / "images"), resident=True),
+            training=training_of(epochs=10, final=0.1),
+            lr_per_256=0.3,
+            layer_decay=0.75,
         )
         mae.finetune(config, progress=False)
         return rows_in(folder / "run")

@@ -10,8 +10,15 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from potstill.core.errors import CheckpointError, ConfigError
-from potstill.mae import MaskedAutoencoder, MaskedToMasked, RandomMasking
-from potstill.mae.checkpoints import Weights, load_weights, read_weights, write_weights
+from potstill.mae import (
+    MaskedAutoencoder,
+    MaskedToMasked,
+    RandomMasking,
+    Weights,
+    load_weights,
+    read_weights,
+    write_weights,
+)
 
 
 def make(make_vit, seed=0, projector="linear", **options):

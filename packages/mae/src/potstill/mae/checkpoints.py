@@ -27,8 +27,6 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from potstill.core import CheckpointError, ConfigError, atomic, nearest
-from potstill.mae.autoencoder import MaskedAutoencoder
-from potstill.mae.distiller import MaskedToMasked
 
 __all__ = ["Format", "Weights", "load_weights", "read_weights", "write_weights"]
 
@@ -65,18 +63,14 @@ class Weights:
     extra: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, source: MaskedToMasked | MaskedAutoencoder | nn.Module) -> Weights:
+    def of(cls, source: nn.Module) -> Weights:
         """The weights of a distiller, a student, or a timm model."""
-        if isinstance(source, MaskedToMasked):
-            weights = cls.of(source.student)
-            for name in source.pairs:
-                criterion: Any = source.objective.module(name)
-                weights.projectors.append(_state(criterion.projector))
-            return weights
-        if isinstance(source, MaskedAutoencoder):
-            decoder = {} if source.decoder is None else _state(source.decoder)
-            return cls(_state(source.encoder.vit), decoder)
-        return cls(_state(source))
+        vit, decoder, projectors = _parts(source)
+        return cls(
+            _state(vit),
+            {} if decoder is None else _state(decoder),
+            [_state(projector) for projector in projectors.values()],
+        )
 
 
 def read_weights(path: str | os.PathLike[str]) -> Weights:
@@ -104,7 +98,7 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
 
 
 def write_weights(
-    source: MaskedToMasked | MaskedAutoencoder | nn.Module | Weights,
+    source: nn.Module | Weights,
     path: str | os.PathLike[str],
     form: Format = "potstill",
     *,
@@ -152,7 +146,7 @@ def write_weights(
 
 
 def load_weights(
-    into: MaskedToMasked | MaskedAutoencoder | nn.Module,
+    into: nn.Module,
     weights: Weights | str | os.PathLike[str],
     *,
     resample: bool = False,
@@ -173,25 +167,30 @@ def load_weights(
         CheckpointError: Another architecture, patch size or grid; the message names them.
     """
     weights = weights if isinstance(weights, Weights) else read_weights(weights)
-    student: Any = into.student if isinstance(into, MaskedToMasked) else into
-    masked = isinstance(student, MaskedAutoencoder)
-    vit = student.encoder.vit if masked else student
+    vit, decoder, projectors = _parts(into)
     missing = _load_encoder(vit, weights.encoder, resample)
-    if masked and student.decoder is not None:
-        if weights.decoder:
-            _load_strict(student.decoder, weights.decoder, "decoder")
-        else:
-            missing += [f"decoder.{name}" for name in _state(student.decoder)]
-    if isinstance(into, MaskedToMasked):
-        if weights.projectors and len(weights.projectors) != len(into.pairs):
+    if decoder is not None and weights.decoder:
+        _load_strict(decoder, weights.decoder, "decoder")
+    elif decoder is not None:
+        missing += [f"decoder.{name}" for name in decoder.state_dict()]
+    if weights.projectors and hasattr(into, "pairs"):
+        if len(weights.projectors) != len(projectors):
             raise CheckpointError(
-                f"load_weights: the checkpoint must have {len(into.pairs)} projectors, one per "
+                f"load_weights: the checkpoint must have {len(projectors)} projectors, one per "
                 f"aligned layer, got {len(weights.projectors)}"
             )
-        for name, state in zip(into.pairs, weights.projectors, strict=False):
-            criterion: Any = into.objective.module(name)
-            _load_strict(criterion.projector, state, f"projector of {name}")
+        for (name, projector), state in zip(projectors.items(), weights.projectors, strict=True):
+            _load_strict(projector, state, f"projector of {name}")
     return missing
+
+
+def _parts(source: Any) -> tuple[Any, Any, dict[str, nn.Module]]:
+    """Timm model, decoder and projectors by term, of a distiller, a student or a timm model."""
+    terms = getattr(source, "pairs", ())
+    projectors = {name: source.objective.module(name).projector for name in terms}
+    student = getattr(source, "student", source)
+    encoder = getattr(student, "encoder", None)
+    return getattr(encoder, "vit", student), getattr(student, "decoder", None), projectors
 
 
 # --- reading -----------------------------------------------------------------------------------

@@ -1,13 +1,15 @@
-"""What can be configured: frozen dataclasses, the same as flags and as recipe files."""
+"""Options of the commands: frozen dataclasses, the same as flags and as recipe files."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from potstill.core import ConfigError, nearest
+from cyclopts import Parameter
+
+from potstill.core import ConfigError, Training, nearest
 
 __all__ = [
     "Align",
@@ -16,7 +18,6 @@ __all__ = [
     "Encoder",
     "Finetune",
     "Mask",
-    "Optim",
     "Pretrain",
     "Probe",
     "Teacher",
@@ -24,23 +25,21 @@ __all__ = [
     "recipes",
 ]
 
-Precision = Literal["fp32", "bf16", "fp16"]
-
 
 @dataclass(frozen=True)
 class Encoder:
     """A timm vision transformer. Zero and empty mean: as the name says.
 
     Attributes:
-        name: Any timm ViT, DeiT or Eva-type model.
+        name: Name of any timm ViT, DeiT or Eva-type model.
         image_size: Side of the images in pixels.
         patch_size: Side of a patch in pixels.
         width: Channels of a token.
         depth: Number of blocks.
         heads: Attention heads.
-        pool: What the classifier reads.
+        pool: Tokens that the classifier reads.
         mean: Mean per channel of its images in [0, 1].
-        std: Standard deviation per channel.
+        std: Standard deviation per channel of its images.
     """
 
     name: str = "vit_small_patch16_224"
@@ -123,9 +122,9 @@ class Align:
         layers: Aligned depths as shares; ``round(share * depth) - 1`` in both models.
         pairs: Block indices ``student:teacher`` instead of shares.
         weight: Weight of each term.
-        distance: How features are compared.
-        norm: How they are normalised before.
-        projector: From the student's width to the teacher's.
+        distance: Distance of student and teacher features.
+        norm: Normalisation of both before they are compared.
+        projector: Map from the student's width to the teacher's.
     """
 
     layers: tuple[float, ...] = (0.75,)
@@ -139,7 +138,7 @@ class Align:
         self.blocks()
 
     def blocks(self) -> list[float | tuple[int, int]]:
-        """What ``layer_map`` reads."""
+        """Aligned blocks as ``layer_map`` reads them."""
         try:
             pairs = [(int(s), int(t)) for s, t in (pair.split(":") for pair in self.pairs)]
         except ValueError:
@@ -169,44 +168,6 @@ class Mask:
 
 
 @dataclass(frozen=True)
-class Optim:
-    """Optimisation with AdamW and half a cosine after a warm-up.
-
-    Attributes:
-        epochs: Passes over the data.
-        batch_size: Images per process and micro-batch.
-        accumulate: Micro-batches per step.
-        base_lr: Learning rate for a global batch of 256; scaled linearly with the batch.
-        weight_decay: Of matrices; vectors have none.
-        warmup: Share of the budget.
-        final: Learning rate at the end, as a factor.
-        layer_decay: Factor of the learning rate per block towards the input (fine-tuning).
-        clip: Largest norm of the gradient; 0 for none.
-        ema: Decay of a moving average; 0 for none.
-    """
-
-    epochs: int = 100
-    batch_size: int = 128
-    accumulate: int = 1
-    base_lr: float = 1.5e-4
-    weight_decay: float = 0.05
-    warmup: float = 0.2
-    final: float = 0.0
-    layer_decay: float = 1.0
-    clip: float = 0.0
-    ema: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"Optim: {name} must be at least 1, got {getattr(self, name)}")
-
-    def lr(self, world: int) -> float:
-        """The learning rate for the global batch of ``world`` processes."""
-        return self.base_lr * self.batch_size * self.accumulate * world / 256
-
-
-@dataclass(frozen=True)
 class Data:
     """Images: any folder or zip file.
 
@@ -216,77 +177,72 @@ class Data:
         test: Images that are held out, in class folders.
         resident: Keep all images in memory as they are and only shift and flip them: for small
             images of one size, where decoding would cost more than a step.
-        workers: Processes that decode images.
     """
 
     train: str = ""
     test: str = ""
     resident: bool = False
-    workers: int = 0
 
 
 @dataclass(frozen=True)
 class Pretrain:
-    """Masked pre-training, with or without a teacher.
+    """Pre-train a student on images without labels, with a teacher or without.
 
     Attributes:
         out: Folder of the run; a run that is there is continued.
         student: The student.
         decoder: Its decoder.
         teacher: The teacher.
-        align: How features are aligned.
-        mask: What is hidden.
-        optim: Optimisation.
+        align: Alignment of features.
+        mask: Hidden patches.
         data: Images; no labels needed.
         normalize_pixels: Paint patches of mean 0 and variance 1.
-        device: ``auto``, ``cpu`` or ``cuda``.
-        precision: Of the student.
-        parallel: How several processes (torchrun) share the work.
-        seed: Of everything random.
+        training: Budget, optimizer, precision, device and seed; vectors have no weight decay.
+        lr_per_256: Peak learning rate per 256 images of the global batch, where ``training.lr``
+            names none.
     """
 
     out: Path
+    _: KW_ONLY
     student: Encoder = Encoder()
     decoder: Decoder = Decoder()
     teacher: Teacher = Teacher()
     align: Align = Align()
     mask: Mask = Mask()
-    optim: Optim = Optim()
     data: Data = Data()
     normalize_pixels: bool = False
-    device: str = "auto"
-    precision: Precision = "fp32"
-    parallel: Literal["ddp", "fsdp"] = "ddp"
-    seed: int = 0
+    training: Training = Training(
+        epochs=100, batch=128, optimizer="adamw", weight_decay=0.05, warmup=0.2, final=0.0
+    )
+    lr_per_256: float = 1.5e-4
 
 
 @dataclass(frozen=True)
 class Finetune:
-    """Supervised training of a pre-trained encoder, or from scratch.
+    """Train a classifier from a pre-trained encoder, or from scratch.
 
     Attributes:
         out: Folder of the run; a run that is there is continued.
         init: Folder of a pre-training run or a checkpoint; empty for scratch.
         encoder: Architecture, when ``init`` does not say it.
-        optim: Optimisation.
         data: Images in class folders.
         pool: Mean of the patch tokens, or the class token.
-        drop_path: Stochastic depth at the last block.
+        drop_path: Rate of stochastic depth at the last block.
         mixup: Strength of mixup.
         cutmix: Strength of cutmix.
         smoothing: Label smoothing.
         erase: Chance of erasing a rectangle.
         augment: ``strong`` is RandAugment with crops from 8 %.
-        device: ``auto``, ``cpu`` or ``cuda``.
-        precision: Of the student.
-        parallel: How several processes (torchrun) share the work.
-        seed: Of everything random.
+        training: Budget, optimizer, precision, device and seed; vectors have no weight decay.
+        lr_per_256: Peak learning rate per 256 images of the global batch, where ``training.lr``
+            names none.
+        layer_decay: Factor of the learning rate per block towards the input.
     """
 
     out: Path
+    _: KW_ONLY
     init: str = ""
     encoder: Encoder = Encoder()
-    optim: Optim = field(default_factory=lambda: Optim(base_lr=5e-4, layer_decay=0.75, final=5e-4))
     data: Data = Data()
     pool: Literal["avg", "token"] = "avg"
     drop_path: float = 0.15
@@ -295,34 +251,36 @@ class Finetune:
     smoothing: float = 0.1
     erase: float = 0.25
     augment: Literal["strong", "light"] = "strong"
-    device: str = "auto"
-    precision: Precision = "fp32"
-    parallel: Literal["ddp", "fsdp"] = "ddp"
-    seed: int = 0
+    training: Training = Training(
+        epochs=100, batch=128, optimizer="adamw", weight_decay=0.05, warmup=0.2, final=5e-4
+    )
+    lr_per_256: float = 5e-4
+    layer_decay: float = 0.75
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What frozen features are worth: nearest neighbours and a linear classifier.
+    """Nearest-neighbour and linear accuracy of frozen features.
 
     Attributes:
         init: Folder of a run, a checkpoint, or a timm model with pre-trained weights.
         encoder: Architecture, when ``init`` does not say it.
         data: Images in class folders.
-        neighbors: Of the k-nearest-neighbour vote.
-        epochs: Of the linear classifier.
-        batch_size: Images at a time.
-        device: ``auto``, ``cpu`` or ``cuda``.
-        seed: Of the linear classifier.
+        neighbors: Number of neighbours that vote.
+        epochs: Passes of the linear classifier over the features.
+        batch: Images at a time.
+        device: Device; auto is a GPU where there is one.
+        seed: Seed of the linear classifier.
     """
 
     init: str
+    _: KW_ONLY
     encoder: Encoder = Encoder()
     data: Data = Data()
     neighbors: int = 20
     epochs: int = 50
-    batch_size: int = 128
-    device: str = "auto"
+    batch: Annotated[int, Parameter(alias="--batch-size")] = 128
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import timm
 from timm.models import register_model
 
-from potstill.mae.autoencoder import MaskedAutoencoder
+from potstill.mae.models.autoencoder import MaskedAutoencoder
 
 __all__ = [
     "potstill_mae",

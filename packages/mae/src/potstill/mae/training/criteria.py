@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from potstill.core import ConfigError, ShapeError, nearest
 from potstill.core.criteria import Projected, mlp
-from potstill.mae.patches import normalize_patches
+from potstill.mae.models.patches import normalize_patches
 
 __all__ = ["Distance", "FeatureDistance", "FeatureNorm", "PixelLoss", "Projector", "alignment"]
 

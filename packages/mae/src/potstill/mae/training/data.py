@@ -5,10 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from timm.data import create_transform
+from torch.utils.data import DataLoader
 
+from potstill.core import ConfigError
 from potstill.core.images import ImageSet, ResidentImages, Statistics, keyed
+from potstill.mae.config import Data
+from potstill.mae.models.students import statistics_of
 
-__all__ = ["ImageSet", "ResidentImages", "eval_transform", "keyed", "train_transform"]
+__all__ = [
+    "ImageSet", "ResidentImages", "eval_transform", "held_out", "keyed", "require",
+    "train_transform",
+]  # fmt: skip
 
 
 def train_transform(
@@ -44,3 +51,24 @@ def eval_transform(size: int, statistics: Statistics, crop: float = 0.875) -> An
     return create_transform(
         size, is_training=False, interpolation="bicubic", crop_pct=crop, mean=mean, std=std
     )
+
+
+def held_out(source: str, vit: Any, batch: int = 128) -> DataLoader[Any]:
+    """Labelled images as ``vit`` sees them at test time, in order; small ones are not cropped."""
+    images, size = ImageSet(source, labels=True), vit.patch_embed.img_size[0]
+    images.transform = eval_transform(size, statistics_of(vit), 1.0 if size <= 64 else 0.875)
+    return DataLoader(images, batch)  # type: ignore[arg-type]  # any sequence will do
+
+
+def require(data: Data, *parts: str) -> None:
+    """Refuse a command that was not told where its images are.
+
+    Raises:
+        ConfigError: A part (``train`` or ``test``) is empty.
+    """
+    for part in parts:
+        if not getattr(data, part):
+            raise ConfigError(
+                f"data.{part} must be a folder or zip file of images, got nothing; pass "
+                f"--data.{part} PATH"
+            )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -111,7 +112,7 @@ def adamw(
     weight_decay: float = 0.05, betas: tuple[float, float] = (0.9, 0.95)
 ) -> Callable[..., Optimizer]:
     """AdamW for ``fit`` without decay of vectors (biases, norms, tokens); betas as for MAE."""
-    return partial(_grouped, {}, weight_decay, betas)
+    return partial(grouped_adamw, weight_decay=weight_decay, betas=betas)
 
 
 def layer_decayed(
@@ -128,28 +129,35 @@ def layer_decayed(
     Args:
         vit: The timm model that is tuned.
         decay: Factor per block, in (0, 1]; 1 is no decay.
-        weight_decay: Of matrices; vectors have none.
-        betas: Of AdamW.
-        prefix: Where the model is in the distiller.
+        weight_decay: Weight decay of matrices; vectors have none.
+        betas: Betas of AdamW.
+        prefix: Path of the model in the distiller, with a dot.
 
     Raises:
         ConfigError: ``decay`` outside (0, 1].
     """
+    scales = layer_scales(vit, decay, prefix)
+    return partial(grouped_adamw, scales=scales, weight_decay=weight_decay, betas=betas)
+
+
+def layer_scales(vit: nn.Module, decay: float, prefix: str = "student.") -> dict[str, float]:
+    """The factor of the learning rate of each parameter, as `layer_decayed` uses it."""
     if not 0 < decay <= 1:
         raise ConfigError(f"layer_decayed: decay must be in (0, 1], got {decay}")
     names = {id(parameter): name for name, parameter in vit.named_parameters()}
-    groups = param_groups_layer_decay(vit, layer_decay=decay, weight_decay=weight_decay)
-    scales = {prefix + names[id(p)]: g["lr_scale"] for g in groups for p in g["params"]}
-    return partial(_grouped, scales, weight_decay, betas)
+    groups = param_groups_layer_decay(vit, layer_decay=decay)
+    return {prefix + names[id(p)]: g["lr_scale"] for g in groups for p in g["params"]}
 
 
-def _grouped(
-    scales: dict[str, float],
-    weight_decay: float,
-    betas: tuple[float, float],
+def grouped_adamw(
     named: Iterable[tuple[str, nn.Parameter]],
     lr: float,
+    *,
+    scales: Mapping[str, float] = MappingProxyType({}),
+    weight_decay: float = 0.05,
+    betas: tuple[float, float] = (0.9, 0.95),
 ) -> Optimizer:
+    """AdamW in groups of equal rate and decay; `adamw` and `layer_decayed` bind its options."""
     groups: dict[tuple[float, float], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in named:
         # Biases and norms, and class and mask tokens [1 1 D]; sharded tensors cannot be squeezed.

@@ -8,8 +8,8 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from potstill.core import ConfigError
-from potstill.mae.masking import MaskPlan
-from potstill.mae.patches import sincos_positions
+from potstill.mae.models.masking import MaskPlan
+from potstill.mae.models.patches import sincos_positions
 
 __all__ = ["PatchDecoder"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,11 +12,11 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from potstill.core import ConfigError, PotstillError, ShapeError
-from potstill.mae.masking import MaskPlan
-from potstill.mae.patches import sincos_positions
+from potstill.core import ConfigError, Frozen, PotstillError, ShapeError, tap
+from potstill.mae.models.masking import MaskPlan
+from potstill.mae.models.patches import sincos_positions
 
-__all__ = ["MaskedViT", "UnsupportedModelError", "visible"]
+__all__ = ["MaskedViT", "UnsupportedModelError", "as_masked", "block_tokens", "visible"]
 
 
 class UnsupportedModelError(PotstillError, TypeError):
@@ -120,6 +120,11 @@ class MaskedViT(nn.Module):
         return tuple(self.vit.patch_embed.patch_size)
 
     @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the images in pixels."""
+        return tuple(self.vit.patch_embed.img_size)
+
+    @property
     def in_chans(self) -> int:
         """Channels of the images."""
         return self.vit.patch_embed.proj.in_channels
@@ -150,7 +155,7 @@ class MaskedViT(nn.Module):
         """Tokens after the last norm.
 
         Args:
-            images: [B C H W] of the model's size, normalised.
+            images: [B C H W] of the model's size, normalised; in any dtype, the model's is used.
             plan: The masking; without it the model sees all patches in order.
 
         Returns:
@@ -161,6 +166,7 @@ class MaskedViT(nn.Module):
                 another batch or grid.
         """
         self._check(images, plan)
+        images = images.to(self.vit.patch_embed.proj.weight.dtype)
         with visible(self.vit, None if plan is None else plan.keep):
             tokens = self.vit.forward_features(images)
         return self.vit.fc_norm(tokens) if self._norm_after_pooling else tokens
@@ -203,7 +209,7 @@ class MaskedViT(nn.Module):
         return self
 
     def _check(self, images: Tensor, plan: MaskPlan | None) -> None:
-        expected = (self.in_chans, *self.vit.patch_embed.img_size)
+        expected = (self.in_chans, *self.image_size)
         if images.ndim != 4 or tuple(images.shape[1:]) != expected:
             raise ShapeError(
                 f"MaskedViT: images must be [B {' '.join(map(str, expected))}], got "
@@ -217,3 +223,32 @@ class MaskedViT(nn.Module):
                 f"MaskedViT: plan must be for {len(images)} images of {self.grid[0]} x "
                 f"{self.grid[1]} patches, got {len(plan.keep)} of {length}"
             )
+
+
+def as_masked(vit: nn.Module) -> MaskedViT:
+    """``vit`` itself where it is a `MaskedViT`, else one around it."""
+    return vit if isinstance(vit, MaskedViT) else MaskedViT(vit)
+
+
+def block_tokens(
+    model: Any, blocks: Iterable[int], *inputs: Any, stop: bool = True
+) -> tuple[Any, dict[int, Tensor]]:
+    """Run a model, and read the tokens behind some blocks of its encoder.
+
+    Args:
+        model: A `MaskedViT`, a frozen one, or a `MaskedAutoencoder`.
+        blocks: Indices of blocks, from 0.
+        *inputs: Images and, where they are masked, the plan.
+        stop: Run to the last of ``blocks`` and no further, and not at all where there are none.
+
+    Returns:
+        What the model returns, None where it was stopped; and tokens [B n D] by block.
+    """
+    inner = model.model if isinstance(model, Frozen) else model
+    path = "" if isinstance(inner, MaskedViT) else "encoder."
+    names = {block: path + MaskedViT.block(block) for block in blocks}
+    if not names:
+        return None if stop else model(*inputs), {}
+    with tap(model, *names.values(), stop=stop) as readings:
+        returned = model(*inputs)
+    return returned, {block: readings[name].output for block, name in names.items()}

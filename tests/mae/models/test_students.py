@@ -12,8 +12,16 @@ from potstill.core.errors import CheckpointError, ConfigError, DataError
 from potstill.core.images import IMAGENET
 from potstill.core.store.data import locate
 from potstill.core.testing import requires_data
-from potstill.mae import Decoder, Encoder, RandomMasking, Student, load_model, write_weights
-from potstill.mae.models import create_encoder, statistics_of
+from potstill.mae import (
+    Decoder,
+    Encoder,
+    RandomMasking,
+    Student,
+    create_encoder,
+    load_model,
+    statistics_of,
+    write_weights,
+)
 
 TINY = Encoder("vit_tiny_patch16_224", image_size=32, patch_size=8, width=48, depth=2, heads=3)
 GRAY = ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))

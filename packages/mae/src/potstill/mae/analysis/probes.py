@@ -21,8 +21,27 @@ from potstill.core import (
     cosine,
     fit,
 )
+from potstill.mae.config import Probe
+from potstill.mae.models.students import initial
+from potstill.mae.training.data import held_out, require
 
-__all__ = ["features_of", "knn_probe", "linear_probe"]
+__all__ = ["features_of", "knn_probe", "linear_probe", "probe"]
+
+
+def probe(config: Probe, *, progress: bool = True) -> dict[str, float]:
+    """Accuracy in percent of nearest neighbours and of a linear classifier on frozen features."""
+    require(config.data, "train", "test")
+    with Engine(config.device) as engine:
+        vit = initial(config.init, config.encoder)
+        parts: list[Tensor] = []
+        for source in (config.data.train, config.data.test):
+            parts += features_of(vit, held_out(source, vit, config.batch), engine.device)
+        return {
+            "knn": knn_probe(*parts, neighbors=config.neighbors),
+            "linear": linear_probe(
+                *parts, epochs=config.epochs, seed=config.seed, engine=engine, progress=progress
+            ),
+        }
 
 
 @torch.no_grad()
@@ -36,7 +55,7 @@ def features_of(
     Args:
         vit: A timm model; put in eval mode, and no patch is masked.
         batches: Normalised images [B C H W] and labels [B].
-        device: Where to compute.
+        device: Device of the computation; the model stays there.
     """
     model: Any = vit.eval().to(device)
     features, labels = [], []
@@ -66,8 +85,8 @@ def knn_probe(
         train_labels: Class indices, int64 [N].
         test: Features [M D].
         test_labels: Class indices, int64 [M].
-        neighbors: How many vote.
-        temperature: Of the weights, > 0.
+        neighbors: Number of neighbours that vote.
+        temperature: Temperature of the weights, > 0.
 
     Raises:
         ShapeError: Widths or numbers of labels differ.
@@ -119,8 +138,8 @@ def linear_probe(
         epochs: Passes over the features.
         batch_size: Features per step.
         lr: Learning rate, cosine to 0.
-        seed: Of initialisation and order.
-        engine: Where to train.
+        seed: Seed of initialisation and order.
+        engine: Device and processes.
         progress: Show a live line.
 
     Raises:
@@ -152,7 +171,7 @@ def linear_probe(
         progress=progress,
     )
     with torch.no_grad():
-        logits = student.eval().cpu()(test)
+        logits = student(test)
     return 100 * float(accuracy(logits, test_labels))
 
 

@@ -13,11 +13,13 @@ from potstill.core import DataError, Pretrained, adapters
 from potstill.core.adapters import Loaded, load_teacher
 from potstill.core.images import IMAGENET, Statistics
 from potstill.core.store import root
-from potstill.mae.autoencoder import MaskedAutoencoder
 from potstill.mae.checkpoints import load_weights
 from potstill.mae.config import Decoder, Encoder
+from potstill.mae.models.autoencoder import MaskedAutoencoder
 
-__all__ = ["Loaded", "Student", "create_encoder", "load_model", "statistics_of"]
+__all__ = [
+    "Loaded", "Student", "create_encoder", "given", "initial", "load_model", "statistics_of",
+]  # fmt: skip
 
 _log = logging.getLogger(__name__)
 
@@ -31,11 +33,8 @@ def create_encoder(encoder: Encoder, num_classes: int = 0, **options: Any) -> An
     chosen = {"num_classes": num_classes, **encoder.options(), **options}
     model = load_teacher(f"timm:{encoder.name}", pretrained=False, **chosen).model.train()
     if encoder.mean:
-        model.pretrained_cfg = {
-            **model.pretrained_cfg,
-            "mean": encoder.mean,
-            "std": encoder.std,
-        }
+        own = {"mean": encoder.mean, "std": encoder.std}
+        model.pretrained_cfg = {**model.pretrained_cfg, **own}
     return model
 
 
@@ -107,6 +106,16 @@ def load_model(source: str, encoder: Encoder | None = None, *, pretrained: bool 
         )
     load_weights(model, path)
     return Loaded(model, statistics, str(path))
+
+
+def initial(init: str, encoder: Encoder) -> Any:
+    """The timm model that a command begins with: that of ``init``, or a fresh one."""
+    return load_model(init, given(encoder)).model if init else create_encoder(encoder)
+
+
+def given(encoder: Encoder) -> Encoder | None:
+    """None for the default of a command: the source then says what the architecture is."""
+    return None if encoder == Encoder() else encoder
 
 
 def statistics_of(model: nn.Module) -> Statistics:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from potstill.core import NonFiniteError
-from potstill.mae.distiller import MaskedToMasked
+from potstill.mae.training.distiller import MaskedToMasked
 
 __all__ = ["MaskedDistillTask"]
 

@@ -35,9 +35,12 @@ def fixed(batch, grid, device=None, generator=None):
     return MaskPlan(PLAN.keep[:batch], PLAN.hidden[:batch])
 
 
-def make(make_vit, teacher="vit_tiny_patch16_224", decoder=True, masking=fixed, **options):
+def make(
+    make_vit, teacher="vit_tiny_patch16_224", decoder=True, masking=fixed, prepare=None, **options
+):
     student = MaskedAutoencoder(make_vit(), {"depth": 1, "width": 32} if decoder else None)
     big = make_vit(teacher, embed_dim=72, seed=1) if teacher else None
+    big = prepare(MaskedViT(big)) if prepare else big
     return MaskedToMasked(student, big, masking=masking, **options)
 
 
@@ -215,13 +218,15 @@ def test_teacher_input_is_normalized_anew(make_vit, images):
 
 def test_teacher_in_bfloat16(make_vit, images):
     exact = make(make_vit)(images, 0)
-    rounded = make(make_vit, teacher_dtype=torch.bfloat16)(images, 0)
+    rounded = make(make_vit, prepare=lambda teacher: teacher.to(torch.bfloat16))(images, 0)
     assert rounded.terms["align/2"].dtype == torch.float32
     torch.testing.assert_close(rounded.terms["align/2"], exact.terms["align/2"], rtol=2e-2, atol=0)
 
 
 def test_pruned_teacher_gives_the_same_loss(make_vit, images):
-    whole, pruned = make(make_vit), make(make_vit, prune_teacher=True)
+    layers = [(2, 2)]
+    pruned = make(make_vit, prepare=lambda teacher: teacher.prune(2), layers=layers)
+    whole = make(make_vit)
     assert pruned.teacher.model.depth == 3
     torch.testing.assert_close(whole(images, 0).terms, pruned(images, 0).terms)
 

@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from potstill.mae.decoder import PatchDecoder
-from potstill.mae.encoder import MaskedViT
-from potstill.mae.masking import MaskPlan
-from potstill.mae.patches import denormalize_patches, patchify, unpatchify
+from potstill.mae.models.decoder import PatchDecoder
+from potstill.mae.models.encoder import as_masked
+from potstill.mae.models.masking import MaskPlan
+from potstill.mae.models.patches import denormalize_patches, patchify, unpatchify
 
 __all__ = ["MaskedAutoencoder"]
 
@@ -45,7 +45,7 @@ class MaskedAutoencoder(nn.Module):
         fixed_positions: bool = True,
     ) -> None:
         super().__init__()
-        self.encoder = vit if isinstance(vit, MaskedViT) else MaskedViT(vit)
+        self.encoder = as_masked(vit)
         if fixed_positions:
             self.encoder.fix_positions()
         for module in self.encoder.unreached():

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from potstill.core import ConfigError, ShapeError, tap
-from potstill.mae.encoder import MaskedViT
+from potstill.core import ConfigError, ShapeError
+from potstill.mae.models.encoder import MaskedViT, block_tokens
 
 __all__ = ["block_similarity", "linear_cka"]
 
@@ -25,8 +25,8 @@ def linear_cka(
     section 3.
 
     Args:
-        x: [n Dx].
-        y: [n Dy].
+        x: Features [n Dx].
+        y: Features [n Dy].
 
     Raises:
         ShapeError: Different numbers of examples, or fewer than two.
@@ -51,9 +51,9 @@ def block_similarity(
 
     Args:
         student: The student's encoder.
-        teacher: The teacher's, on the same grid.
+        teacher: The teacher's encoder, on the same grid.
         batches: Normalised images [B C H W] each; two or more images a batch.
-        at_least: Tokens that are needed for a trustworthy picture.
+        at_least: Number of tokens that are needed for a trustworthy picture.
 
     Returns:
         [student blocks, teacher blocks].
@@ -85,15 +85,14 @@ def _centered_grams(model: MaskedViT, images: Tensor) -> Tensor:
 
     With them the unbiased HSIC is a plain inner product (Szekely and Rizzo, 2014).
     """
-    names = [MaskedViT.block(index) for index in range(model.depth)]
     was_training = model.training
-    with tap(model.eval(), *names) as readings:
-        model(images.to(next(model.parameters()).device))
+    images = images.to(next(model.parameters()).device)
+    _, tokens = block_tokens(model.eval(), range(model.depth), images)
     model.train(was_training)
     grams = []
-    for name in names:
-        tokens = readings[name].output[:, model.num_prefix_tokens :].flatten(0, 1).double()
-        grams.append(_u_centered(tokens @ tokens.T))
+    for after in tokens.values():
+        patches = after[:, model.num_prefix_tokens :].flatten(0, 1).double()
+        grams.append(_u_centered(patches @ patches.T))
     return torch.stack(grams)
 
 

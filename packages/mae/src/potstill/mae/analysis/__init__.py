@@ -1,0 +1,1 @@
+"""Analysis: probes, similarity of blocks, pictures of a run, time of a step."""

@@ -1,0 +1,1 @@
+"""Models: masked encoders, decoders, students, and where their weights come from."""

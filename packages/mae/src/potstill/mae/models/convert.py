@@ -1,0 +1,38 @@
+"""Students for other programs: timm, official MAE and DMAE, ONNX, torch.export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from potstill.core import ConfigError, to_exported, to_onnx
+from potstill.mae.checkpoints import read_weights, write_weights
+from potstill.mae.config import Encoder
+from potstill.mae.models.students import given, load_model
+
+__all__ = ["convert"]
+
+
+def convert(init: str, out: Path, form: Any, encoder: Encoder) -> str:
+    """Write the student of ``init`` in ``form``; says in words what was done."""
+    if form in ("onnx", "pt2"):
+        return _export_program(load_model(init, given(encoder)).model, out, form)
+    whole = Path(init) / "weights.safetensors" if Path(init).is_dir() else Path(init)
+    weights = read_weights(whole)
+    if form in ("mae", "dmae") and not weights.decoder:
+        raise ConfigError(f"export: form {form} needs a decoder, but {init} has none; use timm")
+    write_weights(weights, out, form)
+    return f"wrote {out} ({form}, {out.stat().st_size / 1e6:.1f} MB)"
+
+
+def _export_program(model: nn.Module, out: Path, form: str) -> str:
+    embed: Any = model.patch_embed
+    example = torch.randn(2, embed.proj.in_channels, *embed.img_size)
+    export = (to_onnx if form == "onnx" else to_exported)(model, example, out, dynamic={0: "batch"})
+    return (
+        f"wrote {out}; largest relative difference {export.error:.1e}, on another batch size "
+        f"{export.error_elsewhere:.1e}"
+    )

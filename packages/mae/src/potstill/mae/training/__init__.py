@@ -1,0 +1,1 @@
+"""Training: data, criteria, the distiller, the classifier, and the jobs."""
