@@ -10,7 +10,7 @@ from potstill.core.errors import ConfigError, ShapeError
 from potstill.core.store.data import root
 from potstill.core.testing import requires_data
 from potstill.sr import load_model, score, upscale
-from potstill.sr.evaluation.scores import PUBLISHED, bicubic, find_set
+from potstill.sr.evaluation.scores import PUBLISHED, find_set
 from potstill.sr.images.metrics import luma, quantize
 from potstill.sr.images.reading import read_image
 from potstill.sr.images.resize import imresize
@@ -81,11 +81,6 @@ def test_border_is_left_out():
 def test_quantize_rounds_and_clips():
     x = torch.tensor([-0.1, 0.5, 1.2]).reshape(1, 3, 1, 1)
     assert quantize(x).tolist() == [[[0, 128, 255]]]
-
-
-def test_bicubic_enlarges_like_matlab():
-    image = np.random.default_rng(0).integers(0, 256, (6, 7, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(bicubic(image, 3), imresize(image, 3))
 
 
 def test_bad_input():

@@ -2,7 +2,6 @@ from .drawings import seam_figure as seam_figure
 from .drawings import strip as strip
 from .scores import PUBLISHED as PUBLISHED
 from .scores import Row as Row
-from .scores import bicubic as bicubic
 from .scores import evaluate as evaluate
 from .scores import find_set as find_set
 from .scores import mean as mean

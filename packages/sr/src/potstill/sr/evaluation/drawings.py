@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from potstill.core import ConfigError, ShapeError
@@ -52,12 +53,12 @@ def strip(
     """Crops of the original and of enlargements, with their errors and scores below.
 
     Args:
-        original: ``[H W 3]``.
-        images: By name, of the same size; the first one decides where to look.
-        scale: Border that scores leave out.
+        original: Original, ``[H W 3]``.
+        images: Enlargements by name, of the same size; the first one decides where to look.
+        scale: Width of the border that scores leave out.
         size: Side of the crop, pixels of the original.
-        corner: Top left of the crop; where the first image is worst by default.
-        title: Above.
+        corner: Top left corner of the crop; where the first image is worst by default.
+        title: Title.
 
     Raises:
         ShapeError: An image of another size.
@@ -78,43 +79,34 @@ def strip(
     figure = _figure(2.5 * columns + 0.6, 6.1)
     axes = figure.subplots(2, columns, squeeze=False)
     _show(axes[0][0], original[view], "original")
-    _show(axes[1][0], _framed(original, top, left, size), "where")
-    shown = None
+    _show(axes[1][0], original, "where")
+    frame = Rectangle((left, top), size, size, fill=False, edgecolor="gold", linewidth=2)
+    axes[1][0].add_patch(frame)
     for column, (name, image) in enumerate(images.items(), start=1):
         values = score(image, original, scale)
         _show(axes[0][column], image[view], f"{name}\n{values.psnr:.2f} dB, {values.ssim:.4f}")
         error = np.abs(image[view].astype(float) - original[view]).mean(axis=2) * _GAIN
-        shown = axes[1][column].imshow(error, cmap="magma", vmin=0, vmax=255)
-        _bare(axes[1][column], f"|error| x {_GAIN}")
-    assert shown is not None
-    bar = figure.colorbar(shown, ax=axes[1, :].tolist(), shrink=0.8, pad=0.01)
-    bar.set_label(f"grey levels x {_GAIN}", fontsize=8)
-    figure.suptitle(title, fontsize=11)
-    return figure
+        _show(axes[1][column], error, f"|error| x {_GAIN}")
+    return _finished(figure, axes[1], f"grey levels x {_GAIN}", title)
 
 
 def seam_figure(whole: Bytes, tiled: Mapping[str, Bytes], *, title: str = "") -> Figure:
     """What tiling changed, multiplied by 64: black means the same bytes.
 
     Args:
-        whole: The image enlarged at once, ``[H W 3]``.
-        tiled: Enlarged in tiles, by mode.
-        title: Above.
+        whole: Image enlarged at once, ``[H W 3]``.
+        tiled: Images enlarged in tiles, by mode; at least one.
+        title: Title.
     """
     figure = _figure(4.2 * (1 + len(tiled)) + 0.6, 4.2 * whole.shape[0] / whole.shape[1] + 0.9)
     axes = figure.subplots(1, 1 + len(tiled), squeeze=False)[0]
     _show(axes[0], whole, "whole frame")
-    shown = None
     for panel, (name, image) in zip(axes[1:], tiled.items(), strict=True):
         gap = np.abs(image.astype(float) - whole).max(axis=2)
-        shown = panel.imshow(gap * _SEAM_GAIN, cmap="magma", vmin=0, vmax=255)
         share = 100 * float((gap > 0).mean())
-        _bare(panel, f"{name}: at most {gap.max():.0f} levels, {share:.2g} % of pixels")
-    if shown is not None:
-        bar = figure.colorbar(shown, ax=axes.tolist(), shrink=0.8, pad=0.01)
-        bar.set_label(f"|tiled - whole| x {_SEAM_GAIN}", fontsize=8)
-    figure.suptitle(title, fontsize=11)
-    return figure
+        said = f"{name}: at most {gap.max():.0f} levels, {share:.2g} % of pixels"
+        _show(panel, gap * _SEAM_GAIN, said)
+    return _finished(figure, axes, f"|tiled - whole| x {_SEAM_GAIN}", title)
 
 
 def quality_against_time(points: Sequence[Mapping[str, Any]], *, title: str = "") -> Figure:
@@ -122,7 +114,7 @@ def quality_against_time(points: Sequence[Mapping[str, Any]], *, title: str = ""
 
     Args:
         points: Mappings with ``name``, ``seconds``, ``psnr`` and ``parameters``.
-        title: Above.
+        title: Title.
     """
     figure = _figure(6.4, 4.2)
     axes = figure.subplots()
@@ -161,25 +153,17 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _show(axes: Any, image: Bytes, title: str) -> None:
-    axes.imshow(image, interpolation="nearest", vmin=0, vmax=255)
-    _bare(axes, title)
-
-
-def _bare(axes: Any, title: str) -> None:
+def _show(axes: Any, image: NDArray[Any], title: str) -> None:
+    """An image, or errors [H W] as colours."""
+    axes.imshow(image, interpolation="nearest", cmap="magma", vmin=0, vmax=255)
     axes.set_title(title, fontsize=9)
     axes.set_xticks([])
     axes.set_yticks([])
 
 
-def _framed(image: Bytes, top: int, left: int, size: int) -> Bytes:
-    """The whole image with a yellow frame around the crop."""
-    width = max(2, max(image.shape) // 150)
-    framed = image.copy()
-    outer = np.s_[
-        max(0, top - width) : top + size + width, max(0, left - width) : left + size + width
-    ]
-    inside = image[top : top + size, left : left + size]
-    framed[outer] = (255, 220, 0)
-    framed[top : top + size, left : left + size] = inside
-    return framed
+def _finished(figure: Figure, axes: Any, label: str, title: str) -> Figure:
+    """Add the scale of the errors, whose last panel is the last of ``axes``."""
+    bar = figure.colorbar(axes[-1].images[0], ax=axes.tolist(), shrink=0.8, pad=0.01)
+    bar.set_label(label, fontsize=8)
+    figure.suptitle(title, fontsize=11)
+    return figure

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
 from cyclopts import Parameter
 
@@ -25,10 +23,10 @@ from potstill.core.command import progress, say
 from potstill.sr.backends.runners import make_runner
 from potstill.sr.config import Backend, Mode, Precision, Scale, Tile
 from potstill.sr.evaluation.drawings import quality_against_time, seam_figure, strip
-from potstill.sr.evaluation.scores import PUBLISHED, bicubic, evaluate, find_set, mean
+from potstill.sr.evaluation.scores import PUBLISHED, evaluate, find_set, mean
 from potstill.sr.images.metrics import Protocol
 from potstill.sr.images.reading import read_image
-from potstill.sr.images.resize import imresize
+from potstill.sr.images.resize import imresize, reduced
 from potstill.sr.inference.enlarge import upscale
 from potstill.sr.models.imdn import IMDN
 from potstill.sr.models.weights import load_model
@@ -171,10 +169,7 @@ def compare(
         corner: Top and left of the crop; where bicubic is worst by default.
         seams: Side of tiles; draws what they change instead.
     """
-    original = read_image(image).rgb8()
-    h, w = (side - side % scale for side in original.shape[:2])
-    original = np.ascontiguousarray(original[:h, :w])
-    lr = imresize(original, Fraction(1, scale))
+    lr, original = reduced(read_image(image).rgb8(), scale)
     networks = {name: load_model(name) for name in models or (f"potstill-x{scale}",)}
     title = f"{image.stem}, x{scale}"
     if seams is not None:
@@ -186,7 +181,7 @@ def compare(
         named = dict(zip(("independent", "exact"), tiled, strict=True))
         figure = seam_figure(whole, named, title=f"{title}, tiles of {seams}")
     else:
-        made = {"bicubic": bicubic(lr, scale)}
+        made = {"bicubic": imresize(lr, scale)}
         for name, network in networks.items():
             source = made["bicubic"] if network.scale == 1 else lr
             made[Path(name).stem] = upscale(source, network).image

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from potstill.core import ConfigError, locate
 from potstill.sr.images.metrics import Protocol, Score, score
 from potstill.sr.images.reading import find_photographs, read_image
-from potstill.sr.images.resize import imresize
+from potstill.sr.images.resize import imresize, reduced
 from potstill.sr.inference.enlarge import upscale
 from potstill.sr.models.base import Upscaler
 
-__all__ = ["PUBLISHED", "Row", "bicubic", "evaluate", "find_set", "mean"]
+__all__ = ["PUBLISHED", "Row", "evaluate", "find_set", "mean"]
 
 PUBLISHED: dict[tuple[str, int], tuple[float, float]] = {
     ("Set5", 2): (38.00, 0.9605),
@@ -62,11 +60,6 @@ def find_set(name: str | os.PathLike[str]) -> list[Path]:
     return find_photographs(inner if inner.is_dir() else folder)
 
 
-def bicubic(lr: NDArray[np.uint8], scale: int) -> NDArray[np.uint8]:
-    """MATLAB's bicubic enlargement of bytes."""
-    return imresize(lr, scale)
-
-
 def evaluate(
     model: Upscaler,
     originals: Sequence[Path],
@@ -98,20 +91,11 @@ def evaluate(
     factor = scale or model.scale
     rows = []
     for done, path in enumerate(originals):
-        hr = read_image(path).rgb8()
-        h, w = (side - side % factor for side in hr.shape[:2])
-        hr = np.ascontiguousarray(hr[:h, :w])
-        lr = imresize(hr, Fraction(1, factor))
-        base = bicubic(lr, factor)
+        lr, hr = reduced(read_image(path).rgb8(), factor)
+        base = imresize(lr, factor)
         made = upscale(base if refines else lr, model, **options)
-        rows.append(
-            Row(
-                path.stem,
-                score(made.image, hr, factor, protocol),
-                score(base, hr, factor, protocol),
-                made.seconds,
-            )
-        )
+        ours, theirs = (score(image, hr, factor, protocol) for image in (made.image, base))
+        rows.append(Row(path.stem, ours, theirs, made.seconds))
         progress(done + 1, len(originals))
     return rows
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from potstill.core import ConfigError, ShapeError
 
-__all__ = ["cubic", "imresize"]
+__all__ = ["cubic", "imresize", "reduced"]
 
 Array = TypeVar("Array", NDArray[np.uint8], NDArray[np.generic], Tensor)
 
@@ -84,6 +84,13 @@ def imresize(image: Array, scale: float | Fraction) -> Array:
             values = np.clip(np.floor(values + 0.5), 0, 255 if dtype == np.uint8 else 65535)
     values = values.astype(dtype)
     return torch.from_numpy(values).to(image.device) if isinstance(image, Tensor) else values
+
+
+def reduced(image: NDArray[np.uint8], scale: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """An image shrunk by ``scale``, and the image itself cropped to a multiple of it."""
+    h, w = (side - side % scale for side in image.shape[:2])
+    image = np.ascontiguousarray(image[:h, :w])
+    return imresize(image, Fraction(1, scale)), image
 
 
 def _pass(values: NDArray[np.generic], ratio: Fraction, axis: int) -> NDArray[np.float64]:

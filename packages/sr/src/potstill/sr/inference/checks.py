@@ -37,10 +37,7 @@ def check_tensor(image: Tensor) -> Tensor:
             f"upscale: image must be a floating tensor in [0, 1], got {image.dtype}; divide bytes "
             "by 255"
         )
-    finite = torch.isfinite(image)
-    if not bool(finite.all()):
-        _refuse_non_finite(int((~finite).sum()), (~finite).nonzero()[0].tolist())
-    _refuse_range(float(image.min()), float(image.max()))
+    _check_values(image)
     return image
 
 
@@ -67,21 +64,19 @@ def check_array(image: NDArray[Any]) -> NDArray[Any]:
             f"upscale: image must be uint8, uint16 or floating in [0, 1], got {image.dtype}; "
             "convert it"
         )
-    finite = np.isfinite(image)
-    if not finite.all():
-        _refuse_non_finite(int((~finite).sum()), np.argwhere(~finite)[0].tolist())
-    _refuse_range(float(image.min()), float(image.max()))
+    _check_values(torch.from_numpy(np.ascontiguousarray(image)))
     return image
 
 
-def _refuse_non_finite(count: int, first: list[int]) -> None:
-    raise ShapeError(
-        f"upscale: image must be finite, got {count} NaN or infinite values, the first at {first}; "
-        "one of them would spoil every pixel of the result"
-    )
-
-
-def _refuse_range(low: float, high: float) -> None:
+def _check_values(values: Tensor) -> None:
+    bad = ~torch.isfinite(values)
+    if bad.any():
+        raise ShapeError(
+            f"upscale: image must be finite, got {int(bad.sum())} NaN or infinite values, the "
+            f"first at {bad.nonzero()[0].tolist()}; one of them would spoil every pixel of the "
+            "result"
+        )
+    low, high = float(values.min()), float(values.max())
     if high > 2 or low < -1:
         raise ShapeError(
             f"upscale: image must be in [0, 1], got values from {low:g} to {high:g}; divide bytes "

@@ -88,6 +88,15 @@ class Frame(NamedTuple):
     read: Callable[[Box], Tensor]
     write: Callable[[Box, Tensor], None]
 
+    def get(self, box: Box) -> Tensor:
+        """The input of a rectangle of feature pixels."""
+        return self.read(box.times(self.stride))
+
+    def put(self, core: Box, around: Box, large: Tensor) -> None:
+        """Write ``core`` out of the enlargement of ``around``."""
+        inner = core.within(around).times(self.enlarge)
+        self.write(core.times(self.enlarge), inner.of(large))
+
 
 def boxes(frame: Box, tile: int) -> Iterator[Box]:
     """Squares of ``tile`` pixels that cover ``frame`` once, smaller ones at the far edges.
@@ -110,9 +119,8 @@ def plain(
     """
     for core in boxes(frame.size, tile):
         around = core.grown(margin, frame.size)
-        large = network(frame.read(around.times(frame.stride)))
-        inner = core.within(around).times(frame.enlarge)
-        frame.write(core.times(frame.enlarge), inner.of(large))
+        large = network(frame.get(around))
+        frame.put(core, around, large)
         step()
 
 
@@ -138,8 +146,13 @@ def exact(stages: Staged, frame: Frame, tile: int, step: Step) -> Tensor:
     Returns:
         The gates, [blocks channels].
     """
-    h, w = frame.size.bottom, frame.size.right
-    x, z = (_map(stages, h, w) for _ in range(2))
+    shape = (1, stages.model.channels, frame.size.bottom, frame.size.right)
+    x, z = (
+        torch.empty(
+            shape, dtype=stages.dtype, device=stages.device, memory_format=torch.channels_last
+        )
+        for _ in range(2)
+    )
     for core in boxes(frame.size, tile):
         core.of(x).copy_(_head(stages, frame, core))
     total = stages.collected(x)
@@ -159,10 +172,11 @@ def exact(stages: Staged, frame: Frame, tile: int, step: Step) -> Tensor:
     for core in boxes(frame.size, tile):
         around = core.grown(2, frame.size)
         shallow = _head(stages, frame, around)
-        image = frame.read(around.times(frame.stride))
-        large = stages.tail(_own(around.of(total), copy=True), shallow, image)
-        inner = core.within(around).times(frame.enlarge)
-        frame.write(core.times(frame.enlarge), inner.of(large))
+        image = frame.get(around)
+        large = stages.tail(
+            around.of(total).clone(memory_format=torch.channels_last), shallow, image
+        )
+        frame.put(core, around, large)
         step()
     return torch.stack(gates)
 
@@ -180,7 +194,7 @@ def gates_recomputed(stages: Staged, frame: Frame, tile: int, step: Step) -> Ten
         found = []
         for core in boxes(frame.size, tile):
             around = core.grown(1 + block.radius * (k + 1), frame.size)
-            x = stages.head(frame.read(around.times(frame.stride)))
+            x = stages.head(frame.get(around))
             for earlier, gate in enumerate(gates):
                 stages.fuse_(x, earlier, stages.distill(earlier, x), gate)
             z = stages.distill(k, x)
@@ -210,7 +224,7 @@ def gates_from_sample(
     count = min(samples, len(every))
     cores = [every[int((i + 0.5) * len(every) / count)] for i in range(count)]
     arounds = [core.grown(margin, frame.size) for core in cores]
-    streams = [stages.head(frame.read(around.times(frame.stride))) for around in arounds]
+    streams = [stages.head(frame.get(around)) for around in arounds]
     gates = []
     for k in range(len(stages.blocks)):
         found = []
@@ -240,24 +254,13 @@ def check_gates(gates: Tensor | Sequence[Sequence[float]], stages: Staged) -> Te
     return given
 
 
-def _map(stages: Staged, h: int, w: int) -> Tensor:
-    return torch.empty(
-        (1, stages.model.channels, h, w),
-        dtype=stages.dtype,
-        device=stages.device,
-        memory_format=torch.channels_last,
-    )
-
-
-def _own(part: Tensor, *, copy: bool = False) -> Tensor:
+def _own(part: Tensor) -> Tensor:
     """A part of a map as a map of its own."""
-    if copy:
-        return part.clone(memory_format=torch.channels_last)
     return part.contiguous(memory_format=torch.channels_last)
 
 
 def _head(stages: Staged, frame: Frame, core: Box) -> Tensor:
     """Shallow features of a rectangle: the head sees one feature pixel to each side."""
     around = core.grown(1, frame.size)
-    features = stages.head(frame.read(around.times(frame.stride)))
+    features = stages.head(frame.get(around))
     return core.within(around).of(features)

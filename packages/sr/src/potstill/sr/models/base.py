@@ -17,6 +17,7 @@ class Upscaler(nn.Module):
     Attributes:
         architecture: Its name in weight files.
         stride: Input pixels to a side of a feature pixel.
+        margin: Feature pixels that the layers before and after the blocks see to each side.
         scale: Factor of enlargement.
         channels: Width.
         blocks: The blocks of its body.
@@ -24,6 +25,7 @@ class Upscaler(nn.Module):
 
     architecture: ClassVar[str]
     stride: ClassVar[int] = 1
+    margin: ClassVar[int] = 2
     scale: int
     channels: int
     blocks: nn.ModuleList
@@ -36,7 +38,7 @@ class Upscaler(nn.Module):
     @property
     def radius(self) -> int:
         """Feature pixels that an output sees to each side, once gates are known."""
-        raise NotImplementedError
+        return self.margin + sum(block.radius for block in self.blocks)  # type: ignore[misc]
 
     def check(self, x: Tensor) -> None:
         """Refuse anything but ``[B 3 H W]`` with sides that the head can halve.

@@ -39,11 +39,6 @@ class IMDN_RTC(Upscaler):
         self.body_out = nn.Conv2d(channels, channels, 1)
         self.upsampler = conv3x3(channels, 12)
 
-    @property
-    def radius(self) -> int:
-        """Feature pixels that an output sees to each side."""
-        return 2 + InformationBlock.radius * len(self.blocks)
-
     def forward(self, x: Tensor) -> Tensor:
         """Enlarge: [B 3 H W] in [0, 1] -> [B 3 2H 2W]."""
         self.check(x)
@@ -104,11 +99,6 @@ class IMDN_RTE(Upscaler):
         self.blocks = nn.ModuleList(LargeBlock(channels) for _ in range(blocks))
         self.body_out = nn.Conv2d(channels, channels, 1, bias=False)
         self.upsampler = conv3x3(channels, 48)
-
-    @property
-    def radius(self) -> int:
-        """Feature pixels that an output sees to each side."""
-        return 2 + LargeBlock.radius * len(self.blocks)
 
     def forward(self, x: Tensor) -> Tensor:
         """Enlarge: [B 3 H W] in [0, 1] -> [B 3 2H 2W], H and W even."""

@@ -46,13 +46,10 @@ class IMDN(Upscaler):
     """
 
     architecture: ClassVar[str] = "imdn"
+    margin: ClassVar[int] = 3
 
     def __init__(
-        self,
-        scale: int,
-        channels: int = 64,
-        blocks: int = 6,
-        global_skip: GlobalSkip = None,
+        self, scale: int, channels: int = 64, blocks: int = 6, global_skip: GlobalSkip = None
     ) -> None:
         super().__init__()
         if not (isinstance(scale, int) and 1 <= scale <= 8):
@@ -82,17 +79,7 @@ class IMDN(Upscaler):
     @property
     def config(self) -> dict[str, Any]:
         """The arguments that make this network again."""
-        return {
-            "scale": self.scale,
-            "channels": self.channels,
-            "blocks": len(self.blocks),
-            "global_skip": self.global_skip,
-        }
-
-    @property
-    def radius(self) -> int:
-        """Feature pixels that an output sees to each side, once the gates are known."""
-        return 1 + InformationBlock.radius * len(self.blocks) + 2
+        return {"scale": self.scale, **super().config, "global_skip": self.global_skip}
 
     def forward(
         self,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from fractions import Fraction
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +17,7 @@ from torch import Tensor
 from potstill.core import ConfigError, atomic, fingerprint, generator
 from potstill.core.engine import Shard, sketch
 from potstill.sr.images.reading import find_photographs, read_image
-from potstill.sr.images.resize import imresize
+from potstill.sr.images.resize import imresize, reduced
 
 __all__ = ["Pair", "Patches", "degrade", "prepare"]
 
@@ -44,7 +43,7 @@ class Patches:
     are drawn with replacement, so there is no epoch: give a budget in steps or seconds.
 
     Args:
-        pairs: From `degrade` or `prepare`.
+        pairs: Photographs, from `degrade` or `prepare`.
         patch: Side of the low-resolution patches, pixels.
         batch: Patches per process and step.
         seed: Seed of positions and orientations.
@@ -81,11 +80,9 @@ class Patches:
         chosen = torch.multinomial(self.weights, self.batch, replacement=True, generator=rng)
         draws = torch.rand(self.batch, 3, generator=rng, dtype=torch.float64).tolist()
         cuts = [self._cut(int(i), *draw) for i, draw in zip(chosen, draws, strict=True)]
-        lr, hr = (torch.from_numpy(np.stack(side)) for side in zip(*cuts, strict=True))
-        return (
-            lr.permute(0, 3, 1, 2).float().div_(255),
-            hr.permute(0, 3, 1, 2).float().div_(255),
-        )
+        stacks = (torch.from_numpy(np.stack(side)) for side in zip(*cuts, strict=True))
+        lr, hr = (stack.permute(0, 3, 1, 2).float().div_(255) for stack in stacks)
+        return lr, hr
 
     def steps_per_epoch(self, world: int) -> None:
         """There is no epoch."""
@@ -123,9 +120,9 @@ def degrade(images: Iterable[Bytes], scale: int, zooms: Sequence[float] = (1.0,)
     """Pairs of images and their MATLAB-bicubic reductions, in memory.
 
     Args:
-        images: Bytes, RGB.
-        scale: The factor; images are cropped to a multiple of it.
-        zooms: The same images at these sizes too: shrunk photographs are sharper, and more data.
+        images: RGB images as bytes.
+        scale: Factor; images are cropped to a multiple of it.
+        zooms: Sizes of the same images: shrunk photographs are sharper, and more data.
 
     Raises:
         ConfigError: ``scale`` or a zoom is out of range.
@@ -134,18 +131,8 @@ def degrade(images: Iterable[Bytes], scale: int, zooms: Sequence[float] = (1.0,)
         raise ConfigError(
             f"degrade: scale must be at least 1 and zooms in (0, 1], got {scale} and {zooms}"
         )
-    pairs = []
-    for image in images:
-        for zoom in zooms:
-            hr = image if zoom == 1 else imresize(image, zoom).astype(np.uint8)
-            pairs.append(_reduced(hr, scale))
-    return pairs
-
-
-def _reduced(image: Bytes, scale: int) -> Pair:
-    h, w = (side - side % scale for side in image.shape[:2])
-    hr = np.ascontiguousarray(image[:h, :w])
-    return Pair(imresize(hr, Fraction(1, scale)).astype(np.uint8), hr)
+    sizes = (image if zoom == 1 else imresize(image, zoom) for image in images for zoom in zooms)
+    return [Pair(*reduced(image, scale)) for image in sizes]
 
 
 def prepare(
@@ -160,10 +147,10 @@ def prepare(
     bytes: 12 bytes a pixel of the photographs would be 7 GB for DIV2K; delete it at any time.
 
     Args:
-        folder: Any tree of images, or DIV2K's.
-        scale: The factor.
+        folder: Tree of images, or DIV2K's layout.
+        scale: Factor.
         cache: Folder for ``<digest>.lr.npy`` and ``<digest>.hr.npy``.
-        progress: Called with (done, total).
+        progress: Function of (done, total).
 
     Raises:
         DataError: No images, or one that cannot be read.
@@ -175,7 +162,7 @@ def prepare(
         key = fingerprint(str(file.resolve()), status.st_size, status.st_mtime_ns, scale)[:24]
         paths = [Path(cache, f"{key}.{side}.npy") for side in Pair._fields]
         if not all(path.exists() for path in paths):
-            for path, array in zip(paths, _reduced(read_image(file).rgb8(), scale), strict=True):
+            for path, array in zip(paths, reduced(read_image(file).rgb8(), scale), strict=True):
                 with atomic(path) as temporary:
                     np.save(temporary, array)
         pairs.append(Pair(*(np.load(path, mmap_mode="r") for path in paths)))
