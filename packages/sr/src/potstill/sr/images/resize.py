@@ -10,11 +10,12 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from potstill.core import ConfigError, ShapeError
 
-__all__ = ["cubic", "imresize", "reduced"]
+__all__ = ["cubic", "imresize", "lanczos", "reduced"]
 
 Array = TypeVar("Array", NDArray[np.uint8], NDArray[np.generic], Tensor)
 
@@ -91,6 +92,12 @@ def reduced(image: NDArray[np.uint8], scale: int) -> tuple[NDArray[np.uint8], ND
     h, w = (side - side % scale for side in image.shape[:2])
     image = np.ascontiguousarray(image[:h, :w])
     return imresize(image, Fraction(1, scale)), image
+
+
+def lanczos(plane: NDArray[Any], width: int, height: int) -> NDArray[np.float32]:
+    """A plane [H W] at another size, in float32; overshoots are left as they are."""
+    image = Image.fromarray(plane.astype(np.float32))
+    return np.asarray(image.resize((width, height), Image.Resampling.LANCZOS))
 
 
 def _pass(values: NDArray[np.generic], ratio: Fraction, axis: int) -> NDArray[np.float64]:

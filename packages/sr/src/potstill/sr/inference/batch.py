@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
@@ -24,6 +23,7 @@ from potstill.core.command import progress
 from potstill.sr.config import UpscaleConfig
 from potstill.sr.images.picture import Picture
 from potstill.sr.images.reading import SUFFIXES, read_image
+from potstill.sr.images.resize import lanczos
 from potstill.sr.images.writing import FORMATS, check_output, write_image
 from potstill.sr.inference.enlarge import upscale
 from potstill.sr.inference.planes import Progress
@@ -57,11 +57,10 @@ def find_inputs(words: Sequence[str]) -> list[Path]:
 
 def resized(picture: Picture, width: int, height: int) -> Picture:
     """A picture at another size, by Lanczos."""
-    size = (width, height)
 
     def plane(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        real = Image.fromarray(values.astype(np.float32)).resize(size, Image.Resampling.LANCZOS)
-        return np.round(np.asarray(real)).clip(0, picture.peak).astype(values.dtype)
+        real = lanczos(values, width, height)
+        return real.round().clip(0, picture.peak).astype(values.dtype)
 
     if picture.color.shape[:2] == (height, width):
         return picture

@@ -15,6 +15,7 @@ from torch import Tensor
 from potstill.core import ConfigError
 from potstill.sr.images.picture import Picture, picture_of
 from potstill.sr.images.reading import read_image
+from potstill.sr.images.resize import lanczos
 from potstill.sr.inference.checks import check_array, check_tensor
 from potstill.sr.inference.planes import Planes, from_float
 
@@ -68,7 +69,7 @@ class Kinds:
         if self.alpha == "network":
             large_alpha = self.planes(np.repeat(share, 3, axis=2)).mean(axis=2).clip(0, 1)
         else:
-            large_alpha = _lanczos(share[..., 0], self.planes.scale)
+            large_alpha = _enlarged(share[..., 0], self.planes.scale)
         seen = np.maximum(large_alpha, 0.5 / peak)[..., None]
         color = np.where(large_alpha[..., None] > 0, large_color / seen, 0).clip(0, 1)
         color, large_alpha = (from_float(part, alpha.dtype) for part in (color, large_alpha))
@@ -81,17 +82,15 @@ class Kinds:
         alpha = planes[..., -1] if planes.shape[2] in (2, 4) else None
         kind: Literal["L", "RGB"] = "L" if color.shape[2] == 1 else "RGB"
         color = np.repeat(color, 3, axis=2) if kind == "L" else color
-        if alpha is None or array.dtype.kind == "f":
+        if array.dtype.kind == "f":
             large = self.planes(np.ascontiguousarray(color))
-            if kind == "L":
-                large = _grey(large)
-            if alpha is not None:
-                soft = _lanczos(alpha.astype(np.float32), self.planes.scale).astype(array.dtype)
-                large = np.dstack([large, soft])
+            factor = self.planes.scale
+            soft = None if alpha is None else _enlarged(alpha, factor).astype(array.dtype)
         else:
             made = self.picture(Picture(np.ascontiguousarray(color), alpha, kind))
-            assert made.alpha is not None
-            large = np.dstack([_grey(made.color) if kind == "L" else made.color, made.alpha])
+            large, soft = made.color, made.alpha
+        large = _grey(large) if kind == "L" else large
+        large = large if soft is None else np.dstack([large, soft])
         return large[..., 0] if array.ndim == 2 else large
 
     def tensor(self, tensor: Tensor) -> Tensor:
@@ -108,8 +107,6 @@ def _grey(color: NDArray[Any]) -> NDArray[Any]:
     return (np.round(mean) if color.dtype.kind == "u" else mean).astype(color.dtype)
 
 
-def _lanczos(plane: NDArray[Any], scale: int) -> NDArray[np.float32]:
+def _enlarged(plane: NDArray[Any], scale: int) -> NDArray[np.float32]:
     """A plane in [0, 1] by Lanczos; opaque and clear areas stay exactly 1 and 0."""
-    size = (plane.shape[1] * scale, plane.shape[0] * scale)
-    large = Image.fromarray(plane.astype(np.float32)).resize(size, Image.Resampling.LANCZOS)
-    return np.asarray(large).clip(0, 1)
+    return lanczos(plane, plane.shape[1] * scale, plane.shape[0] * scale).clip(0, 1)

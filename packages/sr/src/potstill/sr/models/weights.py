@@ -63,7 +63,7 @@ class Description(NamedTuple):
 
     Attributes:
         architecture: "imdn", "imdn_as", "imdn_rtc" or "imdn_rte".
-        config: The arguments of that class.
+        config: Arguments of that class.
     """
 
     architecture: str
@@ -117,11 +117,11 @@ def load_model(
         )
     state = {key: value.float() for key, value in renamed(tensors).items()}
     wanted = model.state_dict()
-    missing, surplus = sorted(set(wanted) - set(state)), sorted(set(state) - set(wanted))
-    if strict and (missing or surplus):
+    odd = _some("missing", set(wanted) - set(state)) + _some("unknown", set(state) - set(wanted))
+    if strict and odd:
         raise ConfigError(
             f"load_model: {source} must hold exactly the tensors of {described.architecture}, got "
-            f"{_some('missing', missing)}{_some('unknown', surplus)}; pass strict=False to ignore"
+            f"{odd}; pass strict=False to ignore"
         )
     for key in set(state) & set(wanted):
         if state[key].shape != wanted[key].shape:
@@ -209,9 +209,8 @@ def detect(
         return Description("imdn_rtc", sizes)
     if "head.0.weight" in shapes:
         return Description("imdn_as", sizes)
+    skip = json.loads((metadata or {}).get("config", "{}")).get("global_skip")
     scale = round((tail[0] / 3) ** 0.5)
-    stored = json.loads((metadata or {}).get("config", "{}"))
-    skip = stored.get("global_skip")
     return Description("imdn", {"scale": scale, **sizes, "global_skip": skip})
 
 
@@ -225,10 +224,10 @@ def save_model(
     """Write weights, with what is needed to build the network again, as safetensors.
 
     Args:
-        model: A network of the family.
-        path: The file; its folder is made when missing.
-        dtype: What to store in: float16 halves the file.
-        **metadata: More texts for the header, e.g. ``licence`` or ``data``.
+        model: Network of the family.
+        path: File; its folder is made when missing.
+        dtype: Type to store in: float16 halves the file.
+        **metadata: Texts for the header, e.g. ``licence`` or ``data``.
 
     Returns:
         The path.
@@ -302,7 +301,6 @@ def _rename(key: str, large: bool) -> str:
     return key
 
 
-def _some(label: str, names: list[str]) -> str:
-    if not names:
-        return ""
-    return f"{len(names)} {label} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}) "
+def _some(label: str, names: set[str]) -> str:
+    some = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
+    return f"{len(names)} {label} ({some}) " if names else ""
