@@ -10,11 +10,12 @@ from potstill.core import Engine, Run
 from potstill.core.engine import run_ranks
 from potstill.core.errors import ConfigError, DataError, Interrupted, NonFiniteError, ShapeError
 from potstill.nerf import Scene, Split, make_field, save_field, score
+from potstill.nerf.cameras import pinhole
 from potstill.nerf.distill.convert import convert, hand_over, student_of, transfer
 from potstill.nerf.distill.distiller import FieldToField
 from potstill.nerf.distill.evaluation import Stopwatch
 from potstill.nerf.distill.objective import Progression
-from potstill.nerf.distill.priors import SpherePrior, load_prior, pinhole
+from potstill.nerf.distill.priors import SpherePrior, load_prior
 from potstill.nerf.distill.virtual import VirtualRays
 from potstill.nerf.fields.grid import GridField
 from potstill.nerf.fields.hash import HashConfig

@@ -7,14 +7,13 @@ import torch
 
 from potstill.core.errors import ConfigError, DataError
 from potstill.nerf import Space
-from potstill.nerf.cameras import orbit
+from potstill.nerf.cameras import orbit, pinhole
 from potstill.nerf.distill.priors import (
     BoxPrior,
     NearPrior,
     SpherePrior,
     about,
     load_prior,
-    pinhole,
     prior_of,
     turns,
 )

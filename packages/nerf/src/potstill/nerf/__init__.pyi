@@ -1,6 +1,7 @@
 from .cameras import Cameras as Cameras
 from .cameras import look_at as look_at
 from .cameras import orbit as orbit
+from .cameras import pinhole as pinhole
 from .config import ConvertConfig as ConvertConfig
 from .config import FieldSize as FieldSize
 from .config import SceneConfig as SceneConfig
@@ -20,7 +21,6 @@ from .distill.priors import NearPrior as NearPrior
 from .distill.priors import PosePrior as PosePrior
 from .distill.priors import SpherePrior as SpherePrior
 from .distill.priors import load_prior as load_prior
-from .distill.priors import pinhole as pinhole
 from .distill.priors import prior_of as prior_of
 from .distill.results import Conversion as Conversion
 from .distill.results import load_conversion as load_conversion

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from potstill.core import ConfigError, DataError
 
-__all__ = ["Cameras", "look_at", "orbit"]
+__all__ = ["Cameras", "look_at", "looking", "orbit", "pinhole", "rotations"]
 
 
 @dataclass(frozen=True)
@@ -174,13 +175,13 @@ def orbit(
     """Cameras on a circle around the z axis, looking at ``center``.
 
     Args:
-        views: How many, evenly spaced.
+        views: Number of cameras, evenly spaced.
         radius: Distance from ``center``.
         width: Image width.
         height: Image height.
         angle: Horizontal field of view, radians.
         elevation: Angle above the plane z = 0, radians.
-        center: What they look at.
+        center: Point that they look at.
     """
     target, up = torch.tensor(center), torch.tensor([0.0, 0.0, 1.0])
     turns = [2 * math.pi * k / views for k in range(views)]
@@ -188,7 +189,40 @@ def orbit(
     positions = [
         target + torch.tensor([flat * math.cos(a), flat * math.sin(a), lift]) for a in turns
     ]
-    focal = width / (2 * math.tan(angle / 2))
-    intrinsics = torch.tensor([focal, focal, width / 2, height / 2]).repeat(views, 1)
+    return looking(positions, target, up, width / (2 * math.tan(angle / 2)), width, height)
+
+
+def looking(
+    positions: Iterable[Tensor], target: Tensor, up: Tensor, focal: float, width: int, height: int
+) -> Cameras:
+    """Cameras at positions [3] that look at ``target``, with a focal length in pixels."""
     poses = torch.stack([look_at(position, target, up) for position in positions])
+    intrinsics = torch.tensor([focal, focal, width / 2, height / 2]).repeat(len(poses), 1)
     return Cameras(poses, intrinsics, width, height)
+
+
+def pinhole(width: int, height: int, angle: float) -> Cameras:
+    """One lens without distortion, from its horizontal field of view in radians.
+
+    Raises:
+        ConfigError: A size or an angle that no image has.
+    """
+    if width < 1 or height < 1 or not 0 < angle < math.pi:
+        raise ConfigError(
+            "pinhole: width and height must be at least 1 and angle in (0, pi), got "
+            f"{width}, {height} and {angle}"
+        )
+    focal = width / (2 * math.tan(angle / 2))
+    intrinsics = torch.tensor([[focal, focal, width / 2, height / 2]])
+    return Cameras(torch.eye(4)[None], intrinsics, width, height)
+
+
+def rotations(quaternions: Float[Tensor, "turns 4"]) -> Float[Tensor, "turns 3 3"]:
+    """Rotations by quaternions (w, x, y, z), which need not be normalised."""
+    w, x, y, z = torch.nn.functional.normalize(quaternions, dim=1).unbind(1)
+    rows = [
+        *(1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
+        *(2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)),
+        *(2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)),
+    ]
+    return torch.stack(rows, dim=1).reshape(-1, 3, 3)

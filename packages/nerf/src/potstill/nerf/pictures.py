@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from potstill.core import BackendError, ConfigError, atomic, psnr
-from potstill.nerf.cameras import Cameras, look_at
+from potstill.nerf.cameras import Cameras, looking
 from potstill.nerf.fields.base import Field
 from potstill.nerf.render.image import render_image
 from potstill.nerf.scenes.scene import Split
@@ -91,14 +91,14 @@ def orbit_around(cameras: Cameras, kind: str, frames: int, width: int = 0) -> Ca
         up, target = torch.tensor([0.0, 1.0, 0.0]), torch.tensor([0.0, 0.0, -4.0])
         offsets = torch.stack([turns.cos(), turns.sin(), torch.zeros_like(turns)], dim=1)
         positions = places.mean(0) + offsets * spread
-        return _looking(positions, target, up, fx, width, height)
+        return looking(positions, target, up, fx, width, height)
     distance = places.norm(dim=1).median()
     lift = (places[:, 2] / places.norm(dim=1).clamp(min=1e-6)).clamp(-0.9, 0.9).median().asin()
     angles = _angles_among(torch.atan2(places[:, 1], places[:, 0]), frames)
     around = torch.stack([angles.cos() * lift.cos(), angles.sin() * lift.cos()], dim=1)
     positions = distance * torch.cat([around, lift.sin().expand(frames, 1)], dim=1)
     up, target = torch.tensor([0.0, 0.0, 1.0]), torch.zeros(3)
-    return _looking(positions, target, up, fx, width, height)
+    return looking(positions, target, up, fx, width, height)
 
 
 def _angles_among(angles: Tensor, frames: int) -> Tensor:
@@ -111,14 +111,6 @@ def _angles_among(angles: Tensor, frames: int) -> Tensor:
         return ordered[0] + 2 * torch.pi * share
     first, span = ordered[(widest + 1) % len(ordered)], 2 * torch.pi - gaps[widest]
     return first + span * (0.5 + 0.45 * (2 * torch.pi * share).sin())
-
-
-def _looking(
-    positions: Tensor, target: Tensor, up: Tensor, focal: float, width: int, height: int
-) -> Cameras:
-    poses = torch.stack([look_at(position, target, up) for position in positions])
-    intrinsics = torch.tensor([focal, focal, width / 2, height / 2]).repeat(len(poses), 1)
-    return Cameras(poses, intrinsics, width, height)
 
 
 def save_frames(frames: list[Tensor], path: str | os.PathLike[str], fps: int = 24) -> Path:

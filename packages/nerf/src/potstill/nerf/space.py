@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from dataclasses import dataclass, fields
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -89,10 +89,6 @@ class Space:
             raise ConfigError(f"Space: near must be positive with {self.kind}, got {self.near}")
         if self.steps < 1:
             raise ConfigError(f"Space: steps must be at least 1, got {self.steps}")
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
 
     def affine(self, like: Tensor) -> tuple[Tensor, Tensor, bool]:
         """Low corner, one over the size, and whether a contraction follows."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from potstill.core import BackendError
-from potstill.nerf.cameras import Cameras
+from potstill.nerf.cameras import Cameras, rotations
 from potstill.nerf.fields.base import Field
 from potstill.nerf.pictures import depth_colors
 from potstill.nerf.render.image import render_image
@@ -25,21 +25,14 @@ def look(
 
     Args:
         field: The field.
-        position: Of the camera.
-        wxyz: Its rotation, from OpenCV's axes to the world, as a quaternion.
+        position: Position of the camera.
+        wxyz: Rotation from OpenCV's axes to the world, as a quaternion.
         fov: Vertical field of view, radians.
         aspect: Width over height.
-        width: Of the image in pixels.
+        width: Width of the image in pixels.
         what: "color" or "depth".
     """
-    w, x, y, z = torch.nn.functional.normalize(torch.as_tensor(wxyz, dtype=torch.float32), dim=0)
-    rotation = torch.stack(
-        [
-            torch.stack([1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)]),
-            torch.stack([2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)]),
-            torch.stack([2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)]),
-        ]
-    )
+    rotation = rotations(torch.as_tensor(wxyz, dtype=torch.float32)[None])[0]
     pose = torch.eye(4)
     pose[:3, :3] = rotation * torch.tensor([1.0, -1.0, -1.0])
     pose[:3, 3] = torch.as_tensor(position, dtype=torch.float32)
@@ -58,8 +51,8 @@ def serve(
 
     Args:
         field: The field.
-        cameras: Where to start.
-        port: Of the server.
+        cameras: The first is where to start.
+        port: Port of the server.
         stop: Ends the server when set.
 
     Raises:

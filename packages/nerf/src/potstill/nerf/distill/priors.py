@@ -6,7 +6,7 @@ import json
 import math
 import os
 from abc import ABC, abstractmethod
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,9 +18,10 @@ from potstill.core import ConfigError, DataError, atomic, nearest
 from potstill.nerf.cameras import Cameras, look_at
 from potstill.nerf.space import Space
 
-__all__ = ["BoxPrior", "NearPrior", "PosePrior", "SpherePrior", "load_prior", "pinhole", "prior_of"]
+__all__ = ["BoxPrior", "NearPrior", "PosePrior", "SpherePrior", "load_prior", "prior_of"]
 
 
+@dataclass(eq=False)
 class PosePrior(ABC):
     """A distribution of camera poses in the coordinates of a field, and the lenses they have.
 
@@ -35,7 +36,10 @@ class PosePrior(ABC):
 
     kind: ClassVar[str]
 
-    def __init__(self, lens: Cameras) -> None:
+    lens: Cameras
+
+    def __post_init__(self) -> None:
+        lens = self.lens
         if len(lens) < 1:
             raise ConfigError(f"{type(self).__name__}: lens must hold a camera, got none")
         self.lens = replace(lens, poses=torch.eye(4).repeat(len(lens), 1, 1), names=())
@@ -45,27 +49,23 @@ class PosePrior(ABC):
         """Draw poses, camera to world."""
 
     def cameras(self, count: int, draw: torch.Generator) -> Cameras:
-        """Draw whole cameras, e.g. to judge a student from."""
+        """Draw whole cameras, e.g. to evaluate a student from."""
         poses = self.poses(count, draw)
         lens = torch.arange(count) % len(self.lens)
-        chosen = self.lens[lens.tolist()]
-        return replace(chosen, poses=poses)
+        return replace(self.lens[lens.tolist()], poses=poses)
 
     def moved(self, poses: Tensor, draw: torch.Generator) -> Tensor:
-        """Poses near the given ones, [P 4 4]: turned by up to 9 degrees about each axis.
+        """Poses near the given ones, [P 4 4]: turned by up to 9 degrees about target or origin.
 
         Source: Fang et al., "PVD-AL", arXiv 2304.04012: how hard poses come back.
         """
         angles = (torch.rand(len(poses), 3, generator=draw) * 2 - 1) * (math.pi / 20)
-        return about(self.center(), turns(angles)) @ poses
+        center = torch.tensor(getattr(self, "target", (0.0, 0.0, 0.0)))
+        return about(center, turns(angles)) @ poses
 
-    def center(self) -> Tensor:
-        """What `moved` turns about, [3]."""
-        return torch.zeros(3)
-
-    @abstractmethod
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Plain values for JSON, without the lens."""
+        return {f.name: list(getattr(self, f.name)) for f in fields(self) if f.name != "lens"}
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write it as JSON, for `load_prior` and for people."""
@@ -85,6 +85,7 @@ class PosePrior(ABC):
         return Path(path)
 
 
+@dataclass(eq=False)
 class SpherePrior(PosePrior):
     """Cameras on a shell around a point, which they look at; for objects.
 
@@ -92,41 +93,38 @@ class SpherePrior(PosePrior):
         lens: As in `PosePrior`.
         radius: Least and greatest distance.
         elevation: Lowest and highest angle above the horizon, radians in (-pi/2, pi/2).
-        azimuth: From and to, radians; all around by default.
-        target: What they look at.
-        up: Their up.
+        azimuth: Range of the angle around ``up``, radians; all around by default.
+        target: Point that they look at.
+        up: Direction of their up.
 
     Raises:
         ConfigError: A range that is empty or impossible.
 
     Example:
+        >>> from potstill.nerf import pinhole
         >>> prior = SpherePrior(pinhole(100, 100, angle=0.69), radius=(4.0, 4.0))
         >>> prior.poses(3, torch.Generator().manual_seed(0)).shape
         torch.Size([3, 4, 4])
     """
 
-    kind: ClassVar[str] = "sphere"
+    kind = "sphere"
 
-    def __init__(
-        self,
-        lens: Cameras,
-        radius: tuple[float, float],
-        elevation: tuple[float, float] = (0.0, 1.4),
-        azimuth: tuple[float, float] = (-math.pi, math.pi),
-        target: tuple[float, float, float] = (0.0, 0.0, 0.0),
-        up: tuple[float, float, float] = (0.0, 0.0, 1.0),
-    ) -> None:
-        super().__init__(lens)
-        if not 0 < radius[0] <= radius[1]:
-            raise ConfigError(f"SpherePrior: radius must be a positive range, got {radius}")
-        if not -math.pi / 2 < elevation[0] <= elevation[1] < math.pi / 2:
+    radius: tuple[float, float]
+    elevation: tuple[float, float] = (0.0, 1.4)
+    azimuth: tuple[float, float] = (-math.pi, math.pi)
+    target: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    up: tuple[float, float, float] = (0.0, 0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.radius[0] <= self.radius[1]:
+            raise ConfigError(f"SpherePrior: radius must be a positive range, got {self.radius}")
+        if not -math.pi / 2 < self.elevation[0] <= self.elevation[1] < math.pi / 2:
             raise ConfigError(
-                f"SpherePrior: elevation must be a range within (-pi/2, pi/2), got {elevation}"
+                f"SpherePrior: elevation must be a range within (-pi/2, pi/2), got {self.elevation}"
             )
-        if not azimuth[0] <= azimuth[1]:
-            raise ConfigError(f"SpherePrior: azimuth must be a range, got {azimuth}")
-        self.radius, self.elevation, self.azimuth = radius, elevation, azimuth
-        self.target, self.up = target, up
+        if not self.azimuth[0] <= self.azimuth[1]:
+            raise ConfigError(f"SpherePrior: azimuth must be a range, got {self.azimuth}")
 
     def poses(self, count: int, draw: torch.Generator) -> Tensor:
         """Uniform in azimuth, in the sine of the elevation (so in area) and in distance."""
@@ -136,22 +134,12 @@ class SpherePrior(PosePrior):
         lift = low + (high - low) * u[1]
         flat = (1 - lift**2).sqrt()
         direction = torch.stack([flat * turn.cos(), flat * turn.sin(), lift], dim=1)
-        up = torch.tensor(self.up)
-        place = torch.tensor(self.target) + _between(u[2], self.radius)[:, None] * (
-            direction @ _towards(up).T
-        )
-        return torch.stack([look_at(p, torch.tensor(self.target), up) for p in place])
-
-    def center(self) -> Tensor:
-        """What the cameras look at."""
-        return torch.tensor(self.target)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Ranges, target and up."""
-        names = ("radius", "elevation", "azimuth", "target", "up")
-        return {name: list(getattr(self, name)) for name in names}
+        up, target = torch.tensor(self.up), torch.tensor(self.target)
+        place = target + _between(u[2], self.radius)[:, None] * (direction @ _towards(up).T)
+        return torch.stack([look_at(p, target, up) for p in place])
 
 
+@dataclass(eq=False)
 class BoxPrior(PosePrior):
     """Cameras anywhere in a box that look at a point; for scenes photographed from the front.
 
@@ -159,29 +147,27 @@ class BoxPrior(PosePrior):
         lens: As in `PosePrior`.
         low: Low corner.
         high: High corner.
-        target: What they look at.
-        up: Their up.
+        target: Point that they look at.
+        up: Direction of their up.
 
     Raises:
         ConfigError: A corner above the other, or a target in the box.
     """
 
-    kind: ClassVar[str] = "box"
+    kind = "box"
 
-    def __init__(
-        self,
-        lens: Cameras,
-        low: tuple[float, float, float],
-        high: tuple[float, float, float],
-        target: tuple[float, float, float] = (0.0, 0.0, -4.0),
-        up: tuple[float, float, float] = (0.0, 1.0, 0.0),
-    ) -> None:
-        super().__init__(lens)
+    low: tuple[float, float, float]
+    high: tuple[float, float, float]
+    target: tuple[float, float, float] = (0.0, 0.0, -4.0)
+    up: tuple[float, float, float] = (0.0, 1.0, 0.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        low, high, target = self.low, self.high, self.target
         if not all(a <= b for a, b in zip(low, high, strict=True)):
             raise ConfigError(f"BoxPrior: low must not be above high, got {low} and {high}")
         if all(a <= t <= b for a, t, b in zip(low, target, high, strict=True)):
             raise ConfigError(f"BoxPrior: target must lie outside the box, got {target}")
-        self.low, self.high, self.target, self.up = low, high, target, up
 
     def poses(self, count: int, draw: torch.Generator) -> Tensor:
         """Uniform in the box."""
@@ -190,28 +176,20 @@ class BoxPrior(PosePrior):
         place = low + (high - low) * torch.rand(count, 3, generator=draw)
         return torch.stack([look_at(p, target, up) for p in place])
 
-    def center(self) -> Tensor:
-        """What the cameras look at."""
-        return torch.tensor(self.target)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Corners, target and up."""
-        return {name: list(getattr(self, name)) for name in ("low", "high", "target", "up")}
-
 
 class NearPrior(PosePrior):
     """Cameras near those of a list; for any scene whose poses are known and whose photos are not.
 
     Args:
         cameras: The list; its lenses are used too.
-        spread: How far a camera moves, as a share of the distance to its nearest neighbour.
-        angle: By how much it turns about each axis at most, radians.
+        spread: Largest move, as a share of the distance to the nearest neighbour.
+        angle: Largest turn about each axis, radians.
 
     Raises:
         ConfigError: A negative number.
     """
 
-    kind: ClassVar[str] = "near"
+    kind = "near"
 
     def __init__(self, cameras: Cameras, spread: float = 0.5, angle: float = 0.05) -> None:
         super().__init__(cameras)
@@ -244,22 +222,6 @@ class NearPrior(PosePrior):
     def as_dict(self) -> dict[str, Any]:
         """Poses, spread and angle."""
         return {"poses": self.list.tolist(), "spread": self.spread, "angle": self.angle}
-
-
-def pinhole(width: int, height: int, angle: float) -> Cameras:
-    """One lens without distortion, from its horizontal field of view in radians.
-
-    Raises:
-        ConfigError: A size or an angle that no image has.
-    """
-    if width < 1 or height < 1 or not 0 < angle < math.pi:
-        raise ConfigError(
-            "pinhole: width and height must be at least 1 and angle in (0, pi), got "
-            f"{width}, {height} and {angle}"
-        )
-    focal = width / (2 * math.tan(angle / 2))
-    intrinsics = torch.tensor([[focal, focal, width / 2, height / 2]])
-    return Cameras(torch.eye(4)[None], intrinsics, width, height)
 
 
 def prior_of(cameras: Cameras, space: Space) -> PosePrior:
@@ -323,16 +285,8 @@ _KINDS: dict[str, Any] = {cls.kind: cls for cls in (SpherePrior, BoxPrior)}
 
 def turns(angles: Float[Tensor, "poses 3"]) -> Float[Tensor, "poses 3 3"]:
     """Rotations by rotation vectors: the axis times the angle in radians."""
-    zero = torch.zeros(len(angles))
-    skew = torch.stack(
-        [
-            torch.stack([zero, -angles[:, 2], angles[:, 1]], dim=1),
-            torch.stack([angles[:, 2], zero, -angles[:, 0]], dim=1),
-            torch.stack([-angles[:, 1], angles[:, 0], zero], dim=1),
-        ],
-        dim=1,
-    )
-    return torch.linalg.matrix_exp(skew)
+    axes = torch.eye(3).expand(len(angles), 3, 3)
+    return torch.linalg.matrix_exp(torch.linalg.cross(axes, angles[:, None], dim=2))
 
 
 def about(center: Float[Tensor, " 3"], rotation: Float[Tensor, "poses 3 3"]) -> Tensor:

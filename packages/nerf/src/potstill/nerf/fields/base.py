@@ -63,16 +63,17 @@ class Field(nn.Module):
     """A radiance field: block 1 `features`, block 2 `head`, an occupancy grid and a space.
 
     Args:
-        config: The dataclass of the kind.
-        space: What region it describes.
+        config: Size of the field, the dataclass of its kind.
+        space: Region that the field describes.
         occupancy: Cells an axis of the occupancy grid.
-        activation: How the first feature becomes a density.
-        backend: Of the encodings.
+        activation: Density of the first feature.
+        backend: Backend of the encodings.
     """
 
     kind: ClassVar[str]
     has_features: ClassVar[bool] = True
     """Whether the output of block 1 means the same as that of other kinds."""
+    color: nn.Module
 
     def __init__(
         self,
@@ -104,7 +105,8 @@ class Field(nn.Module):
         self, feature: Float[Tensor, "points width"], views: Float[Tensor, "points 3"]
     ) -> Float[Tensor, "points 3"]:
         """Block 2: colour of features seen along unit directions."""
-        raise NotImplementedError
+        rgb: Tensor = self.color(feature, views)
+        return rgb
 
     def forward(self, points: Tensor, views: Tensor) -> FieldOutput:
         """Feature, clamped log density and colour of points seen along directions."""

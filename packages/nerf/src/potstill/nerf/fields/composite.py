@@ -40,10 +40,10 @@ class CompositeField(Field):
     there: a coarse mlp and a fine hash grid, or a scene and an edit of it.
 
     Args:
-        config: The kinds; must fit ``parts``.
-        space: Its region.
-        parts: The fields, whose heads are not used.
-        **options: Of `Field`.
+        config: Kinds of ``parts``.
+        space: Region that the field describes.
+        parts: Fields whose features are added; their heads are not used.
+        **options: Options of `Field`.
 
     Raises:
         ConfigError: A part has no features of that meaning, or another space.
@@ -74,11 +74,6 @@ class CompositeField(Field):
         """Block 1, [P 16]."""
         total: Tensor = sum(part.features(points) for part in self.parts)  # type: ignore[assignment, operator]
         return total
-
-    def head(self, feature: Tensor, views: Tensor) -> Tensor:
-        """Block 2, [P 3]."""
-        rgb: Tensor = self.color(feature, views)
-        return rgb
 
     def rate(self, name: str) -> float:
         """As the part says that owns the parameter."""

@@ -20,33 +20,13 @@ _LINES = (2, 1, 0)
 
 
 @dataclass(frozen=True)
-class VMConfig:
-    """Size of a vm field; TensoRF's is 300, 16 and 48.
+class _Size:
+    """Size of a factored field.
 
-    Args:
-        resolution: Of planes and lines.
-        density: Components of the density, an axis.
-        color: Components of the features, an axis.
-        hidden: Width of the head.
-    """
-
-    resolution: int = 128
-    density: int = 8
-    color: int = 24
-    hidden: int = 64
-
-    def __post_init__(self) -> None:
-        _check(type(self).__name__, self.resolution, self.density, self.color)
-
-
-@dataclass(frozen=True)
-class CPConfig:
-    """Size of a cp field; TensoRF's is 500, 96 and 288.
-
-    Args:
-        resolution: Of the lines.
-        density: Components of the density.
-        color: Components of the features.
+    Attributes:
+        resolution: Samples along planes and lines.
+        density: Components of the density; of vm, those of an axis.
+        color: Components of the features; of vm, those of an axis.
         hidden: Width of the head.
     """
 
@@ -56,7 +36,24 @@ class CPConfig:
     hidden: int = 64
 
     def __post_init__(self) -> None:
-        _check(type(self).__name__, self.resolution, self.density, self.color)
+        if self.resolution < 2 or self.density < 1 or self.color < 1:
+            raise ConfigError(
+                f"{type(self).__name__}: resolution must be at least 2, density and color at least "
+                f"1, got {self.resolution}, {self.density} and {self.color}"
+            )
+
+
+@dataclass(frozen=True)
+class VMConfig(_Size):
+    """Size of a vm field; TensoRF's is 300, 16 and 48."""
+
+    density: int = 8
+    color: int = 24
+
+
+@dataclass(frozen=True)
+class CPConfig(_Size):
+    """Size of a cp field; TensoRF's is 500, 96 and 288."""
 
 
 class _Factored(Field):
@@ -75,11 +72,6 @@ class _Factored(Field):
         density, color = self.components(2 * self.space.unit(points) - 1)
         return torch.cat([density.sum(1, keepdim=True), self.basis(color)], dim=1)
 
-    def head(self, feature: Tensor, views: Tensor) -> Tensor:
-        """Block 2, [P 3]."""
-        rgb: Tensor = self.color(feature, views)
-        return rgb
-
     def rate(self, name: str) -> float:
         """Factors learn at the full rate, the networks on top at a tenth."""
         return 0.1 if "color." in name or "basis." in name else 1.0
@@ -90,11 +82,6 @@ class VMField(_Factored):
 
     Source: Chen et al., "TensoRF", ECCV 2022, Eq. (4). Planes XY, XZ, YZ with lines Z, Y, X;
     linear interpolation with the outermost samples on the faces of the cube.
-
-    Args:
-        config: Its size.
-        space: Its region.
-        **options: Of `Field`.
     """
 
     kind: ClassVar[str] = "vm"
@@ -129,11 +116,6 @@ class CPField(_Factored):
     """Canonical polyadic decomposition: ``sum over r of x_r(x) y_r(y) z_r(z)``.
 
     Source: Chen et al., "TensoRF", ECCV 2022, Eq. (2).
-
-    Args:
-        config: Its size.
-        space: Its region.
-        **options: Of `Field`.
     """
 
     kind: ClassVar[str] = "cp"
@@ -185,11 +167,3 @@ def _along(lines: Tensor, x: Tensor) -> Tensor:
         mode="sum",
     )
     return values.reshape(axes, len(x), count)
-
-
-def _check(name: str, resolution: int, density: int, color: int) -> None:
-    if resolution < 2 or density < 1 or color < 1:
-        raise ConfigError(
-            f"{name}: resolution must be at least 2, density and color at least 1, got "
-            f"{resolution}, {density} and {color}"
-        )

@@ -43,10 +43,10 @@ class GridField(Field):
     parameters: ``sigmoid(sum_k Y_k(d) f_k)``.
 
     Args:
-        config: Its size.
-        space: Its region.
+        config: Size of the field.
+        space: Region that the field describes.
         cells: Booleans [R R R] of any resolution: where vertices are stored; everywhere when None.
-        **options: Of `Field`.
+        **options: Options of `Field`.
     """
 
     kind: ClassVar[str] = "grid"

@@ -40,29 +40,18 @@ class HashField(Field):
     """Hash grid -> 64 -> 16 features -> head.
 
     Source: Mueller et al., "Instant Neural Graphics Primitives", SIGGRAPH 2022.
-
-    Args:
-        config: Its size.
-        space: Its region.
-        levels: The resolved level table; made from ``config`` when None.
-        **options: Of `Field`.
     """
 
     kind: ClassVar[str] = "hash"
 
     def __init__(
-        self,
-        config: HashConfig | None = None,
-        space: Space | None = None,
-        levels: Levels | None = None,
-        **options: Any,
+        self, config: HashConfig | None = None, space: Space | None = None, **options: Any
     ) -> None:
         config = config or HashConfig()
         super().__init__(config, space or Space(), **options)
-        if levels is None:
-            levels = Levels.geometric(
-                config.levels, config.features, config.log2_rows, config.base, config.finest
-            )
+        levels = Levels.geometric(
+            config.levels, config.features, config.log2_rows, config.base, config.finest
+        )
         self.grid = HashGrid(levels, self.backend)
         self.net = mlp(levels.width, config.hidden, WIDTH, depth=1)
         self.color = Head(config.hidden)
@@ -71,8 +60,3 @@ class HashField(Field):
         """Block 1, [P 16]."""
         feature: Tensor = self.net(self.grid(self.space.unit(points)))
         return feature
-
-    def head(self, feature: Tensor, views: Tensor) -> Tensor:
-        """Block 2, [P 3]."""
-        rgb: Tensor = self.color(feature, views)
-        return rgb

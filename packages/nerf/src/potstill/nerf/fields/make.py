@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from potstill.core import CheckpointError, ConfigError, atomic, nearest
 from potstill.core.command import config as configs
+from potstill.nerf.encodings.hashgrid import HashGrid
 from potstill.nerf.encodings.levels import Levels
 from potstill.nerf.fields.base import Activation, Field
 from potstill.nerf.fields.composite import CompositeConfig, CompositeField
@@ -109,10 +110,10 @@ def save_field(
         "format": _FORMAT,
         "kind": field.kind,
         "config": configs.as_dict(field.config),
-        "space": field.space.as_dict(),
+        "space": dataclasses.asdict(field.space),
         "activation": dataclasses.asdict(field.activation),
         "occupancy": field.occupancy.size,
-        "levels": [levels.as_dict() for levels in _levels(field)],
+        "levels": [grid.levels.as_dict() for _, grid in _grids(field)],
         "similarity": torch.as_tensor(torch.eye(4) if similarity is None else similarity).tolist(),
         "note": note,
     }
@@ -181,13 +182,12 @@ def _rebuild(header: dict[str, Any], tensors: dict[str, torch.Tensor], backend: 
         backend=backend,
     )
     stored = [Levels.from_dict(values) for values in header["levels"]]
-    if len(stored) != len(_grids(field)):
+    grids = _grids(field)
+    if len(stored) != len(grids):
         raise CheckpointError(
-            f"load_field: a {kind} field must have {len(_grids(field))} level tables, got "
-            f"{len(stored)}"
+            f"load_field: a {kind} field must have {len(grids)} level tables, got {len(stored)}"
         )
-    prefixes = _grids(field)
-    for levels, (name, grid) in zip(stored, prefixes, strict=True):
+    for levels, (name, grid) in zip(stored, grids, strict=True):
         rows = tensors[f"{name}.table"].shape
         if tuple(rows) != (levels.total, levels.features):
             raise CheckpointError(
@@ -200,11 +200,5 @@ def _rebuild(header: dict[str, Any], tensors: dict[str, torch.Tensor], backend: 
     return field
 
 
-def _grids(field: Field) -> list[tuple[str, Any]]:
-    from potstill.nerf.encodings.hashgrid import HashGrid
-
+def _grids(field: Field) -> list[tuple[str, HashGrid]]:
     return [(n, m) for n, m in field.named_modules() if isinstance(m, HashGrid)]
-
-
-def _levels(field: Field) -> list[Levels]:
-    return [grid.levels for _, grid in _grids(field)]

@@ -49,11 +49,6 @@ class MLPField(Field):
 
     Source: Mildenhall et al., "NeRF", ECCV 2020, Section 5.1, with the head of `HashField`, so that
     block 2 is interchangeable.
-
-    Args:
-        config: Its size.
-        space: Its region.
-        **options: Of `Field`.
     """
 
     kind: ClassVar[str] = "mlp"
@@ -81,11 +76,6 @@ class MLPField(Field):
             h = layer(h).relu()
         feature: Tensor = self.net(h)
         return feature
-
-    def head(self, feature: Tensor, views: Tensor) -> Tensor:
-        """Block 2, [P 3]."""
-        rgb: Tensor = self.color(feature, views)
-        return rgb
 
     def rate(self, name: str) -> float:
         """Deep networks want a smaller step than tables."""

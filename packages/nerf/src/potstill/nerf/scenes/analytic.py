@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from potstill.nerf.cameras import Cameras, look_at
+from potstill.nerf.cameras import Cameras, looking
 from potstill.nerf.scenes.scene import Scene, Split
 from potstill.nerf.space import Space
 
@@ -63,15 +63,15 @@ def analytic(size: int = 48, views: int = 24, tests: int = 4, steps: int = 128) 
 
 def _spiral(count: int, shift: float, size: int) -> Cameras:
     golden = math.pi * (3 - math.sqrt(5))
-    poses = []
+    positions = []
     for k in range(count):
         height = 0.1 + 0.8 * (k + 0.5 + shift / 2) / (count + 0.5)
         angle = golden * (k + shift)
         flat = math.sqrt(1 - height**2)
-        place = 3.0 * torch.tensor([flat * math.cos(angle), flat * math.sin(angle), height])
-        poses.append(look_at(place, torch.zeros(3), torch.tensor([0.0, 0.0, 1.0])))
-    intrinsics = torch.tensor([1.25 * size, 1.25 * size, size / 2, size / 2]).repeat(count, 1)
-    return Cameras(torch.stack(poses), intrinsics, size, size)
+        place = [flat * math.cos(angle), flat * math.sin(angle), height]
+        positions.append(3.0 * torch.tensor(place))
+    up = torch.tensor([0.0, 0.0, 1.0])
+    return looking(positions, torch.zeros(3), up, 1.25 * size, size, size)
 
 
 def _images(cameras: Cameras, space: Space, steps: int) -> Tensor:

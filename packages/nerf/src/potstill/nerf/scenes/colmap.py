@@ -9,10 +9,8 @@ from typing import NamedTuple
 import torch
 
 from potstill.core import DataError
-from potstill.nerf.cameras import Cameras
-from potstill.nerf.scenes.scene import Scene, every_eighth, read_images
-from potstill.nerf.scenes.similarity import normalizing
-from potstill.nerf.space import Space
+from potstill.nerf.cameras import Cameras, rotations
+from potstill.nerf.scenes.scene import Scene, Split, read_images, unbounded
 
 __all__ = ["find_model", "load_colmap"]
 
@@ -91,11 +89,8 @@ def load_colmap(folder: Path, *, downsample: int = 1, allow_missing: bool = Fals
     views = [view for view in views if view.name not in absent]
     images = read_images([photos[view.name] for view in views], downsample)
     cameras = _cameras(views, lenses).resized(images.shape[2], images.shape[1])
-    similarity = normalizing(cameras.poses)
-    train, test = every_eighth(cameras.moved(similarity), images)
-    space = Space("contracted", (-1.0,) * 3, (1.0,) * 3, near=0.1, far=40.0, steps=128)
     notes = (f"{len(absent)} views have no photo",) if absent else ()
-    return Scene(folder.name, "colmap", train, test, space, similarity, notes)
+    return unbounded(folder.name, "colmap", Split(cameras, images), notes)
 
 
 def _cameras(views: list[_View], lenses: dict[int, _Lens]) -> Cameras:
@@ -103,13 +98,7 @@ def _cameras(views: list[_View], lenses: dict[int, _Lens]) -> Cameras:
     if len(sizes) != 1:
         raise DataError(f"load_colmap: cameras must have one image size, got {sorted(sizes)}")
     quaternion = torch.tensor([view.quaternion for view in views], dtype=torch.float64)
-    w, x, y, z = torch.nn.functional.normalize(quaternion, dim=1).unbind(1)
-    rows = [
-        *(1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
-        *(2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)),
-        *(2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)),
-    ]
-    rotation = torch.stack(rows, dim=1).reshape(-1, 3, 3).mT  # world to camera, transposed
+    rotation = rotations(quaternion).mT  # world to camera, transposed
     translation = torch.tensor([view.translation for view in views], dtype=torch.float64)
     poses = torch.eye(4, dtype=torch.float64).repeat(len(views), 1, 1)
     poses[:, :3, :3] = rotation * torch.tensor([1.0, -1.0, -1.0])  # OpenCV to OpenGL

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from potstill.core import DataError
 from potstill.nerf.cameras import Cameras
+from potstill.nerf.scenes.similarity import normalizing
 from potstill.nerf.space import Space
 
-__all__ = ["Scene", "Split", "every_eighth", "read_images"]
+__all__ = ["Scene", "Split", "every_eighth", "read_images", "unbounded"]
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,14 @@ def every_eighth(cameras: Cameras, images: Tensor | None) -> tuple[Split, Split]
         return Split(cameras[chosen], None if images is None else images[chosen])
 
     return part(index % 8 != 0), part(index % 8 == 0)
+
+
+def unbounded(name: str, layout: str, views: Split, notes: tuple[str, ...]) -> Scene:
+    """A scene without end: normalised, contracted, every 8th view tests."""
+    similarity = normalizing(views.cameras.poses)
+    train, test = every_eighth(views.cameras.moved(similarity), views.images)
+    space = Space("contracted", (-1.0,) * 3, (1.0,) * 3, near=0.1, far=40.0, steps=128)
+    return Scene(name, layout, train, test, space, similarity, notes)
 
 
 def read_images(paths: Sequence[Path], downsample: int = 1) -> Tensor:

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from potstill.core import DataError
 from potstill.nerf.cameras import Cameras
-from potstill.nerf.scenes.scene import Scene, Split, every_eighth, read_images
-from potstill.nerf.scenes.similarity import normalizing
+from potstill.nerf.scenes.scene import Scene, Split, read_images, unbounded
 from potstill.nerf.space import Space
 
 __all__ = ["load_blender", "load_transforms"]
@@ -69,11 +68,7 @@ def load_transforms(
     # every 8th of the frames by name, as others split them, and not by the order in the file
     document["frames"].sort(key=lambda frame: str(frame.get("file_path")))
     split, notes = _split(document, path, downsample, allow_missing, rescale)
-    similarity = normalizing(split.cameras.poses)
-    cameras = split.cameras.moved(similarity)
-    train, test = every_eighth(cameras, split.images)
-    space = Space("contracted", (-1.0,) * 3, (1.0,) * 3, near=0.1, far=40.0, steps=128)
-    return Scene(folder.name, "transforms", train, test, space, similarity, notes)
+    return unbounded(folder.name, "transforms", split, notes)
 
 
 def _read(path: Path) -> dict[str, Any]:
