@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from potstill.core.engine import Shard
 from potstill.core.errors import ConfigError, DataError
 from potstill.sr import Pair, Patches, degrade, imresize, prepare
 from potstill.sr.images.reading import find_photographs
@@ -74,3 +75,19 @@ def test_bad_input(tmp_path, photograph):
         find_photographs(tmp_path)
     with pytest.raises(DataError, match="got nothing there"):
         find_photographs(tmp_path / "absent")
+
+
+def test_a_source_of_batches_that_knows_its_photographs(photograph):
+    pairs = degrade([photograph], 2)
+    patches = Patches(pairs, patch=6, batch=4, seed=1)
+    shard = Shard(seed=0, rank=1, world=2)
+    lr, hr = next(patches.stream(3, shard))
+    torch.testing.assert_close((lr, hr), patches(3, 1, 2))
+    assert patches.steps_per_epoch(1) is None
+    others = [
+        Patches(pairs, patch=7, batch=4, seed=1),
+        Patches(pairs, patch=6, batch=4, seed=2),
+        Patches(degrade([255 - photograph], 2), patch=6, batch=4, seed=1),
+    ]
+    assert len({source.fingerprint() for source in (patches, *others)}) == 4
+    assert patches.fingerprint() == Patches(pairs, patch=6, batch=4, seed=1).fingerprint()

@@ -10,7 +10,7 @@ import torch
 
 from potstill.core import Run
 from potstill.core.command.cli import main
-from potstill.core.errors import ConfigError
+from potstill.core.errors import CheckpointError, ConfigError
 from potstill.core.store.data import root
 from potstill.core.testing import requires_data
 from potstill.sr import (
@@ -198,3 +198,10 @@ def test_photographs_have_no_epoch(photographs, tmp_path, capsys):
     words = ["sr", "train", str(photographs), "--out", str(tmp_path / "t"), "--patch", "8"]
     assert main([*words, "--epochs", "2", "--device", "cpu"]) == 2
     assert "give steps= or seconds= instead" in capsys.readouterr().err
+
+
+def test_a_run_is_not_continued_with_other_photographs(tmp_path, photograph):
+    options = {"patch": 8, "run": Run(tmp_path), "progress": False}
+    train(student(), degrade([photograph], 2), QUICK, **options)
+    with pytest.raises(CheckpointError, match="data"):
+        train(student(), degrade([255 - photograph], 2), replace(QUICK, steps=30), **options)
