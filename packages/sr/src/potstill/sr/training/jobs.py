@@ -73,7 +73,7 @@ def train(
     score: Callable[[nn.Module], float] | None = None,
     validate_every: int = 1000,
     run: Run | None = None,
-    progress: bool | str = True,
+    progress: bool | str | Callable[[dict[str, float], float], None] = True,
 ) -> list[dict[str, float]]:
     """Train ``student`` on random patches; afterwards it holds the averaged or the best weights.
 
@@ -90,7 +90,7 @@ def train(
         score: Figure of merit that keeps the best weights, e.g. PSNR on held-out images.
         validate_every: Steps between scores.
         run: Folder of checkpoints and curves; an interrupted run is continued.
-        progress: Live line: off, on, or on with a label.
+        progress: Live line: off, on, on with a label, or a function of (row, share done).
 
     Returns:
         One row a step, as `fit` gives.
