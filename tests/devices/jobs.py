@@ -99,6 +99,45 @@ def mae() -> None:
     labels = torch.arange(4) % 2
     features = features_of(distiller.export_student(), [(batches[0], labels)])[0]
     linear_probe(features, labels, features, labels, epochs=1, progress=False)
+    with TemporaryDirectory() as name:
+        run_mae_jobs(Path(name))
+
+
+def run_mae_jobs(folder: Path) -> None:
+    from PIL import Image
+
+    from potstill.core import Training
+    from potstill.mae import (
+        Data,
+        Decoder,
+        Encoder,
+        Finetune,
+        Pretrain,
+        Probe,
+        finetune,
+        pretrain,
+        probe,
+    )
+
+    for number in range(8):
+        path = folder / "images" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), (30 * number, 0, 0)).save(path)
+    images = str(folder / "images")
+    data, training = (
+        Data(images, images, resident=True),
+        Training(steps=2, batch=4, optimizer="adamw"),
+    )
+    small = Encoder("vit_tiny_patch16_224", image_size=16, patch_size=4, width=16, depth=2, heads=2)
+    before = folder / "before"
+    decoder = Decoder(depth=1, width=16, heads=2)
+    pretrain(
+        Pretrain(before, student=small, decoder=decoder, data=data, training=training),
+        progress=False,
+    )
+    after = Finetune(folder / "after", init=str(before), data=data, training=training)
+    finetune(after, progress=False)
+    probe(Probe(str(before), data=data, neighbors=2, epochs=1), progress=False)
 
 
 def acm() -> None:
