@@ -35,7 +35,7 @@ def training(**options):
 
 def train_config(out, kind="cp", **options):
     size = options.pop("size", FieldSize(resolution=16))
-    return TrainConfig(out, kind=kind, size=size, training=training(**options), **SMALL)
+    return TrainConfig(out=out, kind=kind, size=size, training=training(**options), **SMALL)
 
 
 def convert_config(teacher, out, **options):

@@ -1,3 +1,4 @@
+from .backends.levels import Levels as Levels
 from .cameras import Cameras as Cameras
 from .cameras import look_at as look_at
 from .cameras import orbit as orbit
@@ -28,7 +29,6 @@ from .distill.virtual import VirtualRays as VirtualRays
 from .encodings.frequency import frequencies as frequencies
 from .encodings.harmonics import harmonics as harmonics
 from .encodings.hashgrid import HashGrid as HashGrid
-from .encodings.levels import Levels as Levels
 from .export import export_mesh as export_mesh
 from .export import export_points as export_points
 from .export import export_tcnn as export_tcnn

@@ -79,8 +79,8 @@ class TrainConfig:
         training: Budget, optimizer, device and seed; the learning rate decays exponentially.
     """
 
-    out: Annotated[Path, Parameter(alias="-o")] = Path("runs/nerf")
     _: KW_ONLY
+    out: Annotated[Path, Parameter(alias="-o")] = Path("runs/nerf")
     scene: SceneConfig = field(default_factory=SceneConfig)
     kind: Kind = "hash"
     size: FieldSize = field(default_factory=FieldSize)

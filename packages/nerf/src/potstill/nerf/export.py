@@ -13,7 +13,7 @@ from torch import Tensor
 
 from potstill.core import BackendError, ConfigError, DataError, atomic
 from potstill.nerf.backends import tcnn
-from potstill.nerf.encodings.levels import Levels
+from potstill.nerf.backends.levels import Levels
 from potstill.nerf.fields.base import Field
 from potstill.nerf.fields.hash import HashField
 

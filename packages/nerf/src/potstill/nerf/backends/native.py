@@ -14,7 +14,7 @@ from torch import Tensor
 from potstill.core import BackendError
 from potstill.core.backends import native_library
 from potstill.nerf.backends.gradients import POOL, TOUCHED_BYTES
-from potstill.nerf.encodings.levels import Levels
+from potstill.nerf.backends.levels import Levels
 
 __all__ = ["WIDTHS", "encode", "library", "march", "row_adam"]
 

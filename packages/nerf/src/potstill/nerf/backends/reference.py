@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from potstill.nerf.encodings.levels import PRIMES, Levels
+from potstill.nerf.backends.levels import PRIMES, Levels
 
 __all__ = ["corner_rows", "encode", "march"]
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from potstill.core.backends import Backend, Backends
 from potstill.nerf.backends import native, nerfaccgrid, reference, tcnn
-from potstill.nerf.encodings.levels import Levels
+from potstill.nerf.backends.levels import Levels
 
 __all__ = ["ENCODERS", "MARCHERS"]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from potstill.core import BackendError, ShapeError
-from potstill.nerf.encodings.levels import Levels
+from potstill.nerf.backends.levels import Levels
 
 __all__ = ["config", "encode", "from_params", "to_params"]
 

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from potstill.nerf.encodings.levels import Levels
+from potstill.nerf.backends.levels import Levels
 
 __all__ = ["encode"]
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from potstill.core import DataError, ShapeError
 from potstill.nerf.backends import ENCODERS
-from potstill.nerf.encodings.levels import Levels
+from potstill.nerf.backends.levels import Levels
 
 __all__ = ["HashGrid"]
 

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from potstill.nerf.backends.levels import Levels
 from potstill.nerf.encodings.hashgrid import HashGrid
-from potstill.nerf.encodings.levels import Levels
 from potstill.nerf.fields.base import WIDTH, Field, Head, mlp
 from potstill.nerf.space import Space
 

@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 
 from potstill.core import CheckpointError, ConfigError, atomic, nearest
 from potstill.core.command import config as configs
+from potstill.nerf.backends.levels import Levels
 from potstill.nerf.encodings.hashgrid import HashGrid
-from potstill.nerf.encodings.levels import Levels
 from potstill.nerf.fields.base import Activation, Field
 from potstill.nerf.fields.composite import CompositeConfig, CompositeField
 from potstill.nerf.fields.factored import CPConfig, CPField, VMConfig, VMField
