@@ -21,9 +21,9 @@ def gathered(
     `sorted_prefix`: every learner gathers and scatters its tokens anew.
     """
     y = x.new_zeros(x.shape[0], learners.shift.shape[0])
-    for n in range(
-        1, len(learners.bounds)
-    ):  # not `total`: torch 2.10 traces no property of a tuple
+    for n in range(1, len(learners.bounds)):  # torch 2.10 traces no property and no call of a tuple
         (rows,) = torch.nonzero(choices >= n, as_tuple=True)
-        y = y.index_add(0, rows, learners.only(n)(x.index_select(0, rows)))
+        part = learners.only(n)
+        found = torch.addmm(part.shift, part.hidden(x.index_select(0, rows)), part.down)
+        y = y.index_add(0, rows, found)
     return y
