@@ -154,7 +154,7 @@ def photo_gcn(quick: bool) -> dict[str, Figure]:
 @benchmark(name="photo-small", data=PHOTO, budget=900)
 def photo_small(quick: bool) -> dict[str, Figure]:
     """Photo, GCN 2x128, mean over nodes, and over edges as published."""
-    return reductions(quick, layers=2, hidden=128, learning_rate=0.01)
+    return reductions(quick, layers=2, hidden=128, lr=0.01)
 
 
 @benchmark(

@@ -86,7 +86,7 @@ def test_a_folder_of_another_run_is_refused(tmp_path, capsys):
     words = ["graph", "train", "--out", str(tmp_path)]
     assert main([*words, *QUICK]) == 0
     assert main([*words, "--epochs", "7"]) == 2
-    assert "another epochs (6, now 7)" in capsys.readouterr().err
+    assert "another training.epochs (6.0, now 7.0)" in capsys.readouterr().err
 
 
 def test_help_does_not_import_torch():

@@ -159,7 +159,7 @@ def test_digits_reach_the_teacher():
 
 def test_recipes():
     assert recipe_for("Cora").hidden == 512
-    assert recipe_for("photo", "GAT").learning_rate == 0.001
+    assert recipe_for("photo", "GAT").lr == 0.001
     assert recipe_for("cpf-citeseer", "SAGE") == recipe_for("citeseer", "SAGE")
     assert recipe_for("unknown", "GAT").teacher == "GAT"
     with pytest.raises(ConfigError, match="teacher must be GCN, SAGE or GAT, got 'gcn'"):
@@ -174,7 +174,7 @@ def test_recipes():
         ({"layers": 0}, "layers must be at least 1, got 0"),
         ({"teacher": "APPNP"}, "teacher must be GCN, SAGE or GAT"),
         ({"reduction": "sum"}, "reduction must be edge or node"),
-        ({"learning_rate": 0.0}, "learning_rate must be > 0"),
+        ({"lr": 0.0}, "lr must be > 0"),
     ],
 )
 def test_recipes_are_checked(options, message):

@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 from torch_geometric.utils import k_hop_subgraph
 
-from potstill.core import Engine, count_parameters, fingerprint, latency
-from potstill.core.measure.report import Column, Report
+from potstill.core import Column, Engine, Report, Training, count_parameters, fingerprint, latency
 from potstill.graph.check import Kind, check_logits
 from potstill.graph.models import MLPStudent
-from potstill.graph.recipes import NAMES, Recipe
+from potstill.graph.recipes import FULL_BATCH, NAMES, Recipe
 from potstill.graph.tensors import rows
 from potstill.graph.training import Progress, Trained, run_protocol
 
@@ -26,7 +25,6 @@ __all__ = [
     "compare",
     "full_graph_call",
     "nodes_call",
-    "save_page",
     "single_node_call",
 ]
 
@@ -92,6 +90,13 @@ class Comparison:
         )
         return report
 
+    def save_student(self, folder: Path) -> None:
+        """Save the student of the last method, of its best seed."""
+        best = self.best(list(self.trained)[-1])
+        if isinstance(best.model, MLPStudent):
+            metrics = {k: round(v, 4) for k, v in best.accuracy.items()}
+            best.model.save_pretrained(folder, teacher=self.label("teacher"), metrics=metrics)
+
     def _times(self, model: nn.Module) -> dict[str, Any]:
         """Milliseconds of a prediction, on one thread."""
         threads = torch.get_num_threads()
@@ -127,24 +132,27 @@ def compare(
     hold_out_rate: float = 0.0,
     logits: Any = None,
     kind: Kind = "logits",
+    training: Training = FULL_BATCH,
     engine: Engine | None = None,
     progress: Callable[[str], Progress] = lambda text: False,
     done: Callable[[str], None] = lambda text: None,
+    run: Path | str | None = None,
 ) -> Comparison:
     """Run the whole protocol for each seed.
 
     Args:
         graph: The checked graph of a seed (its split may depend on it).
-        recipe: For teacher and students.
-        methods: As of `potstill.graph.training.METHODS`.
-        seeds: One run each.
-        hold_out_rate: See `run_protocol`.
-        logits: What a teacher said about all nodes, as `check_logits` takes it; then none is
-            trained.
-        kind: What is in ``logits``.
-        engine: Device and precision.
+        recipe: Sizes, weights and optimizer of teacher and students.
+        methods: Names from `METHODS`.
+        seeds: Seeds, one run each.
+        hold_out_rate: As of `run_protocol`.
+        logits: A teacher's logits of all nodes, as `check_logits` takes them; then none is trained.
+        kind: Kind of the numbers in ``logits``.
+        training: Options that win over the recipe; its ``lr`` is that of the students.
+        engine: Device and precision; those of ``training`` by default.
         progress: Label to progress option of `fit`.
-        done: Is told in words what a seed gave.
+        done: Function that gets one line of scores a seed.
+        run: Folder with one folder a seed; what is finished there is read back.
     """
     comparison = Comparison(recipe)
     for seed in seeds:
@@ -158,7 +166,9 @@ def compare(
             z_teacher=None
             if logits is None
             else check_logits(logits, comparison.data.num_nodes, comparison.data.num_classes, kind),
+            training=training,
             engine=engine,
+            run=None if run is None else Path(run, f"seed-{seed}"),
             progress=partial(_labelled, progress, f"seed {seed}: ", comparison),
         )
         comparison.seeds.append(seed)
@@ -221,17 +231,3 @@ def _without_gradient(model: nn.Module, x: Tensor, edge_index: Tensor | None) ->
         return z
 
     return predict
-
-
-def save_page(comparison: Comparison, title: str, folder: Path) -> Report:
-    """Write the page, its plots and the student of the last method to ``folder``."""
-    report = comparison.report(title)
-    report.save(folder)
-    name = list(comparison.trained)[-1]
-    best = comparison.best(name)
-    if isinstance(best.model, MLPStudent):
-        metrics = {k: round(v, 4) for k, v in best.accuracy.items()}
-        best.model.save_pretrained(
-            folder / "student", teacher=comparison.label("teacher"), metrics=metrics
-        )
-    return report

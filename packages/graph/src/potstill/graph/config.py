@@ -4,51 +4,44 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from potstill.core import ConfigError, nearest
-from potstill.graph.recipes import NAMES, Recipe, recipe_for
+from cyclopts import Parameter
+
+from potstill.core import ConfigError, Training, nearest
+from potstill.graph.recipes import FULL_BATCH, NAMES, Recipe, check_training, recipe_for
 
 __all__ = ["DiagnoseConfig", "DistillConfig", "TrainConfig"]
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What to train on, and how; what is left out is as in the tuned recipe.
+    """Train a teacher, and write its logits of all nodes to ``logits.npy``.
+
+    Options that are not given are as in the tuned recipe of the data set.
 
     Attributes:
         dataset: Name of a graph: digits, cora, citeseer, photo, cs, ... (digits needs no files).
         teacher: Architecture of the teacher.
-        seed: The first seed.
         out: Folder of the results.
         layers: Layers of teacher and student.
         hidden: Width of their hidden layers.
-        tau: Temperature of the high-frequency term.
-        task_weight: Weight of the labels, in [0, 1]; the teacher's terms get the rest.
-        learning_rate: Of the student.
-        epochs: At most.
-        patience: Epochs without a better validation accuracy.
-        reduction: Mean of the low-frequency term: over edges, or over nodes.
+        patience: Epochs without a better validation accuracy before training stops.
         download: Let PyG fetch missing files into the data root.
-        device: auto, cpu, cuda or mps.
+        training: Budget, optimizer, precision, device and seed; a step sees the whole graph.
     """
 
     dataset: str = "digits"
     teacher: Literal["GCN", "SAGE", "GAT"] = "GCN"
-    seed: int = 2022
-    out: Path = Path("runs/graph")
+    out: Annotated[Path, Parameter(alias="-o")] = Path("runs/graph")
     layers: int | None = None
     hidden: int | None = None
-    tau: float | None = None
-    task_weight: float | None = None
-    learning_rate: float | None = None
-    epochs: int | None = None
     patience: int | None = None
-    reduction: Literal["edge", "node"] | None = None
     download: bool = False
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    training: Training = FULL_BATCH
 
     def __post_init__(self) -> None:
+        check_training(self.training)
         self.recipe()  # checks every number
 
     def recipe(self) -> Recipe:
@@ -63,18 +56,46 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class DistillConfig(TrainConfig):
-    """How to distil and compare.
+class StudentsConfig(TrainConfig):
+    """Train a GNN, and distil it into MLPs.
 
     Attributes:
-        methods: Students to train; the last one is saved.
-        seeds: How many seeds, from ``seed`` on.
-        hold_out: Share of the test nodes that training never sees; 0 is the transductive case.
-        logits: The teacher's logits of all nodes as ``.npy`` [N C], instead of training a teacher.
-        kind: What is in ``logits``.
+        methods: Students to train.
+        teacher_lr: Learning rate of the teacher; ``--lr`` is that of the students.
+        tau: Temperature of the high-frequency term.
+        task_weight: Weight of the labels, in [0, 1]; the teacher's terms get the rest.
+        reduction: Mean of the low-frequency term: over edges, or over nodes.
     """
 
     methods: tuple[str, ...] = ("mlp", "glnn", "ff-g2m")
+    teacher_lr: float | None = None
+    tau: float | None = None
+    task_weight: float | None = None
+    reduction: Literal["edge", "node"] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.methods:
+            raise ConfigError("methods must name at least one, got none")
+        for method in self.methods:
+            if method not in NAMES:
+                raise ConfigError(f"no method is called {method!r}; {nearest(method, NAMES)}")
+
+
+@dataclass(frozen=True)
+class DistillConfig(StudentsConfig):
+    """Train a GNN, distil it into MLPs, and compare accuracy, size and latency.
+
+    The default takes a minute: scikit-learn's digits, five seeds, no network and no files. The
+    student of the last method is saved.
+
+    Attributes:
+        seeds: Number of seeds, from ``--seed`` on; FF-G2M's own five begin at 2022.
+        hold_out: Share of the test nodes that training never sees; 0 is the transductive case.
+        logits: The teacher's logits of all nodes as ``.npy`` [N C], instead of training a teacher.
+        kind: Kind of the numbers in ``logits``.
+    """
+
     seeds: int = 5
     hold_out: float = 0.0
     logits: Path | None = None
@@ -84,7 +105,6 @@ class DistillConfig(TrainConfig):
         super().__post_init__()
         if self.seeds < 1:
             raise ConfigError(f"distill: seeds must be at least 1, got {self.seeds}")
-        _check_methods("distill", self.methods)
         if not 0 <= self.hold_out < 1:
             raise ConfigError(f"distill: hold_out must be in [0, 1), got {self.hold_out}")
         if self.logits is not None and self.hold_out:
@@ -95,12 +115,11 @@ class DistillConfig(TrainConfig):
 
 
 @dataclass(frozen=True)
-class DiagnoseConfig(TrainConfig):
-    """What to look at while students train.
+class DiagnoseConfig(StudentsConfig):
+    """Show what students take over from their teacher while they train, and what they lose.
 
     Attributes:
-        methods: Students to compare.
-        every: Epochs between two looks.
+        every: Epochs between two measurements.
     """
 
     methods: tuple[str, ...] = ("mlp", "glnn", "lfd", "hfd", "ff-g2m")
@@ -110,12 +129,3 @@ class DiagnoseConfig(TrainConfig):
         super().__post_init__()
         if self.every < 1:
             raise ConfigError(f"diagnose: every must be at least 1, got {self.every}")
-        _check_methods("diagnose", self.methods)
-
-
-def _check_methods(name: str, methods: tuple[str, ...]) -> None:
-    if not methods:
-        raise ConfigError(f"{name}: methods must name at least one, got none")
-    for method in methods:
-        if method not in NAMES:
-            raise ConfigError(f"{name}: no method is called {method!r}; {nearest(method, NAMES)}")

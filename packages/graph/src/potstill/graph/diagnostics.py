@@ -6,9 +6,9 @@ high-frequency one (differences along edges) may not. These are the figures that
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import count, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
-from potstill.core import ConfigError, Engine, accuracy
-from potstill.core.measure.report import Column, Report
+from potstill.core import Column, ConfigError, Engine, Report, Training, accuracy, atomic
+from potstill.core.measure.report import csv_text
 from potstill.graph.criteria import HighFrequency
-from potstill.graph.recipes import NAMES, Recipe
+from potstill.graph.recipes import FULL_BATCH, NAMES, Recipe
 from potstill.graph.spectral import dirichlet_ratio, spectral_energy
 from potstill.graph.training import Progress, Trained, distill, teacher_logits, train_teacher
 
@@ -214,9 +214,6 @@ class Diagnosis:
 
     def save(self, folder: Path, title: str) -> Report:
         """Write the page, its plots and ``curves.csv`` to ``folder``."""
-        from potstill.core import atomic
-        from potstill.core.measure.report import csv_text
-
         report = self.report(title)
         report.save(folder)
         rows = [{"method": k, **row} for k, curve in self.curves.items() for row in curve]
@@ -232,54 +229,69 @@ def diagnose(
     *,
     seed: int = 0,
     every: int = 5,
+    training: Training = FULL_BATCH,
     engine: Engine | None = None,
-    progress: Any = lambda label: False,
+    progress: Callable[[str], Progress] = lambda label: False,
+    run: Path | str | None = None,
 ) -> Diagnosis:
     """Train one teacher and several students, and measure them while they train.
 
     Args:
         data: A checked graph.
-        recipe: For all of them.
-        methods: As of `potstill.graph.training.METHODS`.
-        seed: Of teacher and students.
-        every: Epochs between two looks.
-        engine: Device and precision.
+        recipe: Sizes, weights and optimizer of all of them.
+        methods: Names from `METHODS`.
+        seed: Seed of teacher and students.
+        every: Epochs between two measurements.
+        training: Options that win over the recipe; its ``lr`` is that of the students.
+        engine: Device and precision; those of ``training`` by default.
         progress: Label to progress option of `fit`.
+        run: Folder with one folder for each of them; what is finished there is read back.
 
     Raises:
         ConfigError: ``every`` below 1.
     """
     if every < 1:
         raise ConfigError(f"diagnose: every must be at least 1 epoch, got {every}")
-    options: dict[str, Any] = {"seed": seed, "engine": engine}
-    teacher = train_teacher(data, recipe, progress=progress("teacher"), **options)
+
+    def options(name: str) -> dict[str, Any]:
+        return {
+            "seed": seed, "engine": engine, "progress": progress(NAMES.get(name, name)),
+            "run": None if run is None else Path(run, name),
+            "training": training if name != "teacher" else replace(training, lr=None),
+        }  # fmt: skip
+
+    teacher = train_teacher(data, recipe, **options("teacher"))
     z_t = teacher_logits(teacher.model, data)
     data = data.__copy__()
-    data.pairs_2 = pairs = two_hops(data.edge_index, data.num_nodes)
-    found = Diagnosis(data, z_t, measure(z_t, z_t, data.edge_index, pairs))
+    data.pairs_2 = two_hops(data.edge_index, data.num_nodes)
+    found = Diagnosis(data, z_t, measure(z_t, z_t, data.edge_index, data.pairs_2))
     for method in methods:
-        label: Progress = progress(NAMES.get(method, method))
-        curve: list[dict[str, float]] = []
-        watch = _watch(data, z_t, pairs, curve, every)
-        trained = distill(data, z_t, recipe, method, validation=watch, progress=label, **options)
-        found.students[method], found.curves[method] = trained, curve
+        own = options(method)
+        score = _measuring(data, z_t, every, own["run"])
+        trained = distill(data, z_t, recipe, method, validation=score, **own)
+        found.students[method] = trained
+        found.curves[method] = [
+            {"epoch": row["step"], **{k: row[k] for k in found.teacher}}
+            for row in trained.history
+            if "edge_kl" in row
+        ]
     return found
 
 
-def _watch(
-    data: Data, z_t: Tensor, pairs: Tensor, curve: list[dict[str, float]], every: int
-) -> Any:
-    """A validation that also writes down the figures."""
-    epoch = 0
+def _measuring(data: Data, z_t: Tensor, every: int, run: Path | None) -> Any:
+    """A validation that also measures; the epoch is counted from where an earlier run stopped."""
+    epochs: Iterator[int] | None = None
 
     def score(student: nn.Module) -> dict[str, float]:
-        nonlocal epoch
+        nonlocal epochs
+        if epochs is None:  # `fit` has opened the history, and has not written to it yet
+            history = run and run / "history.jsonl"
+            epochs = count(len(history.read_text().splitlines()) if history else 0)
         z = student(data.x.to(next(student.parameters()).device)).cpu()
-        if epoch % every == 0:
-            row = measure(z.float(), z_t, data.edge_index, pairs)
-            curve.append({"epoch": float(epoch), **row})
-        epoch += 1
-        return {"val": accuracy(z[data.val_mask], data.y[data.val_mask])}
+        figures = {"val": accuracy(z[data.val_mask], data.y[data.val_mask])}
+        if next(epochs) % every == 0:
+            figures |= measure(z.float(), z_t, data.edge_index, data.pairs_2)
+        return figures
 
     return score
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
-from potstill.core import ConfigError, nearest
+from potstill.core import ConfigError, Training, nearest
 
-__all__ = ["NAMES", "Recipe", "recipe_for"]
+__all__ = ["FULL_BATCH", "NAMES", "Recipe", "check_training", "recipe_for"]
+
+FULL_BATCH = Training(batch=1)
+"""Options of training on a whole graph; what is None is as in the recipe."""
 
 NAMES = {
     "mlp": "MLP, labels only",
@@ -32,13 +36,13 @@ class Recipe:
         teacher_dropout: In [0, 1).
         tau: Temperature of the high-frequency term.
         task_weight: Weight of the labels; the terms that match the teacher get the rest.
-        learning_rate: Of the student; teachers use ``teacher_learning_rate``.
-        teacher_learning_rate: Of Adam.
-        weight_decay: Of Adam, for both.
-        epochs: At most; full batch, so an epoch is a step.
+        lr: Learning rate of the student.
+        teacher_lr: Learning rate of the teacher.
+        weight_decay: Weight decay of both.
+        epochs: Largest number of epochs; full batch, so an epoch is a step.
         patience: Epochs without a better validation accuracy (an equal one counts as better).
-        reduction: Of the low-frequency term, ``"edge"`` or ``"node"``.
-        temperature: Of KRD and HGMD.
+        reduction: Mean of the low-frequency term, ``"edge"`` or ``"node"``.
+        temperature: Temperature of KRD and HGMD.
     """
 
     teacher: str = "GCN"
@@ -48,12 +52,12 @@ class Recipe:
     teacher_dropout: float = 0.5
     tau: float = 1.5
     task_weight: float = 0.1
-    learning_rate: float = 0.01
-    teacher_learning_rate: float = 0.01
+    lr: float = 0.01
+    teacher_lr: float = 0.01
     weight_decay: float = 5e-4
     epochs: int = 500
     patience: int = 50
-    reduction: str = "edge"
+    reduction: Literal["edge", "node"] = "edge"
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
@@ -66,7 +70,7 @@ class Recipe:
         for name in ("layers", "hidden", "epochs", "patience"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"Recipe: {name} must be at least 1, got {getattr(self, name)}")
-        for name in ("learning_rate", "teacher_learning_rate", "temperature"):
+        for name in ("lr", "teacher_lr", "temperature"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"Recipe: {name} must be > 0, got {getattr(self, name)}")
         if self.reduction not in ("edge", "node"):
@@ -130,4 +134,18 @@ def recipe_for(dataset: str, teacher: str = "GCN") -> Recipe:
         return Recipe(teacher=teacher)
     layers, hidden, student, own, tau, task = row
     tuned = Recipe(teacher, layers, hidden, student, own, tau, task)
-    return replace(tuned, learning_rate=0.001) if name == "photo" else tuned
+    return replace(tuned, lr=0.001) if name == "photo" else tuned
+
+
+def check_training(training: Training) -> None:
+    """Refuse the options of training that a step on a whole graph cannot honour.
+
+    Raises:
+        ConfigError: Such an option; names it.
+    """
+    only = {"batch": 1, "accumulate": 1, "workers": 0, "parallel": "ddp"}
+    for name, value in only.items():
+        if (got := getattr(training, name)) != value:
+            raise ConfigError(
+                f"Training: {name} must be {value} where a step sees the whole graph, got {got}"
+            )

@@ -221,12 +221,11 @@ def distill_in_batches(
         low=(share, match_rows),
         high=(share, HighFrequency(recipe.tau, symmetric=False)),
     )
-    home = next(student.parameters()).device
     engine: Engine | None = options.get("engine")
     world = 1 if engine is None else engine.world
     settings: dict[str, Any] = {
         "steps": max(1, round(epochs * len(store.y) / (nodes * world))),
-        "lr": recipe.learning_rate,
+        "lr": recipe.lr,
         "optimizer": partial(torch.optim.Adam, weight_decay=recipe.weight_decay, fused=True),
     }
     history = fit(
@@ -235,7 +234,7 @@ def distill_in_batches(
         seed=seed,
         **{**settings, **options},
     )
-    return student.to(home), history
+    return student, history
 
 
 @torch.no_grad()

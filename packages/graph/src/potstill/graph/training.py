@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +17,19 @@ from potstill.core import (
     ConfigError,
     Engine,
     Objective,
+    Training,
     Validation,
     accuracy,
-    fit,
     nearest,
     seed_all,
 )
+from potstill.core.engine import fit_with
 from potstill.graph.check import check_graph
 from potstill.graph.criteria import HighFrequency, LowFrequency, SoftLabel
 from potstill.graph.distiller import GraphToMLP, Supervised
 from potstill.graph.models import MLPStudent, make_teacher
 from potstill.graph.peers import HGMD, KRD
-from potstill.graph.recipes import Recipe
+from potstill.graph.recipes import FULL_BATCH, Recipe, check_training
 from potstill.graph.scale import check_memory
 from potstill.graph.splits import hold_out
 from potstill.graph.tensors import rows
@@ -87,6 +87,7 @@ def train_teacher(
     *,
     seed: int = 0,
     model: nn.Module | None = None,
+    training: Training = FULL_BATCH,
     engine: Engine | None = None,
     progress: Progress = False,
     run: Path | str | None = None,
@@ -96,20 +97,24 @@ def train_teacher(
     Args:
         data: A checked graph (`check_graph`, `load`).
         recipe: Its teacher, sizes and optimizer.
-        seed: Draws weights and dropout.
+        seed: Seed of weights and dropout; it takes the place of that of ``training``.
         model: Any module with ``forward(x, edge_index)`` instead of the recipe's.
-        engine: Device and precision.
+        training: Options that win over the recipe where they are given.
+        engine: Device and precision; those of ``training`` by default.
         progress: As of `potstill.core.fit`.
-        run: Folder for checkpoints and history.
+        run: Folder for checkpoints and history; a finished run found there is read back.
+
+    Raises:
+        ConfigError: An option of ``training`` that a step on a whole graph cannot honour.
+        DataError: The graph does not fit into memory.
     """
     seed_all("teacher", seed)
     if model is None:
         sizes = (data.x.shape[1], recipe.hidden, recipe.layers, data.num_classes)
         model = make_teacher(recipe.teacher, *sizes, dropout=recipe.teacher_dropout)
     distiller = Supervised(model, Objective(task=(1.0, F.cross_entropy)))
-    history = _fit(
-        distiller, data, recipe, recipe.teacher_learning_rate, seed, engine, progress, run
-    )
+    own = _settled(replace(training, seed=seed), recipe, recipe.teacher_lr)
+    history = _fit(distiller, data, recipe, own, engine, progress=progress, run=run)
     return Trained(model, evaluate(data, teacher_logits(model, data)), history)
 
 
@@ -122,11 +127,12 @@ def distill(
     seed: int = 0,
     student: nn.Module | None = None,
     validation: Callable[[nn.Module], Any] | None = None,
+    training: Training = FULL_BATCH,
     engine: Engine | None = None,
     progress: Progress = False,
     run: Path | str | None = None,
 ) -> Trained:
-    """Train an MLP to say without edges what the teacher says with them.
+    """Train an MLP to predict from features alone what the GNN predicts with edges.
 
     Args:
         data: A checked graph. All its nodes are matched, labelled or not: for the inductive case
@@ -135,18 +141,24 @@ def distill(
             the method ``mlp``.
         recipe: Sizes, weights and optimizer.
         method: One of `METHODS`, or an objective with the term ``task`` and any others.
-        seed: Draws weights and dropout.
-        student: Instead of the recipe's MLP.
+        seed: Seed of weights and dropout; it takes the place of that of ``training``.
+        student: Module to train instead of the recipe's MLP.
         validation: Score of a student; accuracy on the validation nodes by default.
-        engine: Device and precision.
+        training: Options that win over the recipe where they are given.
+        engine: Device and precision; those of ``training`` by default.
         progress: As of `potstill.core.fit`.
-        run: Folder for checkpoints and history.
+        run: Folder for checkpoints and history; a finished run found there is read back.
 
     Returns:
         The student with the weights of its best validation epoch.
 
+    Raises:
+        ConfigError: An unknown method, or an option of ``training`` that a step on a whole graph
+            cannot honour.
+        DataError: The graph does not fit into memory.
+
     Example:
-        >>> from potstill.graph.data import load
+        >>> from potstill.graph import load
         >>> data = load("digits")
         >>> recipe = Recipe(epochs=5)
         >>> teacher = train_teacher(data, recipe)
@@ -161,10 +173,11 @@ def distill(
     objective = method if isinstance(method, Objective) else objective_for(method, recipe)
     taught = data.__copy__()
     taught.z_teacher = z_teacher
-    distiller = GraphToMLP(student, objective)
+    own = _settled(replace(training, seed=seed), recipe, recipe.lr)
     history = _fit(
-        distiller, taught, recipe, recipe.learning_rate, seed, engine, progress, run, validation
-    )
+        GraphToMLP(student, objective), taught, recipe, own, engine, validation,
+        progress=progress, run=run,
+    )  # fmt: skip
     with torch.no_grad():
         x = data.x.to(next(student.parameters()).device)
         return Trained(student, evaluate(data, student(x)), history)
@@ -192,10 +205,10 @@ def objective_for(method: str, recipe: Recipe) -> Objective:
 METHODS: dict[str, Callable[[Recipe], dict[str, nn.Module]]] = {
     "mlp": lambda recipe: {},
     "glnn": lambda recipe: {"soft": SoftLabel()},
-    "lfd": lambda recipe: {"low": LowFrequency(_reduction(recipe))},
+    "lfd": lambda recipe: {"low": LowFrequency(recipe.reduction)},
     "hfd": lambda recipe: {"high": HighFrequency(recipe.tau)},
     "ff-g2m": lambda recipe: {
-        "low": LowFrequency(_reduction(recipe)),
+        "low": LowFrequency(recipe.reduction),
         "high": HighFrequency(recipe.tau),
     },
     "krd": lambda recipe: {"soft": SoftLabel(), "krd": KRD(recipe.temperature)},
@@ -206,10 +219,7 @@ METHODS: dict[str, Callable[[Recipe], dict[str, nn.Module]]] = {
 
 @torch.no_grad()
 def teacher_logits(model: nn.Module, data: Data) -> Tensor:
-    """What a model says about all nodes of a graph, [N C], in eval mode.
-
-    On a GPU or not, the result is on the CPU.
-    """
+    """Logits of a model for all nodes of a graph, [N C], in eval mode, on the CPU."""
     was = model.training
     model.eval()
     device = next(model.parameters()).device
@@ -235,39 +245,49 @@ def run_protocol(
     seed: int = 0,
     hold_out_rate: float = 0.0,
     z_teacher: Tensor | None = None,
+    training: Training = FULL_BATCH,
     engine: Engine | None = None,
     progress: Callable[[str], Progress] = lambda text: False,
+    run: Path | str | None = None,
 ) -> dict[str, Trained]:
     """One teacher and its students, all scored alike.
 
     Args:
         data: A checked graph.
-        recipe: For all of them.
-        methods: Of `METHODS`.
-        seed: Draws everything that is drawn.
+        recipe: Sizes, weights and optimizer of all of them.
+        methods: Names from `METHODS`.
+        seed: Seed of everything that is drawn.
         hold_out_rate: Share of the test nodes that training never sees, with their edges; 0 is the
             transductive protocol. Scores are then also ``inductive`` (those nodes: students see
             their features only, the teacher their edges too) and ``production`` (both, weighted by
             the rate).
         z_teacher: Logits [N C] of a teacher that is not ours; then none is trained.
-        engine: Device and precision.
+        training: Options that win over the recipe; its ``lr`` is that of the students.
+        engine: Device and precision; those of ``training`` by default.
         progress: Label to progress option of `fit`.
+        run: Folder with one folder for each of them; what is finished there is read back.
 
     Returns:
         By name; the teacher is ``"teacher"``.
     """
     held = hold_out(data, hold_out_rate, seed) if hold_out_rate else None
     observed = data if held is None else held.observed
-    options: dict[str, Any] = {"seed": seed, "engine": engine}
-    found: dict[str, Trained] = {}
-    z = z_teacher
-    if z is None:
-        teacher = train_teacher(observed, recipe, progress=progress("teacher"), **options)
-        found["teacher"], z = teacher, teacher_logits(teacher.model, observed)
+
+    def options(name: str) -> dict[str, Any]:
+        return {
+            "seed": seed, "engine": engine, "progress": progress(name),
+            "run": None if run is None else Path(run, name),
+            "training": training if name != "teacher" else replace(training, lr=None),
+        }  # fmt: skip
+
+    if z_teacher is None:
+        teacher = train_teacher(observed, recipe, **options("teacher"))
+        z_teacher = teacher_logits(teacher.model, observed)
     else:
-        found["teacher"] = Trained(Given(z), evaluate(observed, z), [])
+        teacher = Trained(Given(z_teacher), evaluate(observed, z_teacher), [])
+    found = {"teacher": teacher}
     for method in methods:
-        found[method] = distill(observed, z, recipe, method, progress=progress(method), **options)
+        found[method] = distill(observed, z_teacher, recipe, method, **options(method))
     if held is not None:
         for trained in found.values():
             _score_held_out(trained, data, held.held_out, hold_out_rate)
@@ -282,25 +302,34 @@ def _score_held_out(trained: Trained, data: Data, nodes: Tensor, rate: float) ->
     score["production"] = rate * score["inductive"] + (1 - rate) * score["test"]
 
 
+def _settled(training: Training, recipe: Recipe, lr: float) -> Training:
+    """Options of training, with those of the recipe where none is given."""
+    check_training(training)
+    budget = training.epochs or training.steps or training.seconds
+    decay = training.weight_decay
+    return replace(
+        training,
+        lr=training.lr or lr,
+        epochs=training.epochs if budget else recipe.epochs,
+        weight_decay=recipe.weight_decay if decay is None else decay,
+    )
+
+
 def _fit(
     distiller: Any,
     data: Data,
     recipe: Recipe,
-    lr: float,
-    seed: int,
+    training: Training,
     engine: Engine | None,
-    progress: Progress,
-    run: Path | str | None,
     score: Callable[[nn.Module], Any] | None = None,
+    **options: Any,
 ) -> list[dict[str, float]]:
     if "num_classes" not in data:
         data = check_graph(data)
-    if engine is None or engine.device.type == "cpu":
-        check_memory(data, recipe)
-
-    home = next(distiller.student.parameters()).device
     with ExitStack() as stack:
-        engine = engine or stack.enter_context(Engine())
+        engine = engine or stack.enter_context(Engine(training.device, training.precision))
+        if engine.device.type == "cpu":
+            check_memory(data, recipe)
         data = engine.place(data.__copy__())  # `Data.to` moves in place
         seen, inputs = data.val_mask, [data.x]
         if isinstance(distiller, GraphToMLP):
@@ -313,23 +342,5 @@ def _fit(
             # One pass an epoch: the test nodes are only looked at once, when training is over.
             return {"val": accuracy(model(*inputs)[seen], labels)}
 
-        history = fit(
-            distiller,
-            [data],
-            steps=recipe.epochs,
-            lr=lr,
-            optimizer=partial(torch.optim.Adam, weight_decay=recipe.weight_decay, fused=True),
-            validation=Validation(
-                score or validate, every=1, patience=recipe.patience, ties="latest"
-            ),
-            engine=engine,
-            seed=seed,
-            progress=progress,
-            run=run,
-        )
-    distiller.student.to(home)
-    return history
-
-
-def _reduction(recipe: Recipe) -> Any:
-    return recipe.reduction
+        best = Validation(score or validate, every=1, patience=recipe.patience, ties="latest")
+        return fit_with(training, distiller, [data], validation=best, engine=engine, **options)

@@ -202,7 +202,7 @@ def train_classifier(
         seed=seed,
         progress=False,
     )
-    return model.cpu()
+    return model
 
 
 @torch.no_grad()

@@ -1,0 +1,106 @@
+"""Jobs on one graph: a teacher, its students over seeds, and their diagnosis."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from torch_geometric.data import Data
+
+from potstill.core import Job, Report, atomic
+from potstill.core.command import say
+from potstill.graph.comparison import compare
+from potstill.graph.config import DiagnoseConfig, DistillConfig, TrainConfig
+from potstill.graph.data import load
+from potstill.graph.diagnostics import diagnose
+from potstill.graph.training import teacher_logits, train_teacher
+
+__all__ = ["Diagnose", "Distill", "Train"]
+
+C = TypeVar("C", bound=TrainConfig)
+
+
+class _GraphJob(Job[C]):
+    """Parts by name, each a run in a folder of its own: a finished one is read back."""
+
+    movable = (*Job.movable, "download")
+
+    def load(self, seed: int) -> Data:
+        """The graph of a seed."""
+        return load(self.config.dataset, seed=seed, download=self.config.download)
+
+    def options(self, progress: Any) -> dict[str, Any]:
+        """Options of the functions that train several parts."""
+        return {
+            "training": self.config.training, "engine": self.engine,
+            "run": self.config.out / "parts",
+            "progress": lambda label: label if isinstance(progress, str) else progress,
+        }  # fmt: skip
+
+
+class Train(_GraphJob[TrainConfig]):
+    """A teacher, and its logits."""
+
+    def train(self, progress: Any) -> None:
+        """Train the teacher."""
+        seed = self.config.training.seed
+        options = self.options(progress)
+        options["progress"] = options["progress"](f"{self.config.teacher} teacher")
+        options["run"] /= "teacher"
+        self.data = self.load(seed)
+        self.teacher = train_teacher(self.data, self.config.recipe(), seed=seed, **options)
+        self.history += self.teacher.history
+
+    def export(self, folder: Path, history: Any) -> dict[str, Any]:
+        """Write ``logits.npy`` [N C] and ``teacher.safetensors``."""
+        from safetensors.torch import save_file
+
+        model = self.teacher.model
+        with atomic(folder / "logits.npy") as temporary:
+            np.save(temporary, teacher_logits(model, self.data).numpy())
+        with atomic(folder / "teacher.safetensors") as temporary:
+            save_file({k: v.contiguous() for k, v in model.state_dict().items()}, temporary)
+        return {f"{part} accuracy": value for part, value in self.teacher.accuracy.items()}
+
+
+class Distill(_GraphJob[DistillConfig]):
+    """Teacher and students over seeds, compared on one page."""
+
+    def train(self, progress: Any) -> None:
+        """Train them, seed by seed."""
+        config = self.config
+        self.comparison = compare(
+            self.load,
+            config.recipe(),
+            config.methods,
+            range(config.training.seed, config.training.seed + config.seeds),
+            hold_out_rate=config.hold_out,
+            logits=config.logits,
+            kind=config.kind,
+            done=say if progress and self.engine.main else lambda line: None,
+            **self.options(progress),
+        )
+        self.history += [row for many in self.comparison.trained.values()
+                         for trained in many for row in trained.history]  # fmt: skip
+
+    def export(self, folder: Path, history: Any) -> Report:
+        """Save the student of the last method; the page has accuracy, size and latency."""
+        self.comparison.save_student(folder / "student")
+        return self.comparison.report(f"{self.config.dataset}: {self.config.teacher} to MLP")
+
+
+class Diagnose(_GraphJob[DiagnoseConfig]):
+    """Students measured while they train."""
+
+    def train(self, progress: Any) -> None:
+        """Train teacher and students."""
+        config, seed = self.config, self.config.training.seed
+        options = {"seed": seed, "every": config.every, **self.options(progress)}
+        self.found = diagnose(self.load(seed), config.recipe(), config.methods, **options)
+        self.history += [row for s in self.found.students.values() for row in s.history]
+
+    def export(self, folder: Path, history: Any) -> Report:
+        """Write ``curves.csv``, and the page of the curves."""
+        title = f"{self.config.dataset}: what students of a {self.config.teacher} learn"
+        return self.found.save(folder, title)
