@@ -1,5 +1,6 @@
 """Conversions: all of them, what is given, kept and refused, resumption and several processes."""
 
+import copy
 import signal
 from dataclasses import replace
 
@@ -179,7 +180,9 @@ def test_what_cannot_be_converted_is_refused(teacher, prior, sizes, scene):
     refused(DataError, "must have occupied cells, got none", empty)
     refused(ConfigError, "unknown kind 'hsh'; did you mean 'hash'", kind="hsh")
     refused(ConfigError, "config of 'cp' must be CPConfig, got MLPConfig", config=sizes["mlp"])
-    refused(ConfigError, "give a budget", steps=None)
+    own = copy.deepcopy(teacher).requires_grad_()
+    refused(ConfigError, "give a budget", own, steps=None)
+    assert all(parameter.requires_grad for parameter in own.parameters())
     refused(ConfigError, "student and teacher must not share parameters", kind=teacher)
     away = SpherePrior(pinhole(8, 8, 0.3), (3.0, 3.0), target=(90.0, 0.0, 0.0))
     refused(DataError, "pose prior must look at occupied space", views=away)

@@ -27,7 +27,7 @@ class Cameras:
         width: Image width in pixels.
         height: Image height in pixels.
         distortion: k1, k2, p1, p2, [V 4]; None for none.
-        names: What the views are called, for messages.
+        names: Names of the views, for messages.
 
     Raises:
         DataError: A pose is not finite or not rigid, or a focal length is not positive.
@@ -100,7 +100,7 @@ class Cameras:
         """Origins and unit directions through image points.
 
         Args:
-            view: Which camera, for each ray.
+            view: Camera of each ray.
             x: Column in pixels; the centre of the first pixel is 0.5.
             y: Row in pixels, from the top.
         """

@@ -167,7 +167,7 @@ def export(
 
     Args:
         run: Folder of the run, or a field's file.
-        what: What to write.
+        what: Mesh, point cloud or table.
         out: The file; in the folder of the run by default.
         resolution: Resolution of the mesh.
         count: Number of points.

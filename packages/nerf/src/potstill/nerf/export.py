@@ -39,7 +39,7 @@ def export_mesh(
         path: The file.
         resolution: Samples an axis of the unit cube.
         depth: Optical depth of a cell at the surface.
-        similarity: From the coordinates of the input to those of the field; its inverse is applied.
+        similarity: Map of the input's coordinates to the field's; its inverse is applied.
 
     Returns:
         Numbers of vertices and faces.
@@ -91,9 +91,9 @@ def export_points(
     Args:
         field: A trained field.
         path: The file.
-        count: How many points.
-        similarity: From the coordinates of the input to those of the field; its inverse is applied.
-        seed: Of the draws.
+        count: Number of points.
+        similarity: Map of the input's coordinates to the field's; its inverse is applied.
+        seed: Seed of the draws.
 
     Returns:
         How many were written.

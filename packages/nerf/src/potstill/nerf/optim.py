@@ -135,7 +135,7 @@ def with_rates(make: MakeOptimizer, distiller: Distiller) -> MakeOptimizer:
 
     Args:
         make: Optimizer factory that takes groups of named parameters.
-        distiller: Its student is a field.
+        distiller: Distiller whose student is a field.
     """
     student: Any = distiller.student
     rates = {f"student.{name}": student.rate(name) for name, _ in student.named_parameters()}

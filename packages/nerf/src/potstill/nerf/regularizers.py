@@ -21,9 +21,9 @@ def distortion(weight: Float[Tensor, " samples"], samples: Samples, space: Space
     far part of a contracted ray counts no more than the near part.
 
     Args:
-        weight: Of packed samples, from `Rendered`.
-        samples: Where they are.
-        space: Which way they go.
+        weight: Weights of packed samples, from `Rendered`.
+        samples: Positions along the rays.
+        space: Region of the rays.
 
     Returns:
         Scalar, mean over rays; no unit, in [0, 1].
@@ -43,6 +43,6 @@ def variation(*differences: Tensor) -> Tensor:
     et al., "TensoRF", ECCV 2022, Section 4.4.
 
     Args:
-        *differences: From `Field.differences`.
+        *differences: Differences, from `Field.differences`.
     """
     return torch.stack([difference.square().mean() for difference in differences]).sum()

@@ -25,8 +25,8 @@ class Rays:
         origins: [R 3].
         directions: [R 3]; a sample is at ``origin + t * direction``.
         views: Unit directions in the world, which colour depends on, [R 3].
-        base: Where marching starts, [R].
-        far: Where it ends, [R]; not above ``base`` for rays that miss.
+        base: Start of the marching, [R].
+        far: End of the marching, [R]; not above ``base`` for rays that miss.
     """
 
     origins: Tensor

@@ -96,10 +96,10 @@ class RayChoice(nn.Module):
         """Take note of a step.
 
         Args:
-            batch: Its batch.
-            rays: Its rays, from `choose`.
-            step: Its number.
-            samples: Its samples.
+            batch: Batch of the step.
+            rays: Rays of the step, from `choose`.
+            step: Number of the step.
+            samples: Number of its samples.
             pixel: Colours of the rays by student and teacher, [R 3]; None where none were compared.
 
         Raises:

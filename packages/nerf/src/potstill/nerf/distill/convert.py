@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,13 +30,12 @@ from potstill.core.engine import MakeOptimizer
 from potstill.core.measure import Clock
 from potstill.nerf.cameras import Cameras
 from potstill.nerf.distill.distiller import FieldToField
-from potstill.nerf.distill.evaluation import Evaluation, Stopwatch
+from potstill.nerf.distill.evaluation import Evaluation, Stopwatch, on
 from potstill.nerf.distill.objective import Progression
 from potstill.nerf.distill.priors import NearPrior, PosePrior
 from potstill.nerf.distill.results import Conversion
 from potstill.nerf.distill.virtual import VirtualRays, rays_from
 from potstill.nerf.fields.base import Field
-from potstill.nerf.fields.grid import GridConfig, GridField
 from potstill.nerf.fields.make import make_field
 from potstill.nerf.from_images import train_field
 from potstill.nerf.optim import RATES, row_adam
@@ -51,7 +50,7 @@ class Transfer(NamedTuple):
 
     Attributes:
         occupied: Share of occupied cells, from the teacher's grid.
-        head: Whether block 2 was copied.
+        head: True where block 2 was copied.
     """
 
     occupied: float
@@ -68,13 +67,8 @@ def student_of(teacher: Field, kind: str, config: Any = None) -> Field:
         kind: Kind of the student.
         config: Size of the student; the default of the kind when None.
     """
-    if kind == GridField.kind:
-        if config is not None and not isinstance(config, GridConfig):
-            raise ConfigError(
-                f"student_of: config of 'grid' must be GridConfig, got {type(config).__name__}"
-            )
-        return GridField(config, teacher.space, teacher.occupancy.dilated(), **teacher.options)
-    return make_field(kind, teacher.space, config, **teacher.options)
+    cells = teacher.occupancy.dilated()
+    return make_field(kind, teacher.space, config, cells=cells, **teacher.options)
 
 
 @torch.no_grad()
@@ -205,7 +199,11 @@ def convert(
             "while only features count"
         )
     watch, evaluation = Stopwatch(clock), Evaluation(teacher, prior, truth, seed)
-    with _saving_a_broken_batch(source, run):
+    assert distiller.teacher is not None
+    with ExitStack() as stack:
+        engine = engine or stack.enter_context(Engine())
+        stack.callback(distiller.teacher.release)  # where `fit` refuses its options, too
+        stack.enter_context(_saving_a_broken_batch(source, run))
         history = fit(
             distiller,
             source,
@@ -219,6 +217,8 @@ def convert(
             seed=seed,
             **options,
         )
+        with on(engine.device, student, teacher):
+            scores, pictures = evaluation(student), evaluation.pictures(student)
     return student, Conversion(
         teacher=teacher.kind,
         student=student.kind,
@@ -229,8 +229,8 @@ def convert(
         head=given.head,
         parameters=count_parameters(student),
         bytes=sum(v.nbytes for v in student.state_dict().values()),
-        scores=evaluation(student),
-        pictures=evaluation.pictures(student),
+        scores=scores,
+        pictures=pictures,
     )
 
 
@@ -240,7 +240,7 @@ def hand_over(student: Field, scene: Scene, **options: Any) -> tuple[Field, list
     The student keeps the occupancy grid that it was given: outside of it, it has learned nothing.
 
     Args:
-        student: From `convert`.
+        student: Student from `convert`.
         scene: A scene with images.
         **options: Options of `train_field`, such as ``steps``, ``seconds`` and ``lr``.
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 
+import torch
 from torch import Tensor, nn
 
 from potstill.core import ConfigError, Validation, generator, psnr
@@ -18,7 +20,7 @@ from potstill.nerf.from_images import score
 from potstill.nerf.render.image import render_image
 from potstill.nerf.scenes.scene import Split
 
-__all__ = ["Evaluation", "Stopwatch"]
+__all__ = ["Evaluation", "Stopwatch", "on"]
 
 
 class Stopwatch:
@@ -57,6 +59,19 @@ class Stopwatch:
             self._since = None
 
 
+@contextmanager
+def on(device: torch.device, *fields: Field) -> Iterator[None]:
+    """Fields on a device, and afterwards where they were."""
+    homes = [field.occupancy.occs.device for field in fields]
+    try:
+        for field in fields:
+            field.to(device)
+        yield
+    finally:
+        for field, home in zip(fields, homes, strict=True):
+            field.to(home)
+
+
 class Evaluation:
     """PSNR of a student to its teacher, from fixed poses, and to images.
 
@@ -73,22 +88,20 @@ class Evaluation:
     ) -> None:
         self.teacher, self.truth, self.views = teacher, truth, views
         self.cameras = prior.cameras(views, generator("judge", seed))
-        self._targets: list[Tensor] = []
 
     def __call__(self, student: Field) -> dict[str, float]:
         """PSNR to the teacher, and to the images where there are some, in dB."""
-        pairs = zip(self._images(student), self.targets(), strict=True)
+        pairs = zip(self._images(student), self.targets, strict=True)
         values = [float(psnr(a, b)) for a, b in pairs]
         scores = {"teacher": sum(values) / len(values)}
         if self.truth is not None:
             scores["truth"] = score(student, self.truth, self.views)
         return scores
 
+    @cached_property
     def targets(self) -> list[Tensor]:
         """The teacher's images, rendered once."""
-        if not self._targets:
-            self._targets = self._images(self.teacher)
-        return self._targets
+        return self._images(self.teacher)
 
     def validation(self, every: int, watch: Stopwatch) -> Validation | None:
         """For `fit`: the student nearest to its teacher is kept, and the watch is paused."""
@@ -106,7 +119,7 @@ class Evaluation:
         """Teacher and student from each pose, and the images with both, as PNG in text."""
         rows = [
             {"teacher": picture(theirs), "student": picture(ours)}
-            for theirs, ours in zip(self.targets(), self._images(student), strict=True)
+            for theirs, ours in zip(self.targets, self._images(student), strict=True)
         ]
         if self.truth is None:
             return rows

@@ -27,8 +27,8 @@ class Progression:
     steps or seconds. PVD's own are 1/15 and 1/6; its follow-up PVD-AL sets both to 0.
 
     Args:
-        feature_until: Until then only the features count (and block 2 is not evaluated).
-        points_until: From then on pixels count too.
+        feature_until: Share until which only the features count (and block 2 is not evaluated).
+        points_until: Share from which on pixels count too.
         feature: Weight of the features.
         density: Weight of the clamped log density.
         color: Weight of the colours of points.
@@ -39,7 +39,7 @@ class Progression:
             do not depend on the batch; "paper" is PVD's norm over the whole batch.
         clamp: Bounds of the log density in losses.
         hidden: Samples that the teacher lets less light through to are left out; 0 keeps all.
-        pools: Whether hard poses and rays come back (PVD-AL).
+        pools: Bring hard poses and rays back (PVD-AL).
 
     Raises:
         ConfigError: A share outside [0, 1] or out of order, a negative weight, empty bounds.
@@ -113,8 +113,8 @@ class Distance(nn.Module):
         """Distance of values from targets of the same shape, where the mask is true.
 
         Args:
-            values: Of the student, any shape.
-            targets: Of the teacher.
+            values: Values of the student, any shape.
+            targets: Values of the teacher.
             mask: Booleans that broadcast to them; all of them when None.
 
         Raises:
@@ -157,8 +157,8 @@ def density_gap(
     is out of bounds as well, so it can always come back.
 
     Args:
-        raw: Of the student, not clamped.
-        target: Of the teacher.
+        raw: Log density of the student, not clamped.
+        target: Log density of the teacher.
         clamp: Lower and upper bound.
 
     Example:

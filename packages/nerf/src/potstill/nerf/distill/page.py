@@ -40,9 +40,9 @@ def conversion_page(
     """Draw ``index.html`` from stored conversions alone; nothing is rendered again.
 
     Args:
-        conversions: From `load_conversion`.
-        folder: Of the page; its plots are written as PNG, too.
-        title: Of the page.
+        conversions: Reports, from `load_conversion`.
+        folder: Folder of the page; its plots are written as PNG, too.
+        title: Title of the page.
         extra: Adds sections after the curves.
         orbits: GIF files by name.
 

@@ -7,6 +7,7 @@ import io
 import json
 import os
 from dataclasses import asdict, dataclass, field, fields
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,13 @@ class Conversion:
         teacher: Kind of the teacher.
         student: Kind of the student.
         progression: Terms, and when they counted.
-        clock: Whether seconds are "wall" or "cpu".
+        clock: Clock of the seconds, "wall" or "cpu".
         rows: One a step, as `potstill.core.fit` gives them: loss, terms, seconds; and decibels
             "teacher" and "truth" where the student was judged.
         occupied: Share of occupied cells that came from the teacher.
-        head: Whether block 2 came from the teacher.
-        parameters: Of the student.
-        bytes: Of its file.
+        head: True where block 2 came from the teacher.
+        parameters: Number of the student's parameters.
+        bytes: Size of its file.
         scores: Decibels at the end: "teacher", and "truth" where there are images.
         pictures: One a view: PNG files as text under "teacher", "student" and perhaps "truth".
         provenance: Machine, versions, commit, date.
@@ -65,17 +66,12 @@ class Conversion:
         """Name, steps, seconds and last loss of each stage that took place."""
         found: list[dict[str, Any]] = []
         began = 0.0
-        for row in self.rows:
-            name = "pixels" if "pixel" in row else "points" if "color" in row else "features"
-            if not found or found[-1]["stage"] != name:
-                began = found[-1]["until"] if found else 0.0
-                found.append({"stage": name, "steps": 0})
-            found[-1] |= {
-                "steps": found[-1]["steps"] + 1,
-                "until": row["seconds"],
-                "seconds": row["seconds"] - began,
-                "loss": row["loss"],
-            }
+        for name, group in groupby(self.rows, _stage):
+            rows = list(group)
+            until = rows[-1]["seconds"]
+            found.append({"stage": name, "steps": len(rows), "until": until,
+                          "seconds": until - began, "loss": rows[-1]["loss"]})  # fmt: skip
+            began = until
         return found
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -83,6 +79,10 @@ class Conversion:
         with atomic(path) as temporary:
             temporary.write_text(json.dumps({"format": 1, **asdict(self)}))
         return Path(path)
+
+
+def _stage(row: dict[str, float]) -> str:
+    return "pixels" if "pixel" in row else "points" if "color" in row else "features"
 
 
 def load_conversion(path: str | os.PathLike[str]) -> Conversion:

@@ -48,7 +48,7 @@ def targets_of(
     Args:
         teacher: A trained field.
         rays: Rays in marching coordinates.
-        samples: Their samples.
+        samples: Samples of the rays.
         background: Colour behind each ray, [R 3].
         hidden: Transmittance below which samples are left out; 0 keeps all.
         colors: Evaluate block 2 and render the rays; else both colours are empty.
@@ -75,7 +75,7 @@ def compared(
 
     Args:
         student: A field with the space of the teacher.
-        targets: From `targets_of`.
+        targets: The teacher's values, from `targets_of`.
         rays: Rays in marching coordinates.
         background: Colour behind each ray, [R 3].
         wanted: Names of the terms that have weight.

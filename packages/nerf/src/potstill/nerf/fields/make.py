@@ -47,16 +47,18 @@ def make_field(
     occupancy: int = 64,
     activation: Activation | None = None,
     backend: str = "auto",
+    cells: torch.Tensor | None = None,
 ) -> Field:
     """A fresh field.
 
     Args:
         kind: One of `KINDS`.
-        space: What it describes.
+        space: Region that it describes.
         config: The dataclass of the kind; its defaults when None.
         occupancy: Cells an axis of the occupancy grid.
-        activation: How features become densities.
-        backend: Of the encodings.
+        activation: Density of the first feature.
+        backend: Backend of the encodings.
+        cells: Booleans [R R R] that say where a ``grid`` stores vertices; everywhere when None.
 
     Raises:
         ConfigError: An unknown kind, or the configuration of another one.
@@ -78,6 +80,8 @@ def make_field(
     if isinstance(config, CompositeConfig):
         parts = [make_field(part, space, occupancy=1, backend=backend) for part in config.kinds]
         return CompositeField(config, space, parts, **options)
+    if kind == GridField.kind:
+        options["cells"] = cells
     return cls(config, space, **options)
 
 
@@ -102,7 +106,7 @@ def save_field(
     Args:
         field: The field.
         path: Ends in ``.safetensors``.
-        similarity: From the coordinates of the input to those of the field, [4 4].
+        similarity: Map of the coordinates of the input to those of the field, [4 4].
         note: Anything, e.g. what it was trained on.
     """
     path = Path(path)
@@ -134,7 +138,7 @@ def load_field(
 
     Args:
         path: A file of `save_field`, or the folder of a run that holds ``field.safetensors``.
-        backend: Of the encodings.
+        backend: Backend of the encodings.
         kind: Refuse a field of another kind.
 
     Raises:

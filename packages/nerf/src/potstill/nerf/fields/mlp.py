@@ -22,10 +22,10 @@ class MLPConfig:
 
     Args:
         depth: Hidden layers.
-        width: Their width.
+        width: Width of these layers.
         skip: The layer that gets the encoded point again; 0 for none.
         bands: Frequencies.
-        include_pi: Whether they are multiples of pi.
+        include_pi: Multiply the frequencies by pi.
         hidden: Width of the head.
     """
 

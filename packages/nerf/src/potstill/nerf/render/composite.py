@@ -31,7 +31,7 @@ class Rendered(NamedTuple):
         rgb: Colour over the background, [R 3].
         opacity: Sum of the weights, [R].
         depth: Expected distance ``sum w t``, not divided by the opacity, [R]; 0 for empty rays.
-        weight: Of each sample, [M]; where rays were followed with gradients.
+        weight: Weight of each sample, [M]; where rays were followed with gradients.
     """
 
     rgb: Tensor
@@ -89,9 +89,9 @@ def composite(
     """Sum up the samples of each ray over a background.
 
     Args:
-        weight: From `weights`.
+        weight: Weights, from `weights`.
         rgb: Colours.
-        samples: Which ray and distance.
+        samples: Their rays and distances.
         background: A number, a colour [3], or one a ray [R 3].
     """
     count = len(samples.counts)

@@ -19,10 +19,10 @@ class Samples(NamedTuple):
     """Packed samples of R rays.
 
     Attributes:
-        points: In marching coordinates, [M 3].
+        points: Points in marching coordinates, [M 3].
         t: Position along the ray, [M].
         dt: Length of the interval, [M].
-        ray: Which ray, sorted, [M].
+        ray: Number of the ray, sorted, [M].
         counts: Samples of each ray, [R].
     """
 
@@ -49,8 +49,8 @@ class EmptyBatches:
     """Refuses a training whose rays never meet occupied space: 100 empty batches in a row.
 
     Args:
-        name: Who says so.
-        advice: What to look at.
+        name: Name in the message.
+        advice: Advice in the message.
     """
 
     def __init__(self, name: str, advice: str) -> None:
@@ -81,9 +81,9 @@ def march(
     """Sample rays where the space is occupied.
 
     Args:
-        rays: In marching coordinates.
-        space: Says how long the intervals are.
-        occupancy: Says where samples are worth it.
+        rays: Rays in marching coordinates.
+        space: Region, with the lengths of the intervals.
+        occupancy: Cells that are worth samples.
         jitter: Place of the samples in their intervals, [R] in [0, 1]; the middle when None.
         backend: Name of the backend that marches.
     """

@@ -23,7 +23,7 @@ class Occupancy(nn.Module):
         resolution: Cells an axis, R.
         threshold: Optical depth of one step, from which on a cell counts as occupied; the mean
             over cells where that is less.
-        decay: Of the maximum, at each update.
+        decay: Factor of the maximum at each update.
 
     Example:
         >>> occupancy = Occupancy(resolution=8)

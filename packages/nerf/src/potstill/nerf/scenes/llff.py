@@ -25,8 +25,8 @@ def load_llff(folder: Path, *, downsample: int = 8) -> Scene:
     every 8th view tests.
 
     Args:
-        folder: Where the files are.
-        downsample: Which folder of images.
+        folder: Folder of the files.
+        downsample: Factor in the name of the folder of images.
 
     Raises:
         DataError: Files are missing or do not fit together, or near is not below far.

@@ -62,12 +62,12 @@ class Scene:
 
     Args:
         name: For reports.
-        layout: Which loader made it.
+        layout: Name of the loader.
         train: Views to learn from.
         test: Views to be judged by.
-        space: What the cameras look at.
-        similarity: From the coordinates of the input to those of the scene, [4 4].
-        notes: What is unusual about the input, for ``potstill nerf inspect``.
+        space: Region that the cameras look at.
+        similarity: Map of the coordinates of the input to those of the scene, [4 4].
+        notes: Remarks on unusual input, for ``potstill nerf inspect``.
     """
 
     name: str

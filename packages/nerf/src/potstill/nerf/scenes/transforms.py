@@ -24,7 +24,7 @@ def load_blender(folder: Path, *, downsample: int = 1, allow_missing: bool = Fal
     The box is [-1.5, 1.5]^3, which holds every scene of NeRF-Synthetic.
 
     Args:
-        folder: Where the files are.
+        folder: Folder of the files.
         downsample: Integer factor by which images are reduced.
         allow_missing: Skip frames whose image is absent.
 
@@ -54,7 +54,7 @@ def load_transforms(
     that they lie in the unit ball; what is farther is contracted.
 
     Args:
-        folder: Where the files are.
+        folder: Folder of the files.
         downsample: Integer factor by which images are reduced.
         allow_missing: Skip frames whose image is absent.
         rescale: Scale intrinsics that are for images of another size.
