@@ -27,6 +27,7 @@ from typing import NamedTuple
 from workspace import PACKAGES, ROOT, project
 
 TEST_TOOLS = ["beartype", "hypothesis", "pytest>=9", "pytest-timeout", "scikit-learn"]
+OLD_TOOLS = ["pyparsing<3.3"]  # newer ones warn of how older matplotlib calls them
 
 PROBE = """
 import importlib, pkgutil, sys, warnings
@@ -116,10 +117,14 @@ def check_content(wheel: Path, name: str, version: str) -> None:
             raise RuntimeError(f"the metadata lacks {line!r}")
 
 
-def readme_code(name: str) -> str:
-    """The Python of the package's README, as one program."""
+def readme(name: str) -> tuple[list[str], str]:
+    """The extras that the package's README installs first, and its Python as one program."""
     text = (ROOT / "packages" / name / "README.md").read_text(encoding="utf-8")
-    return "\n".join(re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
+    line = re.search(rf"^pip install '?potstill-{name}(?:\[([\w,]+)\])?", text, re.MULTILINE)
+    if line is None:
+        raise RuntimeError(f"the README lacks a line: pip install potstill-{name}")
+    code = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return line[1].split(",") if line[1] else [], "\n".join(code)
 
 
 def above_floor(uv: str, python: Path, declared: list[str]) -> str:
@@ -164,12 +169,15 @@ def check(uv: str, name: str, wheels: Path, options: argparse.Namespace) -> tupl
         env |= {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
         allowed = ",".join(sorted(siblings | {name}))
         left_out = run(python, "-c", PROBE, name, allowed, ROOT, cwd=home, env=env)
-        (home / "readme.py").write_text(readme_code(name))
+        wanted, code = readme(name)
+        if wanted and not options.tests:
+            run(*install, f"{wheel}[{','.join(wanted)}]", cwd=home)
+        (home / "readme.py").write_text(code)
         run(python, "readme.py", cwd=home, env=env)
         words = [] if name == "core" else [name]
         run(python.with_name("potstill"), *words, "--help", cwd=home, env=env)
         if options.tests:
-            run(*install, *TEST_TOOLS, cwd=home)
+            run(*install, *TEST_TOOLS, *(OLD_TOOLS if options.lowest else []), cwd=home)
             shutil.copytree(ROOT / "tests" / name, home / "tests" / name)
             shutil.copy(ROOT / "tests" / "conftest.py", home / "tests")
             shutil.copy(ROOT / "pytest.toml", home)

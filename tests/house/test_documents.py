@@ -42,7 +42,7 @@ def test_python_blocks_run(path: Path, tmp_path: Path, monkeypatch: pytest.Monke
 def test_hatch_commands_exist(path: Path) -> None:
     scripts = set(HATCH["envs"]["default"]["scripts"])
     others = {f"{env}:{script}" for env in HATCH["envs"] for script in scripts}
-    for word in re.findall(r"hatch run ([\w:]+)", path.read_text(encoding="utf-8")):
+    for word in re.findall(r"hatch run ([\w:-]+)", path.read_text(encoding="utf-8")):
         assert word in scripts | others | {"python", "potstill", "pytest"}, (
             f"hatch run {word} in {names(path)}"
         )
