@@ -53,9 +53,8 @@ class RayChoice(nn.Module):
         super().__init__()
         if pools is not None and prior is None:
             raise ConfigError("FieldToField: pools need a prior that turns hard poses, got None")
-        self.samples, self.seed, self.pools, self.prior, self.steps = (
-            samples, seed, pools, prior, steps,
-        )  # fmt: skip
+        self.samples, self.seed, self.steps = samples, seed, steps
+        self.pools, self.prior = pools, prior
         self.empty = EmptyBatches("FieldToField", "does the pose prior look at the field?")
         # samples and rays so far, the older the less: 256 rays are a guess for the first step
         self.register_buffer("pace", torch.tensor([float(samples), 256.0]))
@@ -93,14 +92,7 @@ class RayChoice(nn.Module):
         samples: int,
         pixel: tuple[Tensor, ...] | None,
     ) -> None:
-        """Take note of a step.
-
-        Args:
-            batch: Batch of the step.
-            rays: Rays of the step, from `choose`.
-            step: Number of the step.
-            samples: Number of its samples.
-            pixel: Colours of the rays by student and teacher, [R 3]; None where none were compared.
+        """Take note of a step: its samples, and its pixels by student and teacher, [R 3] each.
 
         Raises:
             DataError: It is the 100th in a row without a sample.

@@ -58,11 +58,6 @@ def load_colmap(folder: Path, *, downsample: int = 1, allow_missing: bool = Fals
     Lenses: SIMPLE_PINHOLE, PINHOLE, SIMPLE_RADIAL, RADIAL and OPENCV. Normalised and contracted
     like ``transforms.json``; every 8th view by name tests.
 
-    Args:
-        folder: Holds the photos in ``images`` and the model in ``sparse/0`` or ``sparse``.
-        downsample: Integer factor by which images are reduced.
-        allow_missing: Skip views whose photo is absent.
-
     Raises:
         DataError: Files are missing or damaged, or a lens is of another model.
     """

@@ -24,10 +24,6 @@ def load_llff(folder: Path, *, downsample: int = 8) -> Scene:
     Poses are recentred to their mean and scaled so that the nearest depth lies at 4/3, as in NeRF;
     every 8th view tests.
 
-    Args:
-        folder: Folder of the files.
-        downsample: Factor in the name of the folder of images.
-
     Raises:
         DataError: Files are missing or do not fit together, or near is not below far.
     """

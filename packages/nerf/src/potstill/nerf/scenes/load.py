@@ -1,4 +1,4 @@
-"""Find out what a folder holds, and load it."""
+"""Find out what a folder holds, and load it; the loaders take the options of `load_scene`."""
 
 from __future__ import annotations
 

@@ -23,11 +23,6 @@ def load_blender(folder: Path, *, downsample: int = 1, allow_missing: bool = Fal
 
     The box is [-1.5, 1.5]^3, which holds every scene of NeRF-Synthetic.
 
-    Args:
-        folder: Folder of the files.
-        downsample: Integer factor by which images are reduced.
-        allow_missing: Skip frames whose image is absent.
-
     Raises:
         DataError: A file or image is missing or damaged, or values are impossible.
     """
@@ -52,13 +47,6 @@ def load_transforms(
 
     The scene is centred where the cameras look, turned so that their mean up is z, and scaled so
     that they lie in the unit ball; what is farther is contracted.
-
-    Args:
-        folder: Folder of the files.
-        downsample: Integer factor by which images are reduced.
-        allow_missing: Skip frames whose image is absent.
-        rescale: Scale intrinsics that are for images of another size.
-        file: Name of the JSON file.
 
     Raises:
         DataError: A file or image is missing or damaged, or values are impossible.
