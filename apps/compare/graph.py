@@ -8,8 +8,8 @@ from apps.tour.chapter import Chapter, Side, forward
 from apps.tour.graph import NODE, SEED
 from apps.tour.widgets import table
 from potstill.graph import MLPStudent, evaluate, load
-from potstill.graph.diagnostics import measure
-from potstill.graph.tensors import rows
+from potstill.graph.analysis import measure
+from potstill.graph.data import rows
 
 
 def compare(first: str, second: str, data: str) -> Chapter:

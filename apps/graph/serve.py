@@ -27,7 +27,7 @@ from rich.console import Console
 
 from potstill.core import ShapeError
 from potstill.graph import load, recipe_for, run_protocol
-from potstill.graph.comparison import single_node_call
+from potstill.graph.analysis import single_node_call
 
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>GNN and student</title>
 <meta name="viewport" content="width=device-width">

@@ -11,9 +11,8 @@ from apps.tour.chapter import Chapter, Side, Tell, forward
 from apps.tour.widgets import paragraph, plots
 from potstill.core.measure.report import Draw
 from potstill.graph import Recipe, load, train_teacher
-from potstill.graph.comparison import single_node_call
-from potstill.graph.diagnostics import Diagnosis, diagnose
-from potstill.graph.recipes import NAMES
+from potstill.graph.analysis import Diagnosis, diagnose, single_node_call
+from potstill.graph.training import NAMES
 
 METHODS = ("mlp", "glnn", "ff-g2m")
 SEED = 2022

@@ -40,7 +40,8 @@ from potstill.graph import (
     teacher_logits,
     train_teacher,
 )
-from potstill.graph.comparison import nodes_call
+from potstill.graph.analysis import nodes_call
+from potstill.graph.data import rows as rows_of
 from potstill.graph.mirage import (
     DistilledDataset,
     load_tu,
@@ -48,7 +49,6 @@ from potstill.graph.mirage import (
     split_graphs,
     wl_colors,
 )
-from potstill.graph.tensors import rows as rows_of
 
 Rows = list[dict[str, Any]]
 BATCHES = (1, 4, 16, 64, 256, 1024)

@@ -9,9 +9,8 @@ from typing import Any
 from potstill.core import Engine
 from potstill.core.measure.bench import Figure, at_least, at_most, benchmark
 from potstill.graph import distill, load, recipe_for, teacher_logits, train_teacher
-from potstill.graph.comparison import compare
-from potstill.graph.diagnostics import diagnose
-from potstill.graph.positions import with_positions
+from potstill.graph.analysis import compare, diagnose
+from potstill.graph.data import with_positions
 
 HARD = "issue 4: Must hold"
 CORA, CITESEER = "graph/planetoid/Cora/raw", "graph/planetoid/CiteSeer/raw"

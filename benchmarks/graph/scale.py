@@ -21,8 +21,7 @@ import torch
 
 from potstill.core import peak_memory
 from potstill.core.measure.bench import Figure, at_most, benchmark
-from potstill.graph.recipes import Recipe
-from potstill.graph.scale import GraphStore, distill_in_batches
+from potstill.graph.training import GraphStore, Recipe, distill_in_batches
 
 CLASSES, WIDTH, DEGREE = 16, 64, 30
 HARD = "issue 4: scale"

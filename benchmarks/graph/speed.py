@@ -14,9 +14,9 @@ from benchmarks.graph import naive
 from potstill.core import latency
 from potstill.core.measure.bench import Figure, Pair, Skip, at_least, at_most, benchmark, close
 from potstill.graph import GCNTeacher, HighFrequency, LowFrequency, MLPStudent, load
-from potstill.graph.comparison import single_node_call
+from potstill.graph.analysis import single_node_call
+from potstill.graph.data import rows
 from potstill.graph.kernels import CONTRASTS
-from potstill.graph.tensors import rows
 
 HARD = "issue 4: Must hold"
 CORA, CS = "graph/planetoid/Cora/raw", "graph/coauthor/CS/raw"

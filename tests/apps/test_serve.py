@@ -10,7 +10,7 @@ from threading import Thread
 
 import pytest
 
-from potstill.graph.recipes import Recipe
+from potstill.graph.training import Recipe
 
 FILE = Path(__file__).parents[2] / "apps" / "graph" / "serve.py"
 

@@ -18,8 +18,7 @@ warnings.simplefilter("ignore")
 
 def graph() -> None:
     from potstill.graph import Recipe, load
-    from potstill.graph.comparison import compare
-    from potstill.graph.diagnostics import diagnose
+    from potstill.graph.analysis import compare, diagnose
 
     data, recipe = load("digits"), Recipe(epochs=3)
     compared = compare(lambda seed: data, recipe, ("glnn", "ff-g2m"), [0], hold_out_rate=0.2)

@@ -49,7 +49,7 @@ from potstill.core.schemes import (
 )
 from potstill.graph.mirage import distill as condense
 from potstill.graph.mirage import train_classifier
-from potstill.graph.scale import GraphStore, distill_in_batches
+from potstill.graph.training import GraphStore, distill_in_batches
 from potstill.nerf import RATES
 
 STEPS = 20

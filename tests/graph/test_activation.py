@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from potstill.graph.activation import relu_dropout
+from potstill.graph.models.activation import relu_dropout
 
 
 def through(z, p=0.5, training=True):

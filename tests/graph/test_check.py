@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from potstill.core.errors import ConfigError, DataError, PotstillError, ShapeError
-from potstill.graph.check import check_edges, check_graph, check_logits, is_symmetric
-from potstill.graph.splits import per_class_split, take_split
+from potstill.graph.data.check import check_edges, check_graph, check_logits, is_symmetric
+from potstill.graph.data.splits import per_class_split, take_split
 
 
 def changed(graph, **values):
@@ -118,7 +118,7 @@ def test_a_right_graph_passes_and_is_not_changed(graph):
 
 
 def test_isolated_nodes_are_counted_in_the_log(graph, caplog):
-    with caplog.at_level(logging.INFO, "potstill.graph.check"):
+    with caplog.at_level(logging.INFO, "potstill.graph.data.check"):
         check_graph(graph)
     assert "of 30 nodes are isolated" in caplog.text
 

@@ -17,7 +17,7 @@ from potstill.core.testing import (
     requires_data,
     with_package,
 )
-from potstill.graph.criteria import HighFrequency, LowFrequency, SoftLabel
+from potstill.graph.criteria.frequency import HighFrequency, LowFrequency, SoftLabel
 from potstill.graph.kernels import CONTRASTS
 
 BACKENDS = ["torch", "native"]
@@ -163,7 +163,7 @@ def test_native_holds_for_any_scale_of_logits(seed, classes, tau, scale):
 
 INTERPRETED = """
 import torch
-from potstill.graph.criteria import HighFrequency
+from potstill.graph.criteria.frequency import HighFrequency
 from potstill.graph.kernels import contrast
 from potstill.graph.kernels.triton import edge_contrast
 rng = torch.Generator().manual_seed(0)
@@ -218,7 +218,7 @@ def test_soft_label_is_the_mean_divergence_of_the_nodes():
 @requires_data("graph/planetoid/Cora/raw", "graph/coauthor/CS/raw")
 @pytest.mark.parametrize("name", ["cora", "cs"])
 def test_gradients_on_real_graphs(name):
-    from potstill.graph.data import load
+    from potstill.graph.data.datasets import load
 
     data = load(name)
     rng = torch.Generator().manual_seed(0)

@@ -8,9 +8,9 @@ import pytest
 from potstill.core.errors import ConfigError, DataError
 from potstill.core.store.data import root
 from potstill.core.testing import requires_data
-from potstill.graph.check import is_symmetric
-from potstill.graph.data import DATASETS, load
-from potstill.graph.tensors import is_sparse
+from potstill.graph.data.check import is_symmetric
+from potstill.graph.data.datasets import DATASETS, load
+from potstill.graph.data.tensors import is_sparse
 
 # nodes, directed edges, features, classes, training nodes (SOURCES.md of the data; splits of PyG)
 COUNTS = {

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from potstill.core.errors import ConfigError
-from potstill.graph.data import load
-from potstill.graph.diagnostics import diagnose, measure, two_hops
-from potstill.graph.recipes import Recipe
+from potstill.graph.analysis.diagnostics import diagnose, measure, two_hops
+from potstill.graph.data.datasets import load
+from potstill.graph.training.recipes import Recipe
 
 PATH = torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]])
 

@@ -24,7 +24,8 @@ VERBS = {
 
 
 def weights(folder):
-    files = sorted(folder.rglob("*.safetensors"))
+    found = sorted(folder.rglob("*.safetensors"))
+    files = [path for path in found if "checkpoints" not in path.parts]
     assert files
     return {str(path.relative_to(folder)): load_file(path) for path in files}
 

@@ -12,11 +12,17 @@ from torch_geometric.nn import GCNConv
 
 from potstill.core.errors import ConfigError, ShapeError
 from potstill.core.testing import with_package
+from potstill.graph.data.tensors import Memo, as_features, csr, density, rows, transposed
 from potstill.graph.kernels import PRODUCTS
 from potstill.graph.kernels.native import csr_product
-from potstill.graph.models import GATTeacher, GCNTeacher, MLPStudent, SAGETeacher, make_teacher
-from potstill.graph.propagate import FeatureLinear
-from potstill.graph.tensors import Memo, as_features, csr, density, rows, transposed
+from potstill.graph.models.networks import (
+    GATTeacher,
+    GCNTeacher,
+    MLPStudent,
+    SAGETeacher,
+    make_teacher,
+)
+from potstill.graph.models.propagate import FeatureLinear
 
 
 def sparse(x):

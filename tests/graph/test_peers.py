@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from potstill.core.errors import ConfigError, ShapeError
-from potstill.graph.models import GCNTeacher
-from potstill.graph.peers import HGMD, KRD, entropy, reliability
+from potstill.graph.criteria.peers import HGMD, KRD, entropy, reliability
+from potstill.graph.models.networks import GCNTeacher
 
 EDGES = torch.tensor([[0, 1, 2], [1, 2, 0]])
 

@@ -7,9 +7,9 @@ import torch
 from torch_geometric.data import Data
 
 from potstill.core.errors import ConfigError, DataError
-from potstill.graph import positions
-from potstill.graph.positions import neighbour_positions, walk_positions, with_positions
-from potstill.graph.tensors import as_features
+from potstill.graph.data import positions
+from potstill.graph.data.positions import neighbour_positions, walk_positions, with_positions
+from potstill.graph.data.tensors import as_features
 
 
 def two_rings(size=8):

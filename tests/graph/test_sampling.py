@@ -6,9 +6,10 @@ import torch.nn.functional as F
 
 from potstill.core import Objective, fit
 from potstill.core.errors import BackendError, ConfigError
-from potstill.graph import Supervised, load, sampling
-from potstill.graph.models import SAGETeacher
-from potstill.graph.sampling import has_sampler, partition, teacher_batches
+from potstill.graph import Supervised, load
+from potstill.graph.data import sampling
+from potstill.graph.data.sampling import has_sampler, partition, teacher_batches
+from potstill.graph.models.networks import SAGETeacher
 
 
 def test_parts_hold_every_node_once_and_most_edges():

@@ -7,12 +7,12 @@ import torch
 from potstill.core import Engine
 from potstill.core.engine.ranks import run_ranks
 from potstill.core.errors import ConfigError, DataError
-from potstill.graph.check import check_graph
-from potstill.graph.criteria import HighFrequency, LowFrequency, match_rows
-from potstill.graph.data import load, sparse_features
-from potstill.graph.models import GATTeacher, GCNTeacher, SAGETeacher
-from potstill.graph.recipes import Recipe
-from potstill.graph.scale import (
+from potstill.graph.criteria.frequency import HighFrequency, LowFrequency, match_rows
+from potstill.graph.data.check import check_graph
+from potstill.graph.data.datasets import load, sparse_features
+from potstill.graph.models.networks import GATTeacher, GCNTeacher, SAGETeacher
+from potstill.graph.training.recipes import Recipe
+from potstill.graph.training.scale import (
     GraphStore,
     check_memory,
     distill_in_batches,

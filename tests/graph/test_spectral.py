@@ -7,7 +7,7 @@ import torch
 from torch_geometric.utils import to_undirected
 
 from potstill.core.errors import ConfigError, ShapeError
-from potstill.graph.spectral import (
+from potstill.graph.analysis.spectral import (
     dirichlet_ratio,
     high_pass,
     laplacian,

@@ -5,7 +5,7 @@ import torch
 from torch_geometric.data import Data
 
 from potstill.core.errors import ConfigError, DataError
-from potstill.graph.splits import cpf_split, hold_out, per_class_split
+from potstill.graph.data.splits import cpf_split, hold_out, per_class_split
 
 
 def labelled(count=400, classes=4):

@@ -10,13 +10,12 @@ from torch_geometric.nn import GraphConv
 from potstill.core import Engine, Frozen, Objective, fit
 from potstill.core.errors import ConfigError
 from potstill.core.testing import requires_cuda
-from potstill.graph.check import check_graph
-from potstill.graph.criteria import HighFrequency, LowFrequency, SoftLabel
-from potstill.graph.data import load
-from potstill.graph.distiller import GraphToMLP
-from potstill.graph.models import MLPStudent
-from potstill.graph.recipes import NAMES, Recipe, recipe_for
-from potstill.graph.training import (
+from potstill.graph.criteria.frequency import HighFrequency, LowFrequency, SoftLabel
+from potstill.graph.data.check import check_graph
+from potstill.graph.data.datasets import load
+from potstill.graph.models.networks import MLPStudent
+from potstill.graph.training.distiller import GraphToMLP
+from potstill.graph.training.protocol import (
     METHODS,
     distill,
     evaluate,
@@ -25,6 +24,7 @@ from potstill.graph.training import (
     teacher_logits,
     train_teacher,
 )
+from potstill.graph.training.recipes import NAMES, Recipe, recipe_for
 
 SHORT = Recipe(hidden=16, epochs=30, patience=30)
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from potstill.acm import acms, costs
-from potstill.acm.analysis.sweep import dense_of, random_choices, sweep_layer, sweep_model
+from potstill.acm.analysis.sweep import random_choices, sweep_layer, sweep_model
 from potstill.core.errors import BackendError, ConfigError
 
 
@@ -16,7 +16,7 @@ def test_random_choices_have_the_mean(budget, least):
 
 def test_rows_have_macs_and_milliseconds(adaptive, vit, images):
     acm = acms(adaptive)["blocks.1.mlp"]
-    dense = dense_of(adaptive, "blocks.1.mlp")
+    dense = vit.blocks[1].mlp
     rows = sweep_layer(acm, dense, tokens=40, budgets=(0.5, 1.0), rounds=1)
     assert rows[1]["budget"] == 1
     assert rows[1]["MMACs"] == pytest.approx(40 * (acm.costs[-1] + acm.gate_cost) / 1e6)
@@ -40,5 +40,3 @@ def test_bad_input(adaptive):
         sweep_layer(acm, torch.nn.Identity(), 4, backend="triton")
     with pytest.raises(ConfigError, match=r"random_choices: budget must be in \(0, 1\], got 2"):
         sweep_layer(acm, torch.nn.Identity(), 4, budgets=(2,))
-    with pytest.raises(ConfigError, match="must be an adaptive module, got 'head'"):
-        dense_of(adaptive, "head")

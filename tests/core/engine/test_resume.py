@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -215,3 +216,32 @@ def test_the_state_keeps_types_and_refuses_what_could_hold_code(tmp_path):
     with pytest.raises(CheckpointError, match="state/f must be made of tensors.*function"):
         checkpoint.save(tmp_path, 8, {"f": noisy})
     assert checkpoint.newest(tmp_path) == path
+
+
+@pytest.mark.parametrize("layout", ["plain", "transposed", "channels_last"])
+@pytest.mark.parametrize("how", ["fused", "foreach"])
+def test_moments_keep_the_layout_of_their_parameters(tmp_path, layout, how):
+    """A fused kernel reads raw memory, so a resumed moment must lie as its parameter does."""
+
+    def run(folder, steps):
+        torch.manual_seed(0)
+        net = nn.Conv2d(3, 4, 3) if layout == "channels_last" else nn.Linear(3, 4)
+        if layout == "channels_last":
+            net.to(memory_format=torch.channels_last)
+        if layout == "transposed":
+            net.weight = nn.Parameter(net.weight.detach().t().contiguous().t())
+        x = torch.randn(2, 3, 5, 5) if layout == "channels_last" else torch.randn(2, 3)
+        distiller = Fitted(net, Objective(task=(1.0, F.mse_loss)))
+        adam = partial(torch.optim.Adam, **{how: True})
+        fit(distiller, [x], steps=steps, lr=0.1, optimizer=adam, run=folder, progress=False)
+        return net.weight.detach().clone()
+
+    whole = run(None, 6)
+    run(tmp_path, 3)
+    assert torch.equal(run(tmp_path, 6), whole)
+
+
+class Fitted(Distiller):
+    def forward(self, batch, step):
+        z = self.student(batch)
+        return self.objective(step, task=(z, torch.ones_like(z)))

@@ -30,7 +30,7 @@ def convert(out: Path, *, config: Annotated[ConvertConfig, Flat] = ConvertConfig
         out: Folder for the adaptive model and its dense teacher.
         config: Dense model, and how it becomes adaptive.
     """
-    from potstill.acm.store.folders import convert
+    from potstill.acm.store import convert
 
     table(f"adaptive model in {out}", convert(config, out))
 
@@ -74,9 +74,18 @@ def calibrate(
         images: Images, and their batches.
         limit: Largest number of images to use.
     """
-    from potstill.acm.analysis.calibration import calibrate_folder
+    import torch
 
-    table(f"calibrated model in {out}", calibrate_folder(model, budget, out, images, limit))
+    from potstill.acm.analysis import calibrate
+    from potstill.acm.store import from_pretrained, read_images, save_with_teacher
+
+    student = from_pretrained(model)
+    every = read_images(images, student)
+    some = every.take(torch.arange(0, len(every), max(1, len(every) // limit))[:limit])
+    found = calibrate(student, some.batches(images.batch), budget)
+    save_with_teacher(student, out, model, budget)
+    figures = {"images": len(some), "budget": found.budget, "tilt": found.tilt}
+    table(f"calibrated model in {out}", figures)
 
 
 @app.command
@@ -95,9 +104,17 @@ def export(
         form: gathered skips what gates skip; dense_masked suits runtimes without dynamic shapes.
         size: Side of the images in pixels, where the model does not say it.
     """
-    from potstill.acm.store.programs import export_folder
+    import torch
 
-    table(f"export in {out}", export_folder(model, out, form, size))
+    from potstill.acm.store import export, from_pretrained, image_size
+
+    student = from_pretrained(model)
+    side = size or image_size(student)
+    example = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    found = export(student, out, example, form=form)
+    figures = {"relative error, batch 2": found.error,
+               "relative error, batch 4": found.error_elsewhere}  # fmt: skip
+    table(f"export in {out}", figures)
 
 
 @app.command

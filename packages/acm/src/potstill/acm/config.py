@@ -52,14 +52,10 @@ class ConvertConfig:
     def options(self) -> dict[str, int | str]:
         """Arguments of timm's create_model besides the name."""
         given = {
-            "img_size": self.size,
-            "patch_size": self.patch,
-            "embed_dim": self.width,
-            "depth": self.depth,
-            "num_heads": self.heads,
-            "global_pool": self.pool,
+            "img_size": self.size, "patch_size": self.patch, "embed_dim": self.width,
+            "depth": self.depth, "num_heads": self.heads, "global_pool": self.pool,
             "num_classes": self.classes,
-        }
+        }  # fmt: skip
         return {name: value for name, value in given.items() if value is not None}
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from potstill.core import ConfigError, Training, nearest
-from potstill.graph.recipes import FULL_BATCH, NAMES, Recipe, check_training, recipe_for
+from potstill.graph.training.recipes import FULL_BATCH, NAMES, Recipe, check_training, recipe_for
 
 __all__ = ["DiagnoseConfig", "DistillConfig", "TrainConfig"]
 

@@ -10,11 +10,11 @@ from torch_geometric.data import Data
 
 from potstill.core import Job, Report, atomic
 from potstill.core.command import say
-from potstill.graph.comparison import compare
+from potstill.graph.analysis.comparison import compare
+from potstill.graph.analysis.diagnostics import diagnose
 from potstill.graph.config import DiagnoseConfig, DistillConfig, TrainConfig
-from potstill.graph.data import load
-from potstill.graph.diagnostics import diagnose
-from potstill.graph.training import teacher_logits, train_teacher
+from potstill.graph.data.datasets import load
+from potstill.graph.training.protocol import teacher_logits, train_teacher
 
 __all__ = ["Diagnose", "Distill", "Train"]
 

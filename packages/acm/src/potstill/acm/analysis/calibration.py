@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from potstill.acm.config import BatchConfig
 from potstill.acm.layers.budget import (
     all_batches,
     check_budget,
@@ -19,20 +17,18 @@ from potstill.acm.layers.budget import (
     share,
 )
 from potstill.acm.layers.module import ACM, record_gates, require_acms
-from potstill.acm.store.folders import read_images, save_with_teacher
-from potstill.acm.store.pretrained import from_pretrained
 from potstill.core import ConfigError
 
-__all__ = ["Calibration", "calibrate", "calibrate_folder"]
+__all__ = ["Calibration", "calibrate"]
 
 
 class Calibration(NamedTuple):
     """What calibration found.
 
     Attributes:
-        tilt: What each further learner costs in logits; the gates hold it.
+        tilt: Cost of each further learner in logits; the gates hold it.
         budget: Mean budget on the calibration images.
-        tries: How often the images were run.
+        tries: Number of runs over the images.
     """
 
     tilt: float
@@ -56,11 +52,11 @@ def calibrate(
     not touched, labels not needed.
 
     Args:
-        model: With gates that have been trained; changed in place.
+        model: Adaptive model with trained gates; changed in place.
         batches: Some hundred images like those to come, of the training set: in batches of images
             or (images, labels).
         budget: Mean share of the learners' cost, in (0, 1].
-        tolerance: Close enough.
+        tolerance: Accepted distance from the budget.
         tries: Runs over the images at most; the closest counts.
 
     Raises:
@@ -110,29 +106,6 @@ def calibrate(
     _tilt(gated, tilt)
     model.acm_budget = budget  # type: ignore[assignment]
     return Calibration(tilt, found[tilt], len(found))
-
-
-def calibrate_folder(
-    model: Path, budget: float, out: Path, images: BatchConfig, limit: int
-) -> dict[str, float]:
-    """`calibrate` the model in a folder, and write it to another one.
-
-    Args:
-        model: Folder of an adaptive model.
-        budget: Mean share of the learners' cost, in (0, 1].
-        out: Folder for the result.
-        images: Images, and their batches.
-        limit: Largest number of images, spread evenly over those there are.
-
-    Returns:
-        Number of images, and the budget and tilt that were found.
-    """
-    student = from_pretrained(model)
-    found = read_images(images, student)
-    some = found.take(torch.arange(0, len(found), max(1, len(found) // limit))[:limit])
-    result = calibrate(student, some.batches(images.batch), budget)
-    save_with_teacher(student, out, model, budget)
-    return {"images": len(some), "budget": result.budget, "tilt": result.tilt}
 
 
 def _tilt(modules: list[ACM], tilt: float) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from potstill.acm.analysis import plots
 from potstill.acm.analysis.profiles import Profile, predict, profile
-from potstill.acm.analysis.sweep import dense_of, sweep_layer, sweep_model
+from potstill.acm.analysis.sweep import sweep_layer, sweep_model
 from potstill.acm.backends import BACKENDS
 from potstill.acm.config import BatchConfig, TimeConfig
 from potstill.acm.images import Images
@@ -99,7 +99,7 @@ def time_page(config: TimeConfig) -> Report:
         with torch.no_grad(), record_gates(adaptive) as readings:
             adaptive(images[:1])
         tokens = config.batch * readings[path].choices.numel()
-        module = dense_of(adaptive, path)
+        module = dense.get_submodule(path)
         rows = sweep_layer(acm, module, tokens, config.budgets, backend=config.backend)
         what = f"{path} alone"
     report = Report(

@@ -20,18 +20,10 @@ from potstill.acm.layers.surgery import dense_readings, sources
 from potstill.core import ConfigError, ShapeError
 
 __all__ = [
-    "compute_maps",
-    "cost_histogram",
-    "draw_cost_histogram",
-    "draw_curves",
-    "draw_gate_histogram",
-    "draw_latency",
-    "draw_token_errors",
-    "heat_maps",
-    "module_maps",
-    "overlay",
+    "compute_maps", "cost_histogram", "draw_cost_histogram", "draw_curves", "draw_gate_histogram",
+    "draw_latency", "draw_token_errors", "grid_of", "heat_maps", "module_maps", "overlay",
     "token_errors",
-]
+]  # fmt: skip
 
 MAP = "magma"
 
@@ -42,7 +34,7 @@ def compute_maps(
     """Share of the full cost that each patch got in each module.
 
     Args:
-        readings: From `record_gates`, of one batch.
+        readings: Choices of one batch, from `record_gates`.
         grid: Rows and columns of patches.
         prefix: Tokens before the patches (class token, registers).
 
@@ -126,7 +118,7 @@ def module_maps(pixels: Tensor, maps: Tensor, modules: Sequence[str]) -> Figure:
 
     Args:
         pixels: [images 3 height width] bytes.
-        maps: From `compute_maps`, [images modules rows columns].
+        maps: Shares of the full cost from `compute_maps`, [images modules rows columns].
         modules: Paths of the modules, as titles.
     """
     count, columns = len(maps), len(modules) + 1
@@ -164,8 +156,8 @@ def draw_gate_histogram(axes: Axes, choices: Mapping[str, Tensor]) -> None:
     """For each module a bar of the shares of tokens that chose 0, 1, ..., N.
 
     Args:
-        axes: Where to draw.
-        choices: From `Profile.choices`.
+        axes: Axes to draw on.
+        choices: Shares of choices by module, as in `Profile.choices`.
     """
     import matplotlib
 
@@ -241,8 +233,8 @@ def draw_token_errors(axes: Axes, errors: Tensor) -> None:
     Source: the type of plot is Figure 5 of Wójcik et al. 2025.
 
     Args:
-        axes: Where to draw.
-        errors: From `token_errors`.
+        axes: Axes to draw on.
+        errors: Distances from `token_errors`.
     """
     order = errors[min(1, len(errors) - 1)].argsort()
     values = errors[1:, order].cpu().numpy()

@@ -25,13 +25,13 @@ class Profile:
         budget: Mean share of the learners' cost.
         spread: Standard deviation of that share over the images.
         modules: Mean share by module.
-        choices: For each module, the share of tokens that chose 0, 1, ..., N: [N + 1].
+        choices: Shares of tokens that chose 0, 1, ..., N, [N + 1], by module.
         images: Share of each image, [images].
         macs: Multiply-adds of the whole model for the mean image, gates included.
         dense_macs: The same without gates at full budget.
         milliseconds: Median time of a batch.
         batch: Images in that batch.
-        dense_milliseconds: Of the dense model, when one was given.
+        dense_milliseconds: Median time of the dense model, when one was given.
     """
 
     accuracy: float
@@ -80,8 +80,8 @@ def profile(
     """Measure ``model`` in its present mode.
 
     Args:
-        model: With adaptive modules.
-        batches: Of images or (images, labels); timing uses the first.
+        model: Adaptive model.
+        batches: Batches of images or (images, labels); timing uses the first.
         dense: The dense model, to time beside it.
         blocks: Timed blocks, of 50 ms or more; the median counts. For claims use the benchmarks,
             which interleave the two.
@@ -91,18 +91,16 @@ def profile(
     """
     held = all_batches("profile", batches)
     modules = require_acms(model, "profile")
-    logits, labels, shares = [], [], []
+    found, shares = [], []
     tallies = {name: torch.zeros(acm.count + 1) for name, acm in modules.items()}
     with evaluation(model):
         for batch in held:
             with record_gates(model) as readings:
-                logits.append(model(images_for(model, batch)).float().cpu())
+                found.append(predict(model, [batch]))
             shares.append(share(readings).cpu())
             for name, reading in readings.items():
-                found = torch.bincount(reading.choices.flatten(), minlength=len(tallies[name]))
-                tallies[name] += found.cpu()
-            if isinstance(batch, list | tuple):
-                labels.append(batch[1].cpu())
+                chosen = torch.bincount(reading.choices.flatten(), minlength=len(tallies[name]))
+                tallies[name] += chosen.cpu()
         first = images_for(model, held[0])
         count: Costs = costs(model, first[:1])
         time = latency(model, first, blocks=blocks).median
@@ -111,13 +109,16 @@ def profile(
         with evaluation(dense):
             beside = latency(dense, images_for(dense, held[0]), blocks=blocks).median
     images = torch.cat(shares)
+    logits, labels = zip(*found, strict=True)
     choices = {name: tally / tally.sum() for name, tally in tallies.items()}
     spending = {
         name: float(choices[name] @ torch.tensor(acm.costs).float()) / acm.costs[-1]
         for name, acm in modules.items()
     }
     return Profile(
-        accuracy=accuracy(torch.cat(logits), torch.cat(labels)) if labels else float("nan"),
+        accuracy=float("nan")
+        if labels[0] is None
+        else accuracy(torch.cat(logits), torch.cat(labels)),
         budget=float(images.mean()),
         spread=float(images.std(unbiased=False)),
         modules=spending,

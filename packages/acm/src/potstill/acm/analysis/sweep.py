@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from statistics import median
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from potstill.acm import backends
 from potstill.acm.layers.budget import check_budget, costs, evaluation
-from potstill.acm.layers.module import ACM, acms, forced, record_gates, require_acms
-from potstill.acm.layers.surgery import deacmize
-from potstill.core import ConfigError, latency
+from potstill.acm.layers.module import ACM, forced, record_gates, require_acms, restored
+from potstill.core import latency
 
-__all__ = ["SweepRow", "dense_of", "random_choices", "run_gate", "sweep_layer", "sweep_model"]
+__all__ = ["SweepRow", "random_choices", "run_gate", "sweep_layer", "sweep_model"]
 
 SweepRow = dict[str, float]
 """``budget``, ``ms``, ``dense ms``, ``ratio``, ``linear`` (the least ratio) and ``MMACs``."""
@@ -64,10 +61,10 @@ def sweep_layer(
 
     Args:
         acm: The module.
-        dense: What it replaces.
+        dense: Module that it replaces.
         tokens: Tokens of a call.
         budgets: Mean budgets.
-        backend: See `potstill.acm.backends`.
+        backend: Name of a backend; see `potstill.acm.backends`.
         rounds: Turns; medians count.
 
     Raises:
@@ -75,27 +72,10 @@ def sweep_layer(
         ConfigError: A budget out of range.
     """
     backends.BACKENDS.resolve(backend, acm.up.device)
-    x = torch.randn(tokens, acm.inputs, device=acm.up.device, dtype=acm.up.dtype)
-    chosen = {
-        b: random_choices(tokens, acm.count, b, least=acm.least).to(x.device) for b in budgets
-    }
-
-    def gated(k: Tensor) -> Tensor:
-        acm.gate.pick(x)
-        return backends.run(x, k, acm.learners, backend)
-
-    with torch.inference_mode():
-        sides = {0.0: partial(_seconds, dense, x)}
-        times = _in_turns(
-            sides | {b: partial(_seconds, gated, k) for b, k in chosen.items()}, rounds
-        )
-    costs, gate = torch.tensor(acm.costs), acm.gate_cost / acm.costs[-1]
-    rows = []
-    for b, k in chosen.items():
-        macs = float(costs[k.cpu()].sum()) + tokens * acm.gate_cost
-        share = float(k.float().mean()) / acm.count
-        rows.append(_row(share, macs, times[b], times[0.0], gate + share))
-    return rows
+    x = torch.randn(1, tokens, acm.inputs, device=acm.up.device, dtype=acm.up.dtype)
+    with restored([acm], "backend"):
+        acm.backend = backend
+        return sweep_model(acm, dense, x, budgets, rounds=rounds)
 
 
 def sweep_model(
@@ -117,36 +97,39 @@ def sweep_model(
     with evaluation(model), evaluation(dense), torch.inference_mode():
         with record_gates(model) as readings:
             model(images)
-        shapes = {name: reading.choices.shape for name, reading in readings.items()}
         chosen = {
             b: {
-                name: random_choices(shape.numel(), modules[name].count, b, i, modules[name].least)
-                .view(shape)
+                name: random_choices(k.choices.numel(), modules[name].count, b, i, k.least)
+                .view_as(k.choices)
                 .to(images.device)
-                for i, (name, shape) in enumerate(shapes.items())
+                for i, (name, k) in enumerate(readings.items())
             }
             for b in budgets
         }
-
-        def overruled(choices: dict[str, Tensor]) -> float:
-            with forced(model, choices):
-                return _seconds(model, images)
-
         hooks = [acm.register_forward_pre_hook(run_gate) for acm in modules.values()]
+        times: dict[float, list[float]] = {b: [] for b in (*budgets, 0.0)}
         try:
-            sides = {0.0: partial(_seconds, dense, images)}
-            times = _in_turns(sides | {b: partial(overruled, k) for b, k in chosen.items()}, rounds)
+            for _ in range(rounds):  # in turns, so that a disturbance hits all of them
+                times[0.0].append(latency(dense, images, blocks=1, warmup=1).median)
+                for b, choices in chosen.items():
+                    with forced(model, choices):
+                        times[b].append(latency(model, images, blocks=1, warmup=1).median)
         finally:
             for hook in hooks:
                 hook.remove()
         count = costs(model, images[:1])
     rows = []
     for b, choices in chosen.items():
-        share = sum(
+        spent = sum(
             float(torch.tensor(modules[name].costs)[k.cpu()].sum()) for name, k in choices.items()
-        ) / (count.learners * len(images))
-        macs = count.at(share)
-        rows.append(_row(share, len(images) * macs, times[b], times[0.0], macs / count.dense))
+        )
+        share = spent / (count.learners * len(images))
+        seconds, beside = median(times[b]), median(times[0.0])
+        rows.append({
+            "budget": share, "MMACs": len(images) * count.at(share) / 1e6, "ms": 1e3 * seconds,
+            "dense ms": 1e3 * beside, "ratio": seconds / beside,
+            "linear": count.at(share) / count.dense,
+        })  # fmt: skip
     return rows
 
 
@@ -154,39 +137,3 @@ def run_gate(module: nn.Module, args: tuple[Tensor, ...]) -> None:
     """A forward pre-hook: run the gate, so that its time counts where choices are forced."""
     assert isinstance(module, ACM)
     module.gate.pick(args[0])
-
-
-def _seconds(call: Callable[..., object], *inputs: Any) -> float:
-    return latency(call, *inputs, blocks=1, warmup=1).median
-
-
-def _in_turns(sides: Mapping[float, Callable[[], float]], rounds: int) -> dict[float, float]:
-    """Median seconds of each side, measured in turns so that a disturbance hits all of them."""
-    times: list[dict[float, float]] = []
-    for _ in range(rounds):
-        times.append({name: measure() for name, measure in sides.items()})
-    return {name: median(one[name] for one in times) for name in sides}
-
-
-def _row(budget: float, macs: float, seconds: float, dense: float, linear: float) -> SweepRow:
-    return {
-        "budget": budget,
-        "MMACs": macs / 1e6,
-        "ms": 1e3 * seconds,
-        "dense ms": 1e3 * dense,
-        "ratio": seconds / dense,
-        "linear": linear,
-    }
-
-
-def dense_of(model: nn.Module, path: str) -> nn.Module:
-    """The dense module that the adaptive one at ``path`` becomes at full budget.
-
-    Raises:
-        ConfigError: No such adaptive module.
-    """
-    modules = acms(model)
-    if path not in modules:
-        raise ConfigError(f"dense_of: path must be an adaptive module, got {path!r}")
-    full = {name: acm.count for name, acm in modules.items()}
-    return deacmize(model, full).get_submodule(path)

@@ -21,14 +21,8 @@ from potstill.core import BackendError, ShapeError
 from potstill.core.backends import Backend, Backends
 
 __all__ = [
-    "BACKENDS",
-    "dense_masked",
-    "gathered",
-    "grouped_mm",
-    "run",
-    "sorted_prefix",
-    "weighted",
-]
+    "BACKENDS", "dense_masked", "gathered", "grouped_mm", "run", "sorted_prefix", "weighted",
+]  # fmt: skip
 
 
 def _triton(x: Tensor, choices: Tensor, learners: Learners) -> Tensor:

@@ -17,7 +17,7 @@ class Autotuner:
     """The fastest of several ways, by key, measured on the first call with that key.
 
     Args:
-        rounds: How often each way is run, in turns; the fastest run counts.
+        rounds: Runs of each way, in turns; the fastest counts.
 
     Example:
         >>> tuner = Autotuner()
@@ -40,7 +40,7 @@ class Autotuner:
         """The fastest of ``ways`` for ``key``: from memory, else measured now.
 
         Args:
-            key: What the choice depends on: shapes, dtype, device, threads.
+            key: Shapes, dtype, device, threads, and whatever else the choice depends on.
             ways: Callables without side effects.
             device: Waited for after each run, when it is asynchronous.
         """

@@ -22,7 +22,7 @@ class Costs:
     """Multiply-adds of an adaptive model for one image.
 
     Attributes:
-        fixed: What does not adapt: patch embedding, attention, head.
+        fixed: Parts that do not adapt: patch embedding, attention, head.
         gates: All gates.
         learners: All learners on all tokens: what the budget is a share of.
     """
@@ -48,7 +48,7 @@ def costs(model: nn.Module, *inputs: Any) -> Costs:
     what that leaves out.
 
     Args:
-        model: With adaptive modules; its modes are put back.
+        model: Adaptive model; its modes are put back.
         *inputs: A batch of one image, on any device.
 
     Raises:

@@ -41,7 +41,7 @@ class Gate(nn.Module):
         inputs: Width of a token.
         choices: Number of choices; the last one is the dearest.
         width: Hidden units.
-        temperature: Of the Gumbel softmax, > 0.
+        temperature: Temperature of the Gumbel softmax, > 0.
 
     Raises:
         ConfigError: A temperature that is not positive, or no choice.

@@ -81,8 +81,8 @@ class ACM(nn.Module):
         least: The smallest choice: 0 for residual branches, 1 for projections.
         gate: Hidden width of the gate; by default the smallest multiple of 8 that makes it cost
             0.5 % of the learners.
-        temperature: Of the gate's Gumbel softmax.
-        backend: How chosen learners are run; see `potstill.acm.backends`.
+        temperature: Temperature of the gate's Gumbel softmax.
+        backend: Name of a backend, which runs the chosen learners; see `potstill.acm.backends`.
 
     Attributes:
         mode: ``"gated"``, or the number of learners that all tokens get; see `set_mode`.

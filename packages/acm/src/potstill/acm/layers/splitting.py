@@ -44,9 +44,9 @@ def split_linear(acm: ACM, linear: nn.Linear, rows: slice = slice(None)) -> None
     The first k learners are then the best approximation of their rank (Eckart and Young 1936).
 
     Args:
-        acm: With the activation ``"identity"``.
+        acm: Module with the activation ``"identity"``.
         linear: The dense map.
-        rows: Which of its outputs, e.g. a third of a fused qkv.
+        rows: Part of its outputs, e.g. a third of a fused qkv.
     """
     weight = linear.weight[rows]
     left, values, right = torch.linalg.svd(weight.double(), full_matrices=False)

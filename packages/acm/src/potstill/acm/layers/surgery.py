@@ -39,11 +39,11 @@ class ModuleSpec:
     Attributes:
         inputs: Width of a token.
         outputs: Width of the output.
-        bounds: As of `Learners`.
+        bounds: Bounds of the `Learners`.
         activation: Name of the activation.
         least: The smallest choice.
         gate: Hidden width of the gate.
-        temperature: Of the gate.
+        temperature: Temperature of the gate.
     """
 
     inputs: int
@@ -76,8 +76,8 @@ class Source(NamedTuple):
     """The dense module that an adaptive one stands for.
 
     Attributes:
-        path: Of the dense module.
-        columns: Which of its outputs.
+        path: Path of the dense module.
+        columns: Part of its outputs.
     """
 
     path: str
@@ -113,9 +113,9 @@ def acmize(
         predicate: ``predicate(path, module)``: change these modules instead, whatever they are. A
             timm ``Mlp`` or a linear map starts from its own weights; any other token-wise map with
             linear layers starts at random, and learns in phase 1.
-        initial: ``"split"``, from the dense weights, or ``"random"``.
-        temperature: Of the gates' Gumbel softmax, > 0.
-        backend: See `potstill.acm.backends`.
+        initial: Weights of the learners: ``"split"``, from the dense ones, or ``"random"``.
+        temperature: Temperature of the gates' Gumbel softmax, > 0.
+        backend: Name of a backend; see `potstill.acm.backends`.
 
     Raises:
         ConfigError: An option out of range; nothing to change; a model that is adaptive already; a
@@ -159,8 +159,8 @@ def deacmize(model: nn.Module, k: int | Mapping[str, int]) -> nn.Module:
     """A dense copy of ``model`` in which each module has become its first ``k`` learners.
 
     Args:
-        model: With adaptive modules; not changed.
-        k: From 1 to N, or a number for each module by path. All of them give the dense model back.
+        model: Adaptive model; not changed.
+        k: Number of learners, 1 to N, or one by path of the module; N gives the dense model back.
 
     Raises:
         ConfigError: ``k`` is out of range or missing for a module, or nothing is adaptive.
@@ -234,7 +234,7 @@ def dense_readings(
 
     Args:
         teacher: The dense model; it runs up to the last of these modules.
-        where: From `sources`.
+        where: Dense modules, from `sources`.
         images: [batch 3 height width].
     """
     with tap(teacher, *{source.path for source in where.values()}, stop=True) as taps:
@@ -350,18 +350,25 @@ def _nothing(model: nn.Module) -> str:
 def _replacement(
     path: str, module: nn.Module, kind: str, learners: int, factor: float, initial: str, heat: float
 ) -> nn.Module:
-    if kind == "qkv":
-        assert isinstance(module, nn.Linear)
-        third = module.out_features // 3
-        parts = {}
-        for i, name in enumerate("qkv"):
-            rows = slice(i * third, (i + 1) * third)
-            cost = module.in_features * third
-            spec = _sized(module.in_features, third, cost, learners, factor, "identity", 1, heat)
-            parts[name] = spec.build()
-            if initial == "split":
-                split_linear(parts[name], module, rows)
-        return SplitProjection(parts)
+    def sized(inputs: int, outputs: int, cost: int, activation: str) -> ACM:
+        """Equally wide learners that together cost ``factor * cost`` multiply-adds."""
+        width = max(1, round(factor * cost / ((inputs + outputs) * learners)))
+        bounds = split_widths(width * learners, learners)
+        return ModuleSpec(inputs, outputs, bounds, activation, 1, temperature=heat).build()
+
+    def projection(linear: nn.Linear, rows: slice = slice(None)) -> ACM:
+        weight = linear.weight[rows]
+        acm = sized(weight.shape[1], len(weight), weight.numel(), "identity")
+        if initial == "split":
+            split_linear(acm, linear, rows)
+        return acm
+
+    if isinstance(module, nn.Linear):
+        if kind != "qkv":
+            return projection(module)
+        starts = range(0, module.out_features, module.out_features // 3)
+        parts = (projection(module, slice(i, i + module.out_features // 3)) for i in starts)
+        return SplitProjection(dict(zip("qkv", parts, strict=True)))
     linears = [m for m in module.modules() if isinstance(m, nn.Linear)]
     if not linears:
         raise ConfigError(
@@ -369,32 +376,14 @@ def _replacement(
             f"{type(module).__name__}"
         )
     inputs, outputs = linears[0].in_features, linears[-1].out_features
-    if isinstance(module, Mlp) and isinstance(module.norm, nn.Identity):
-        least = 0 if inputs == outputs else 1
-        hidden = round(factor * linears[0].out_features)
-        name = _activation(path, module.act)
-        bounds = split_widths(hidden, learners)
-        acm = ModuleSpec(inputs, outputs, bounds, name, least, temperature=heat).build()
-        if initial == "split":
-            split_mlp(acm, *linears)
-        return acm
-    cost = sum(linear.weight.numel() for linear in linears)
-    single = isinstance(module, nn.Linear)
-    activation = "identity" if single else "gelu"
-    acm = _sized(inputs, outputs, cost, learners, factor, activation, 1, heat).build()
-    if single and initial == "split":
-        split_linear(acm, linears[0])
+    if not isinstance(module, Mlp) or not isinstance(module.norm, nn.Identity):
+        return sized(inputs, outputs, sum(linear.weight.numel() for linear in linears), "gelu")
+    bounds = split_widths(round(factor * linears[0].out_features), learners)
+    least, name = int(inputs != outputs), _activation(path, module.act)
+    acm = ModuleSpec(inputs, outputs, bounds, name, least, temperature=heat).build()
+    if initial == "split":
+        split_mlp(acm, *linears)
     return acm
-
-
-def _sized(
-    inputs: int, outputs: int, cost: int, learners: int, factor: float, activation: str,
-    least: int, temperature: float,
-) -> ModuleSpec:  # fmt: skip
-    """Learners that together cost ``factor * cost`` multiply-adds, all of the same width."""
-    width = max(1, round(factor * cost / ((inputs + outputs) * learners)))
-    bounds = split_widths(width * learners, learners)
-    return ModuleSpec(inputs, outputs, bounds, activation, least, temperature=temperature)
 
 
 def _activation(path: str, module: nn.Module) -> str:

@@ -30,7 +30,7 @@ class AdaptiveModel(
         architecture: Name for ``timm.create_model``.
         options: Its further arguments.
         modules: Fields of a `ModuleSpec` for each adaptive module by path.
-        phases: Which phases the model has been through.
+        phases: Phases that the model has been through.
         budget: Mean budget the gates were trained or calibrated for.
     """
 
@@ -94,11 +94,11 @@ def save_pretrained(
     """Write an adaptive model as a folder: ``model.safetensors``, ``config.json``, a card.
 
     Args:
-        model: With adaptive modules; the tilt of calibration is among the weights.
+        model: Adaptive model; the tilt of calibration is among the weights.
         folder: Made when missing.
         architecture: Name for ``timm.create_model``; by default what the model was created as.
         options: Its further arguments, when it was not made by `create_model`.
-        budget: What its gates aim at; by default as trained or calibrated.
+        budget: Budget of its gates; by default as trained or calibrated.
         **card: Of `Pretrained.save_pretrained`: ``teacher=``, ``metrics=``.
 
     Raises:
@@ -126,7 +126,7 @@ def from_pretrained(
 
     Args:
         folder: A folder, or a repository of the Hub.
-        backend: See `potstill.acm.backends`.
+        backend: Name of a backend; see `potstill.acm.backends`.
         **options: Of `Pretrained.from_pretrained`: ``map_location=``, ``revision=``, ...
 
     Raises:

@@ -9,12 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from potstill.acm.layers.module import require_acms, restored
-from potstill.acm.store.folders import image_size
-from potstill.acm.store.pretrained import from_pretrained
 from potstill.core import ConfigError, to_exported, to_onnx
 from potstill.core.store import Export
 
-__all__ = ["export", "export_folder"]
+__all__ = ["export"]
 
 
 def export(
@@ -30,8 +28,8 @@ def export(
     The batch is dynamic; the file is checked on two batch sizes before it gets its name.
 
     Args:
-        model: With adaptive modules.
-        path: Its suffix says which kind.
+        model: Adaptive model.
+        path: File whose suffix says which kind.
         example: Images, [batch 3 height width]; at least two.
         form: ``"gathered"``: each learner runs on the tokens that chose it; ``"dense_masked"``: all
             run and a mask decides, for runtimes without data-dependent shapes. It saves nothing.
@@ -53,27 +51,3 @@ def export(
         for acm in modules:
             acm.backend = "gathered" if form == "gathered" else "torch"
         return write(model, example, path, dynamic={0: "batch"}, tolerance=tolerance)
-
-
-def export_folder(
-    model: Path, out: Path, form: Literal["gathered", "dense_masked"], size: int | None
-) -> dict[str, float | None]:
-    """`export` of the model in a folder, on random images.
-
-    Args:
-        model: Folder of an adaptive model.
-        out: File that ends in .onnx or .pt2.
-        form: As of `export`.
-        size: Side of the images in pixels; that of the model by default.
-
-    Returns:
-        Relative errors at two batch sizes.
-    """
-    student = from_pretrained(model)
-    side = size or image_size(student)
-    example = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
-    found = export(student, out, example, form=form)
-    return {
-        "relative error, batch 2": found.error,
-        "relative error, batch 4": found.error_elsewhere,
-    }

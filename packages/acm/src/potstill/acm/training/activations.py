@@ -71,12 +71,12 @@ def cache_activations(
     """Run the teacher once and keep what its modules take and give.
 
     Args:
-        student: From `acmize`: says which modules.
+        student: Adaptive model, from `acmize`; names the modules.
         teacher: The dense model.
         batches: Batches of images or (images, labels); the order is kept.
         folder: Made when missing. Written whole: the index comes last.
         tokens: Keep a random sample of so many tokens of each image; all by default.
-        seed: Of the sample.
+        seed: Seed of the sample.
 
     Raises:
         ConfigError: No batch, or fewer than one token.

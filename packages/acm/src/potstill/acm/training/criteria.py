@@ -119,8 +119,8 @@ def budget_loss(
     those of all learners.
 
     Args:
-        share: In [0, 1], one for each image.
-        budget: In (0, 1].
+        share: Share of the full cost for each image, in [0, 1].
+        budget: Share to aim at, in (0, 1].
         distance: Absolute, as published, or squared.
 
     Raises:
@@ -143,7 +143,7 @@ def entropy_loss(
     a_n is the share of the image's tokens that choose n in the module.
 
     Args:
-        one_hots: For each module; modules may differ in tokens and choices.
+        one_hots: Choices by module; modules may differ in tokens and choices.
 
     Raises:
         ShapeError: No module.

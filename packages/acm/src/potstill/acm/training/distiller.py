@@ -50,10 +50,17 @@ class _ByModule(Distiller):
 
         Args:
             batch: Images, (images, labels), or cached activations ``{path: (input, output)}``.
+
+        Raises:
+            ConfigError: Images, and no teacher to run on them.
         """
         if isinstance(batch, Mapping):
             return {name: tuple(batch[name]) for name in self.sources}
-        assert self.teacher is not None
+        if self.teacher is None:
+            raise ConfigError(
+                f"{type(self).__name__}: teacher must be the dense model, got None; pass it, or "
+                "batches of cached Activations"
+            )
         return dense_readings(self.teacher, self.sources, budgets.images_of(batch))
 
 
@@ -125,7 +132,7 @@ class EndToEnd(Distiller):
     """Phase 3: task, budget, entropy and diversity, through gates that the task loss reaches.
 
     Args:
-        student: In mode ``"gated"``; or with fixed modes, and then only the task trains.
+        student: Adaptive model in mode ``"gated"``; in fixed modes only the task trains.
         budget: Mean share of the learners' cost to aim at, in (0, 1].
         task: Criterion of (logits, labels).
         weights: Weights of the terms ``task``, ``budget``, ``entropy``, ``diversity``. Published:

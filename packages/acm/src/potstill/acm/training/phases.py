@@ -12,10 +12,9 @@ from torch import nn
 from torch.optim import AdamW
 
 from potstill.acm.layers.module import acms, note_phase, phases
-from potstill.acm.training.activations import Activations
 from potstill.acm.training.criteria import Distance
 from potstill.acm.training.distiller import EndToEnd, GatePretraining, ModuleDistillation
-from potstill.core import ConfigError, Criterion, Distiller, Stage, Weight, cosine, fit
+from potstill.core import Criterion, Distiller, Stage, Weight, cosine, fit
 
 __all__ = ["distill", "finetune", "pretrain_gates", "run_phase"]
 
@@ -54,7 +53,6 @@ def distill(
     Raises:
         ConfigError: No teacher and no cached activations; nothing adaptive.
     """
-    _require_teacher("distill", teacher, batches)
     distiller = ModuleDistillation(student, teacher, distance, boosted)
     return run_phase("distill", distiller, batches, lr=lr, **{**_DEFAULTS, **options})
 
@@ -74,7 +72,6 @@ def pretrain_gates(
     Raises:
         ConfigError: No teacher and no cached activations; nothing adaptive.
     """
-    _require_teacher("pretrain_gates", teacher, batches)
     distiller = GatePretraining(student, teacher, threshold, inclusive)
     return run_phase("gate", distiller, batches, lr=lr, **{**_DEFAULTS, **options})
 
@@ -137,12 +134,3 @@ def run_phase(
     history = fit(distiller, batches, **{"stages": (stage,), **options})
     note_phase(student, name)
     return history
-
-
-def _require_teacher(caller: str, teacher: nn.Module | None, batches: Any) -> None:
-    cached = isinstance(getattr(batches, "dataset", None), Activations)
-    if teacher is None and not cached:
-        raise ConfigError(
-            f"{caller}: teacher must be the dense model, got None; pass it, or batches of cached "
-            "Activations"
-        )

@@ -24,7 +24,7 @@ class Subnet(NamedTuple):
 
     Attributes:
         width: Learners of every module, at least 1.
-        depth: How many of the first blocks, at least 1.
+        depth: Number of first blocks, at least 1.
     """
 
     width: int
@@ -63,9 +63,9 @@ def delayed(steps: int, delay: float = 0.5, warmup: float = 0.1) -> Weight:
     """Weight of a subnet: zero for a share ``delay`` of the training, then rising over ``warmup``.
 
     Args:
-        steps: Of the whole training.
-        delay: How long the full network trains alone.
-        warmup: Length of the rise.
+        steps: Length of the whole training.
+        delay: Share in which the full network trains alone.
+        warmup: Share in which the weight rises.
 
     Raises:
         ConfigError: Shares that are negative or together exceed 1.
@@ -92,13 +92,13 @@ class Shrinking(Distiller):
     subnets. No gate takes part: each budget is a dense network (see `extract`).
 
     Args:
-        student: From `acmize`, with ``student.blocks``.
-        steps: Of the whole training: what delay and rise are shares of.
+        student: Adaptive model, from `acmize`, with ``student.blocks``.
+        steps: Length of the whole training, of which delay and rise are shares.
         least: The smallest subnet; by default one learner and half of the blocks.
         random: Random subnets a step.
-        delay: Of `delayed`.
-        warmup: Of `delayed`.
-        temperature: Of the distillation, > 0.
+        delay: Delay of `delayed`.
+        warmup: Rise of `delayed`.
+        temperature: Temperature of the distillation, > 0.
 
     Raises:
         ConfigError: A smallest subnet that the model does not have, or options out of range.

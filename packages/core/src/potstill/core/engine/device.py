@@ -225,6 +225,7 @@ class Engine:
             )
         else:
             _bare(optimizer).load_state_dict(state["optimizer"])
+            _lay_out_like_parameters(_bare(optimizer))
         if self._accelerator.scaler is not None:
             self._accelerator.scaler.load_state_dict(state["scaler"])
 
@@ -316,6 +317,14 @@ def _check(device: str, precision: str, parallel: str) -> torch.device:
 def _bare(optimizer: Any) -> Optimizer:
     bare: Optimizer = getattr(optimizer, "optimizer", optimizer)
     return bare
+
+
+def _lay_out_like_parameters(optimizer: Optimizer) -> None:
+    """Give moments the strides of their parameters: fused kernels read raw memory."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _whole() -> StateDictOptions:

@@ -162,6 +162,11 @@ class Job(ABC, Generic[C]):
             self.engine = stack.enter_context(
                 Engine(training.device, training.precision, training.parallel, self.find_unused)
             )
+            if self.engine.sharded:
+                raise ConfigError(
+                    "Training: parallel must be ddp in a job, got fsdp: what is exported are whole "
+                    "weights; potstill.core.fit itself trains sharded"
+                )
             if self.engine.main:
                 record(config, config.out, ignore=self.movable)
             seed_all("job", training.seed)

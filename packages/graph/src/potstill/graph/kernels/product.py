@@ -8,7 +8,7 @@ from functools import partial
 from torch import Tensor
 
 from potstill.core.backends import Backend, Backends
-from potstill.graph import tensors
+from potstill.graph.data import tensors
 from potstill.graph.kernels import native
 
 __all__ = ["PRODUCTS"]

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from potstill.graph.data.tensors import Memo, compress, is_sparse, transposed
 from potstill.graph.kernels import PRODUCTS
-from potstill.graph.tensors import Memo, compress, is_sparse, transposed
 
 __all__ = ["FeatureLinear", "propagate", "random_walk", "symmetric"]
 

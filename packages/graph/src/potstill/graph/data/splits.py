@@ -10,7 +10,7 @@ from torch_geometric.data import Data
 from torch_geometric.utils import index_to_mask, subgraph
 
 from potstill.core import ConfigError, DataError, generator
-from potstill.graph.tensors import rows
+from potstill.graph.data.tensors import rows
 
 __all__ = ["Inductive", "cpf_split", "hold_out", "per_class_split", "take_split"]
 

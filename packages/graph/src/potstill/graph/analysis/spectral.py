@@ -14,7 +14,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from potstill.core import ConfigError, ShapeError
-from potstill.graph.tensors import compress
+from potstill.graph.data.tensors import compress
 
 __all__ = ["Spectrum", "dirichlet_ratio", "high_pass", "laplacian", "low_pass", "spectral_energy"]
 

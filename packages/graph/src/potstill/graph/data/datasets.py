@@ -17,9 +17,9 @@ from torch_geometric.utils import remove_self_loops, to_undirected
 
 from potstill.core import ConfigError, DataError, locate, nearest
 from potstill.core.store import root, sha256
-from potstill.graph.check import check_graph
-from potstill.graph.splits import cpf_split, per_class_split, take_split
-from potstill.graph.tensors import as_features, compress, density, is_sparse
+from potstill.graph.data.check import check_graph
+from potstill.graph.data.splits import cpf_split, per_class_split, take_split
+from potstill.graph.data.tensors import as_features, compress, density, is_sparse
 
 __all__ = ["DATASETS", "load", "sparse_features"]
 

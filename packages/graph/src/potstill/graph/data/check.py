@@ -14,7 +14,7 @@ from torch_geometric.utils import coalesce, contains_isolated_nodes, remove_self
 from torch_geometric.utils import to_undirected as _to_undirected
 
 from potstill.core import ConfigError, DataError, ShapeError
-from potstill.graph.tensors import as_features, is_sparse
+from potstill.graph.data.tensors import as_features, is_sparse
 
 __all__ = ["check_edges", "check_graph", "check_logits", "is_symmetric"]
 

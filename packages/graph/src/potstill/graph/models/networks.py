@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch_geometric.nn import GATConv
 
 from potstill.core import ConfigError, Pretrained, ShapeError
-from potstill.graph.activation import relu_dropout
-from potstill.graph.propagate import FeatureLinear, propagate, random_walk, symmetric
-from potstill.graph.tensors import Memo, as_features, csr, is_sparse, rows
+from potstill.graph.data.tensors import Memo, as_features, csr, is_sparse, rows
+from potstill.graph.models.activation import relu_dropout
+from potstill.graph.models.propagate import FeatureLinear, propagate, random_walk, symmetric
 
 __all__ = ["GATTeacher", "GCNTeacher", "MLPStudent", "SAGETeacher", "make_teacher"]
 

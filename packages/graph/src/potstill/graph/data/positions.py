@@ -17,7 +17,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from potstill.core import ConfigError, DataError
-from potstill.graph.tensors import as_features, is_sparse
+from potstill.graph.data.tensors import as_features, is_sparse
 
 __all__ = ["neighbour_positions", "walk_positions", "with_positions"]
 

@@ -17,7 +17,7 @@ from torch_geometric.data import Data
 from torch_geometric.loader import NeighborLoader
 
 from potstill.core import BackendError, ConfigError, generator
-from potstill.graph.tensors import is_sparse, rows
+from potstill.graph.data.tensors import is_sparse, rows
 
 __all__ = ["has_sampler", "partition", "teacher_batches"]
 
@@ -53,7 +53,7 @@ def teacher_batches(
         BackendError: ``"neighbors"`` where neither pyg-lib nor torch-sparse is installed.
 
     Example:
-        >>> from potstill.graph.data import load
+        >>> from potstill.graph.data.datasets import load
         >>> len(teacher_batches(load("digits"), parts=4, sampler="parts"))
         4
     """

@@ -15,7 +15,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from potstill.core import ConfigError, ShapeError
-from potstill.graph.tensors import Memo
+from potstill.graph.data.tensors import Memo
 
 __all__ = ["HGMD", "KRD", "entropy", "reliability"]
 

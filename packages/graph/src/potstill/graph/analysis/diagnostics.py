@@ -18,10 +18,16 @@ from torch_geometric.data import Data
 
 from potstill.core import Column, ConfigError, Engine, Report, Training, accuracy, atomic
 from potstill.core.measure.report import csv_text
-from potstill.graph.criteria import HighFrequency
-from potstill.graph.recipes import FULL_BATCH, NAMES, Recipe
-from potstill.graph.spectral import dirichlet_ratio, spectral_energy
-from potstill.graph.training import Progress, Trained, distill, teacher_logits, train_teacher
+from potstill.graph.analysis.spectral import dirichlet_ratio, spectral_energy
+from potstill.graph.criteria.frequency import HighFrequency
+from potstill.graph.training.protocol import (
+    Progress,
+    Trained,
+    distill,
+    teacher_logits,
+    train_teacher,
+)
+from potstill.graph.training.recipes import FULL_BATCH, NAMES, Recipe
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -24,15 +24,15 @@ from potstill.core import (
     seed_all,
 )
 from potstill.core.engine import fit_with
-from potstill.graph.check import check_graph
-from potstill.graph.criteria import HighFrequency, LowFrequency, SoftLabel
-from potstill.graph.distiller import GraphToMLP, Supervised
-from potstill.graph.models import MLPStudent, make_teacher
-from potstill.graph.peers import HGMD, KRD
-from potstill.graph.recipes import FULL_BATCH, Recipe, check_training
-from potstill.graph.scale import check_memory
-from potstill.graph.splits import hold_out
-from potstill.graph.tensors import rows
+from potstill.graph.criteria.frequency import HighFrequency, LowFrequency, SoftLabel
+from potstill.graph.criteria.peers import HGMD, KRD
+from potstill.graph.data.check import check_graph
+from potstill.graph.data.splits import hold_out
+from potstill.graph.data.tensors import rows
+from potstill.graph.models.networks import MLPStudent, make_teacher
+from potstill.graph.training.distiller import GraphToMLP, Supervised
+from potstill.graph.training.recipes import FULL_BATCH, Recipe, check_training
+from potstill.graph.training.scale import check_memory
 
 __all__ = [
     "METHODS",

@@ -30,11 +30,11 @@ from potstill.core import (
     generator,
     seed_all,
 )
-from potstill.graph.check import check_logits
-from potstill.graph.criteria import HighFrequency, match_rows
-from potstill.graph.models import MLPStudent
-from potstill.graph.recipes import Recipe
-from potstill.graph.tensors import is_sparse, rows
+from potstill.graph.criteria.frequency import HighFrequency, match_rows
+from potstill.graph.data.check import check_logits
+from potstill.graph.data.tensors import is_sparse, rows
+from potstill.graph.models.networks import MLPStudent
+from potstill.graph.training.recipes import Recipe
 
 __all__ = [
     "BatchesToMLP",

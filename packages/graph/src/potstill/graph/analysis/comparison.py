@@ -14,11 +14,11 @@ from torch_geometric.data import Data
 from torch_geometric.utils import k_hop_subgraph
 
 from potstill.core import Column, Engine, Report, Training, count_parameters, fingerprint, latency
-from potstill.graph.check import Kind, check_logits
-from potstill.graph.models import MLPStudent
-from potstill.graph.recipes import FULL_BATCH, NAMES, Recipe
-from potstill.graph.tensors import rows
-from potstill.graph.training import Progress, Trained, run_protocol
+from potstill.graph.data.check import Kind, check_logits
+from potstill.graph.data.tensors import rows
+from potstill.graph.models.networks import MLPStudent
+from potstill.graph.training.protocol import Progress, Trained, run_protocol
+from potstill.graph.training.recipes import FULL_BATCH, NAMES, Recipe
 
 __all__ = [
     "Comparison",
@@ -194,7 +194,7 @@ def single_node_call(model: nn.Module, data: Data, node: int | None = None) -> C
     """A call that predicts one node, for timing: a GNN collects the neighbourhood first.
 
     Args:
-        model: A student, or a GNN of `potstill.graph.models`.
+        model: A student, or a GNN of `potstill.graph.models.networks`.
         data: The graph.
         node: By default one whose degree is the median of the linked nodes.
     """

@@ -1,0 +1,5 @@
+"""Analysis: students beside their teacher, what they take over, and spectra."""
+
+import lazy_loader as _lazy
+
+__getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)

@@ -1,0 +1,15 @@
+from .comparison import Comparison as Comparison
+from .comparison import compare as compare
+from .comparison import full_graph_call as full_graph_call
+from .comparison import nodes_call as nodes_call
+from .comparison import single_node_call as single_node_call
+from .diagnostics import Diagnosis as Diagnosis
+from .diagnostics import diagnose as diagnose
+from .diagnostics import measure as measure
+from .diagnostics import two_hops as two_hops
+from .spectral import Spectrum as Spectrum
+from .spectral import dirichlet_ratio as dirichlet_ratio
+from .spectral import high_pass as high_pass
+from .spectral import laplacian as laplacian
+from .spectral import low_pass as low_pass
+from .spectral import spectral_energy as spectral_energy

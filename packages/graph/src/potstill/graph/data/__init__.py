@@ -1,0 +1,5 @@
+"""Graphs: data sets, checks, splits, samples, positions and matrices."""
+
+import lazy_loader as _lazy
+
+__getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)
