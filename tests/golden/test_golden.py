@@ -75,7 +75,6 @@ def test_every_distiller_has_a_program():
     assert {program.distiller for program in programs.PROGRAMS.values()} == used
 
 
-@pytest.mark.xfail(strict=False, reason="the distillers are shortened in this issue")
 def test_distillers_are_short():
     counts = {name: logical_lines(source) for name, (source, _) in shipped().items()}
     ordered = sorted(counts.items(), key=lambda pair: -pair[1])
