@@ -140,6 +140,13 @@ def above_floor(uv: str, python: Path, declared: list[str]) -> str:
     return f"above the floor: {', '.join(above)}" if above else ""
 
 
+def with_extras(name: str, wheels: Path, wanted: bool) -> str:
+    """The wheel of ``name`` as a requirement, with all its extras if they are wanted."""
+    [wheel] = wheels.glob(f"potstill_{name}-*.whl")
+    extras = ",".join(project(name).get("optional-dependencies", {})) if wanted else ""
+    return f"{wheel}[{extras}]" if extras else str(wheel)
+
+
 def check(uv: str, name: str, wheels: Path, options: argparse.Namespace) -> tuple[float, str]:
     """Check the wheel of ``name``; returns its size in KiB and what was left out."""
     about = project(name)
@@ -158,12 +165,10 @@ def check(uv: str, name: str, wheels: Path, options: argparse.Namespace) -> tupl
         declared += [each for extra in extras.values() for each in extra]
         # As requirements of their own: what a wheel requires is not direct in the eyes of uv.
         lowest = ["--resolution", "lowest-direct", *declared] if options.lowest else []
-        # Siblings come from the folder even when the index has the same version.
-        found = {
-            each.name.split("-")[0].removeprefix("potstill_"): each for each in wheels.iterdir()
-        }
-        ours = [found[sibling] for sibling in sorted(siblings)]
-        run(*install, *lowest, f"{wheel}[{','.join(extras)}]" if extras else wheel, *ours, cwd=home)
+        # Siblings come from the folder even when the index has the same version. Tests of a domain
+        # may use what the extras of the core bring.
+        ours = [with_extras(each, wheels, options.tests) for each in sorted(siblings | {name})]
+        run(*install, *lowest, *ours, cwd=home)
         above = above_floor(uv, python, declared) if options.lowest else ""
         env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV"))}
         env |= {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
