@@ -74,14 +74,11 @@ def calibrate(
         images: Images, and their batches.
         limit: Largest number of images to use.
     """
-    import torch
-
     from potstill.acm.analysis import calibrate
     from potstill.acm.store import from_pretrained, read_images, save_with_teacher
 
     student = from_pretrained(model)
-    every = read_images(images, student)
-    some = every.take(torch.arange(0, len(every), max(1, len(every) // limit))[:limit])
+    some = read_images(images, student, limit)
     found = calibrate(student, some.batches(images.batch), budget)
     save_with_teacher(student, out, model, budget)
     figures = {"images": len(some), "budget": found.budget, "tilt": found.tilt}
@@ -104,14 +101,10 @@ def export(
         form: gathered skips what gates skip; dense_masked suits runtimes without dynamic shapes.
         size: Side of the images in pixels, where the model does not say it.
     """
-    import torch
-
-    from potstill.acm.store import export, from_pretrained, image_size
+    from potstill.acm.store import example_images, export, from_pretrained
 
     student = from_pretrained(model)
-    side = size or image_size(student)
-    example = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
-    found = export(student, out, example, form=form)
+    found = export(student, out, example_images(student, size), form=form)
     figures = {"relative error, batch 2": found.error,
                "relative error, batch 4": found.error_elsewhere}  # fmt: skip
     table(f"export in {out}", figures)

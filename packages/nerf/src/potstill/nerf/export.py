@@ -151,7 +151,7 @@ def write_ply(
     colors: Any,
     faces: Any = None,
 ) -> Path:
-    """Write points [P 3], colours in [0, 1] [P 3] and triangles [T 3] as binary PLY."""
+    """Write points [P 3] with colours [P 3] in [0, 1], and triangles [T 3], as binary PLY."""
     kinds = [(axis, "<f4") for axis in "xyz"] + [(c, "u1") for c in ("red", "green", "blue")]
     vertices = np.empty(len(points), dtype=kinds)
     for column, (name, _) in enumerate(kinds[:3]):

@@ -1,4 +1,5 @@
 from .folders import convert as convert
+from .folders import example_images as example_images
 from .folders import image_size as image_size
 from .folders import read_images as read_images
 from .folders import save_with_teacher as save_with_teacher

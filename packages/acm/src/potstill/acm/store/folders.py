@@ -8,7 +8,7 @@ from typing import Any
 import timm
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from potstill.acm.config import ConvertConfig, ImageConfig
 from potstill.acm.images import CIFAR10, IMAGENET, Images, load_images
@@ -19,8 +19,8 @@ from potstill.acm.store.pretrained import from_pretrained, save_pretrained
 from potstill.core import ConfigError, DataError, atomic
 
 __all__ = [
-    "convert", "dense_model", "has_teacher", "image_size", "read_images", "save_with_teacher",
-    "teacher_of",
+    "convert", "dense_model", "example_images", "has_teacher", "image_size", "read_images",
+    "save_with_teacher", "teacher_of",
 ]  # fmt: skip
 
 _DENSE = "dense.safetensors"
@@ -120,14 +120,28 @@ def image_size(model: Any) -> int:
     return int(size[-1])
 
 
-def read_images(images: ImageConfig, model: nn.Module) -> Images:
+def example_images(model: nn.Module, size: int | None = None) -> Tensor:
+    """Two images of noise in the size that ``model`` takes, or in another one; [2 3 size size]."""
+    side = size or image_size(model)
+    return torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+
+
+def read_images(images: ImageConfig, model: nn.Module, limit: int | None = None) -> Images:
     """The images of a configuration, in the size that ``model`` takes.
+
+    Args:
+        images: Where they are.
+        model: A timm model.
+        limit: Largest number of them, taken at equal distances; all by default.
 
     Raises:
         DataError: Nothing is there.
     """
     statistics = CIFAR10 if images.statistics == "cifar10" else IMAGENET
-    return load_images(images.data, size=image_size(model), statistics=statistics)
+    every = load_images(images.data, size=image_size(model), statistics=statistics)
+    if limit is None:
+        return every
+    return every.take(torch.arange(0, len(every), max(1, len(every) // limit))[:limit])
 
 
 def _load(model: nn.Module, path: Path) -> None:
