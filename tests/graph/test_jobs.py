@@ -33,7 +33,7 @@ def weights(folder):
 def figures(folder):
     """Accuracies of the page, which latencies are not part of, and ``result.json``."""
     rows = folder / "rows.csv"
-    table = list(csv.DictReader(rows.open())) if rows.exists() else []
+    table = list(csv.DictReader(rows.read_text().splitlines())) if rows.exists() else []
     scores = [row["accuracy"] for row in table]
     return scores, json.loads((folder / "result.json").read_text())
 
