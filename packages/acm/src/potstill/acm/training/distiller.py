@@ -14,15 +14,7 @@ from torch import Tensor, nn
 from potstill.acm.layers import budget as budgets
 from potstill.acm.layers.module import ACM, record_gates, require_acms
 from potstill.acm.layers.surgery import dense_readings, sources
-from potstill.acm.training.criteria import (
-    Distance,
-    artificial_labels,
-    budget_loss,
-    diversity_loss,
-    entropy_loss,
-    every_prefix,
-    gate_loss,
-)
+from potstill.acm.training import criteria
 from potstill.core import (
     ConfigError,
     Criterion,
@@ -73,7 +65,7 @@ class ModuleDistillation(_ByModule):
     Args:
         student: Adaptive model, from `acmize`.
         teacher: The dense model; None when the batches are cached activations.
-        distance: Distance of `every_prefix`.
+        distance: criteria.Distance of `every_prefix`.
         boosted: Option of `every_prefix`.
     """
 
@@ -81,10 +73,10 @@ class ModuleDistillation(_ByModule):
         self,
         student: nn.Module,
         teacher: nn.Module | None,
-        distance: Distance = "mse",
+        distance: criteria.Distance = "mse",
         boosted: bool = False,
     ) -> None:
-        criterion = partial(every_prefix, distance=distance, boosted=boosted)
+        criterion = partial(criteria.every_prefix, distance=distance, boosted=boosted)
         super().__init__(student, teacher, criterion)
 
     def forward(self, batch: Any, step: int) -> Losses:
@@ -112,7 +104,7 @@ class GatePretraining(_ByModule):
         threshold: float = 0.8,
         inclusive: bool = False,
     ) -> None:
-        super().__init__(student, teacher, gate_loss)
+        super().__init__(student, teacher, criteria.gate_loss)
         self.threshold, self.inclusive = threshold, inclusive
 
     def forward(self, batch: Any, step: int) -> Losses:
@@ -121,7 +113,7 @@ class GatePretraining(_ByModule):
         for name, (z, o) in self.readings(batch).items():
             acm = _acm(self.student, name)
             with torch.no_grad():
-                labels = artificial_labels(
+                labels = criteria.artificial_labels(
                     acm.prefixes(z), o, self.threshold, acm.least, self.inclusive
                 )
             terms[name] = (acm.gate(z), labels, acm.least)
@@ -185,14 +177,14 @@ def _terms_of(
         raise ConfigError(
             f"EndToEnd: weights must name {', '.join(EndToEnd.WEIGHTS)}, got {sorted(unknown)}"
         )
-    criteria: dict[str, Criterion] = {"task": task}
+    terms: dict[str, Criterion] = {"task": task}
     if gated:
-        criteria |= {
-            "budget": partial(budget_loss, budget=budget),
-            "entropy": entropy_loss,
-            "diversity": diversity_loss,
+        terms |= {
+            "budget": partial(criteria.budget_loss, budget=budget),
+            "entropy": criteria.entropy_loss,
+            "diversity": criteria.diversity_loss,
         }
-    return Objective({name: (chosen[name], criterion) for name, criterion in criteria.items()})
+    return Objective({name: (chosen[name], criterion) for name, criterion in terms.items()})
 
 
 def _require_finite_modules(model: nn.Module, images: Tensor, step: int) -> None:
