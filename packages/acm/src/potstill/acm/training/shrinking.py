@@ -115,21 +115,12 @@ class Shrinking(Distiller):
         warmup: float = 0.1,
         temperature: float = 1.0,
     ) -> None:
-        if steps < 1 or random < 0 or not temperature > 0:
-            raise ConfigError(
-                f"Shrinking: steps, random and temperature must be positive, got {steps}, "
-                f"{random} and {temperature}"
-            )
+        super().__init__(student, _terms_of(steps, random, delay, warmup, temperature))
         self.largest = _largest(student, "Shrinking")
         self.least = least or Subnet(1, max(1, self.largest.depth // 2))
         with subnet(student, self.least):
             pass  # refuses a smallest subnet that is not there
         self.random = random
-        subnets = (delayed(steps, delay, warmup), partial(_distance, temperature=temperature))
-        names = ["smallest", "random"] if random else ["smallest"]
-        super().__init__(
-            student, Objective({"full": (1.0, F.cross_entropy), **dict.fromkeys(names, subnets)})
-        )
 
     def forward(self, batch: Any, step: int) -> Losses:
         """Terms of a batch (images, labels)."""
@@ -147,6 +138,19 @@ class Shrinking(Distiller):
         with subnet(self.student, part):
             logits: Tensor = self.student(images)
         return logits
+
+
+def _terms_of(
+    steps: int, random: int, delay: float, warmup: float, temperature: float
+) -> Objective:
+    if steps < 1 or random < 0 or not temperature > 0:
+        raise ConfigError(
+            f"Shrinking: steps, random and temperature must be positive, got {steps}, {random} and "
+            f"{temperature}"
+        )
+    subnets = (delayed(steps, delay, warmup), partial(_distance, temperature=temperature))
+    names = ["smallest", "random"] if random else ["smallest"]
+    return Objective({"full": (1.0, F.cross_entropy), **dict.fromkeys(names, subnets)})
 
 
 def _distance(outputs: Sequence[Tensor], teacher: Tensor, temperature: float) -> Tensor:
