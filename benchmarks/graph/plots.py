@@ -274,7 +274,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.graph.plots", description=__doc__)
     parser.add_argument("picture", choices=PICTURES)
     parser.add_argument("--dataset", default="cora", help="of weights and step: cora or cs")
-    parser.add_argument("--seed", type=int, default=2022)
+    parser.add_argument("--seed", type=int, default=2022)  # FF-G2M's protocol
     parser.add_argument("--epochs", type=int, default=500, help="of weights: at most")
     parser.add_argument("--out", type=Path, default=Path("runs/graph"))
     options = parser.parse_args(arguments)

@@ -15,7 +15,7 @@ from potstill.graph.data import with_positions
 HARD = "issue 4: Must hold"
 CORA, CITESEER = "graph/planetoid/Cora/raw", "graph/planetoid/CiteSeer/raw"
 PHOTO, CS = "graph/amazon/Photo/raw", "graph/coauthor/CS/raw"
-SEEDS = range(2022, 2027)
+SEEDS = range(2022, 2027)  # FF-G2M's protocol
 
 
 def accuracy(

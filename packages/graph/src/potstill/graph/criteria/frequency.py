@@ -17,10 +17,11 @@ from torch.autograd.function import once_differentiable
 
 from potstill.core import ConfigError, ShapeError
 from potstill.graph.data.check import is_symmetric
-from potstill.graph.data.tensors import Memo, compress, product
+from potstill.graph.data.tensors import Memo, compress
 from potstill.graph.kernels import CONTRASTS
 from potstill.graph.kernels.contrast import Contrast
 from potstill.graph.kernels.edges import contrast
+from potstill.graph.kernels.product import product
 
 __all__ = ["HighFrequency", "LowFrequency", "SoftLabel", "match_rows"]
 

@@ -22,6 +22,5 @@ from .tensors import compress as compress
 from .tensors import csr as csr
 from .tensors import density as density
 from .tensors import is_sparse as is_sparse
-from .tensors import product as product
 from .tensors import rows as rows
 from .tensors import transposed as transposed

@@ -21,7 +21,6 @@ __all__ = [
     "csr",
     "density",
     "is_sparse",
-    "product",
     "rows",
     "transposed",
 ]
@@ -99,12 +98,6 @@ def compress(rows: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, in
     counts = torch.bincount(rows, minlength=shape[0])
     pointers = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
     return csr(pointers, columns[order], values[order], shape)
-
-
-def product(matrix: Tensor, x: Tensor) -> Tensor:
-    """``matrix @ x`` in their own type, also under autocast: there is no sparse one in 16 bits."""
-    with torch.autocast(x.device.type, enabled=False):
-        return matrix @ x
 
 
 def transposed(matrix: Tensor) -> Tensor:
