@@ -6,9 +6,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from workspace import PACKAGES, ROOT
 
-ROOT = Path(__file__).parents[2]
-PACKAGES = sorted(path.name for path in (ROOT / "packages").iterdir())
 GROUND = ""  # files beside the folders
 MOST_ARROWS = {"core": 20}
 MOST_FLOORS = {"graph": 5, "mae": 5, "acm": 5}
