@@ -1,5 +1,7 @@
 """What may be called a gain, and that an interrupted comparison goes on."""
 
+from dataclasses import replace
+
 import pytest
 
 from benchmarks.sr import distillation
@@ -34,14 +36,16 @@ def test_the_page_says_no_gain() -> None:
 def test_what_is_there_is_not_trained_again(tmp_path, monkeypatch) -> None:
     trained = []
 
-    def arm(config, pairs, label):
-        trained.append((config.seed, config.steps, label))
-        return {"psnr": 30.0 + config.seed, "seconds": 1.0}
+    def arm(terms, training, pairs, label):
+        trained.append((training.seed, training.steps, label))
+        return {"psnr": 30.0 + training.seed, "seconds": 1.0}
 
     monkeypatch.setattr(distillation, "arm", arm)
     monkeypatch.setattr(distillation, "photographs", list)
-    first = distillation.measure(tmp_path, seeds=2, steps=5)
+    training = replace(distillation.RECIPE, steps=5)
+    first = distillation.measure(tmp_path, 2, training)
     assert len(trained) == 2 * len(distillation.ARMS)
-    assert distillation.measure(tmp_path, seeds=2, steps=5) == first
+    assert {(seed, steps) for seed, steps, _ in trained} == {(0, 5), (1, 5)}
+    assert distillation.measure(tmp_path, 2, training) == first
     assert len(trained) == 2 * len(distillation.ARMS)
     assert distillation.gains(first, "output") == [0.0, 0.0]
