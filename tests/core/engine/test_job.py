@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,16 @@ from cyclopts import App
 from safetensors.torch import load_file
 from torch import nn
 
-from potstill.core import ConfigError, Distiller, Engine, Job, Objective, Report, Training
+from potstill.core import (
+    ConfigError,
+    DataError,
+    Distiller,
+    Engine,
+    Job,
+    Objective,
+    Report,
+    Training,
+)
 from potstill.core.command import build, cli, verb
 from potstill.core.command.config import strict
 from potstill.core.engine import run_ranks
@@ -224,3 +233,36 @@ def test_only_the_main_process_writes(tmp_path):
 def test_devices_are_named_by_the_options():
     with pytest.raises(ConfigError, match="device"):
         Engine(device="tpu")
+
+
+@pytest.mark.parametrize("wrong", ["optimizer", "source"])
+def test_a_start_that_failed_does_not_claim_the_folder(tmp_path, monkeypatch, wrong):
+    right = Config(1.0, out=tmp_path)
+    if wrong == "optimizer":
+        typo = replace(right, training=replace(right.training, optimizer="sdg"))
+        with pytest.raises(ConfigError, match="did you mean 'sgd'"):
+            Tiny(typo).run(progress=False)
+    else:
+        with monkeypatch.context() as missing:
+            missing.setattr(Tiny, "source", lambda job: raise_(DataError("nothing there")))
+            with pytest.raises(DataError):
+                Tiny(replace(right, data=2.0)).run(progress=False)
+    assert len(Tiny(right).run(progress=False).history) == 4
+
+
+def test_a_run_that_can_be_continued_keeps_the_folder(tmp_path):
+    def stop(row, share):
+        raise InterruptedError if row["step"] == 2 else KeyError
+
+    config = Config(1.0, out=tmp_path, training=replace(Config(1.0).training, steps=6))
+    with pytest.raises(KeyError):
+        Tiny(config).run(progress=stop)
+    assert not (tmp_path / "config.yaml").exists()  # no checkpoint was written
+    Tiny(config).run(progress=False)
+    with pytest.raises(ConfigError, match="another data"):
+        Tiny(replace(config, data=2.0)).run(progress=False)
+    assert (tmp_path / "config.yaml").exists()
+
+
+def raise_(error):
+    raise error

@@ -168,6 +168,17 @@ def test_fit_gives_teacher_and_student_back_as_they_came():
         assert [p.requires_grad for p in student.parameters()] == [False, False, True, True]
 
 
+@pytest.mark.parametrize("options", [{"steps": 1, "lr": 0.0}, {}, {"epochs": 1, "batches": draw}])
+def test_options_that_are_refused_leave_the_teacher_as_it_came(options):
+    teacher = nn.Linear(3, 2)
+    distiller = Match(nn.Linear(3, 2), Objective(hint=(1.0, F.mse_loss)), teacher)
+    batches = options.pop("batches", [torch.ones(2, 3)])
+    with pytest.raises(ConfigError):
+        fit(distiller, batches, progress=False, **options)
+    assert teacher.training
+    assert all(p.requires_grad for p in teacher.parameters())
+
+
 # --- descriptions and digests --------------------------------------------------------------------
 
 

@@ -113,16 +113,18 @@ def fit(
         >>> history[-1]["task"] < 1e-3 < history[0]["task"]
         True
     """
-    if not lr > 0:
-        raise ConfigError(f"fit: lr must be positive, got {lr}")
-    if accumulate < 1:
-        raise ConfigError(f"fit: accumulate must be at least 1, got {accumulate}")
-    if ema is not None and not 0 < ema < 1:
-        raise ConfigError(f"fit: ema must be in (0, 1), got {ema}")
-    if isinstance(run, str | Path):
-        run = Run(Path(run))
     with ExitStack() as stack:
+        restore = stack.enter_context(_Restore(distiller))  # first: also where options are refused
+        if not lr > 0:
+            raise ConfigError(f"fit: lr must be positive, got {lr}")
+        if accumulate < 1:
+            raise ConfigError(f"fit: accumulate must be at least 1, got {accumulate}")
+        if ema is not None and not 0 < ema < 1:
+            raise ConfigError(f"fit: ema must be in (0, 1), got {ema}")
+        if isinstance(run, str | Path):
+            run = Run(Path(run))
         engine = engine or stack.enter_context(Engine())
+        restore.moved = not engine.sharded
         if ema is not None and engine.sharded:
             raise ConfigError("fit: ema needs every process to hold the student; use ddp, not fsdp")
         if engine.sharded and any(stage.turns for stage in stages):
@@ -204,7 +206,6 @@ class _Loop:
         self.run = run
         self.engine = engine
         self.shard = Shard(seed, engine.rank, engine.world)
-        self.restore = _Restore(distiller, moved=not engine.sharded)
         distiller.progress = 0.0  # weights that follow it are compared as they are at the start
         self.signature = signature(
             distiller, source, plan, defaults, self.shard,
@@ -227,11 +228,7 @@ class _Loop:
         self.best_score: float | None = None
         self.waited = 0
         self.saved_at = 0.0
-        try:
-            self.history = self._resume()
-        except BaseException:
-            self.restore()
-            raise
+        self.history = self._resume()
 
     # --- the loop -------------------------------------------------------------------------------
 
@@ -500,28 +497,36 @@ class _Loop:
         self.players = []
         self.distiller.eval()
         self.engine.release()
-        self.restore()
 
 
 class _Restore:
-    """What `fit` changes for as long as it runs: objective, turn, flags, device, teachers."""
+    """What `fit` changes for as long as it runs: objective, turn, flags, device, teachers.
 
-    def __init__(self, distiller: Distiller, moved: bool) -> None:
+    Attributes:
+        moved: Whether modules go back to their devices; sharded ones stay.
+    """
+
+    moved = True
+
+    def __init__(self, distiller: Distiller) -> None:
         self.distiller, self.objective = distiller, distiller.objective
         self.grads = {n: p.requires_grad for n, p in distiller.named_parameters()}
         self.teachers = [m for m in distiller.modules() if isinstance(m, Frozen)]
         # A shell moves what is below it, so that comes first, and teachers after.
-        homes = [(m, _device_of(m)) for m in (distiller, *map(_model, self.teachers))]
-        self.homes = [(m, home) for m, home in homes if moved and home is not None]
+        self.homes = [(m, _device_of(m)) for m in (distiller, *map(_model, self.teachers))]
+
+    def __enter__(self) -> _Restore:
         for teacher in self.teachers:
             teacher.freeze()
+        return self
 
-    def __call__(self) -> None:
+    def __exit__(self, *error: object) -> None:
         self.distiller.objective, self.distiller.turn = self.objective, ""
         for name, parameter in self.distiller.named_parameters():
             parameter.requires_grad_(self.grads.get(name, parameter.requires_grad))
         for module, home in self.homes:
-            module.to(home)
+            if self.moved and home is not None:
+                module.to(home)
         for teacher in self.teachers:
             teacher.release()
 

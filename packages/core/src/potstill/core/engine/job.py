@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -168,7 +168,7 @@ class Job(ABC, Generic[C]):
                     "weights; potstill.core.fit itself trains sharded"
                 )
             if self.engine.main:
-                record(config, config.out, ignore=self.movable)
+                stack.enter_context(_recorded(config, self.movable))
             seed_all("job", training.seed)
             self.history = []
             self.train(progress)
@@ -225,6 +225,23 @@ class Job(ABC, Generic[C]):
         with atomic(self.config.out / "result.json") as temporary:
             temporary.write_text(json.dumps(summary, indent=1, default=str), encoding="utf-8")
         return summary
+
+
+@contextmanager
+def _recorded(config: JobConfig, movable: tuple[str, ...]) -> Iterator[None]:
+    """``config.yaml``; gone again when the job fails before there is anything to continue.
+
+    Else a wrong path or name would claim the folder, and the corrected command be refused.
+    """
+    path = config.out / "config.yaml"
+    fresh = not path.exists()
+    record(config, config.out, ignore=movable)
+    try:
+        yield
+    except BaseException:
+        if fresh and next(config.out.rglob("checkpoints/step-*"), None) is None:
+            path.unlink(missing_ok=True)
+        raise
 
 
 def fit_with(
