@@ -1,14 +1,17 @@
 """What the core itself costs: taps around a forward, and the start of a process."""
 
+import copy
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from potstill.core import tap
+from potstill.core import Distiller, Losses, Objective, fit, tap
 from potstill.core.measure.bench import Figure, Pair, Skip, at_most, benchmark, close
 
 
@@ -37,6 +40,62 @@ def tap_overhead() -> Pair:
         return outputs[1:]
 
     return Pair(ours=tapped, baseline=by_hand, check=close(rtol=0, atol=0), work=256, unit="rows/s")
+
+
+class Regress(Distiller):
+    """A term, and nothing that would hide what `fit` itself takes."""
+
+    def forward(self, batch: tuple[torch.Tensor, torch.Tensor], step: int) -> Losses:
+        inputs, targets = batch
+        return self.objective(step, task=(self.student(inputs), targets))
+
+
+@benchmark(
+    name="fit-overhead",
+    threads=1,
+    clock="cpu",
+    targets={"over a bare loop": at_most(0.5, "issue 15: declared target, any CPU")},
+)
+def fit_overhead(quick: bool) -> dict[str, Figure]:
+    """What a step of `fit` takes beyond a bare loop: a tiny MLP, plain Adam, the same batches.
+
+    Two lengths of the same run are timed and subtracted, so that start and end do not count.
+    """
+    short, long = (20, 60) if quick else (200, 1200)
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 1))
+    batch = (torch.randn(16, 8), torch.randn(16, 1))
+
+    def ours(steps: int) -> nn.Module:
+        student = copy.deepcopy(network)
+        distiller = Regress(student, Objective(task=(1.0, F.mse_loss)))
+        fit(distiller, [batch], steps=steps, lr=1e-3, progress=False)
+        return student
+
+    def bare(steps: int) -> nn.Module:
+        student = copy.deepcopy(network)
+        adam = torch.optim.Adam(student.parameters(), lr=1e-3)
+        for inputs, targets in [batch] * steps:
+            adam.zero_grad()
+            F.mse_loss(student(inputs), targets).backward()
+            adam.step()
+        return student
+
+    def step(run: Callable[[int], nn.Module]) -> float:
+        taken = []
+        for steps in (short, long):
+            start = time.process_time()
+            run(steps)
+            taken.append(time.process_time() - start)
+        return 1e3 * (taken[1] - taken[0]) / (long - short)
+
+    for mine, theirs in zip(ours(30).parameters(), bare(30).parameters(), strict=True):
+        assert torch.equal(mine, theirs), "fit and the bare loop train different weights"
+    pairs = [(step(ours), step(bare)) for _ in range(1 if quick else 9)]
+    return {
+        "over a bare loop": Figure([a - b for a, b in pairs], "ms", timed=True),
+        "bare loop": Figure([b for _, b in pairs], "ms", timed=True),
+    }
 
 
 def seconds(*command: str, repeats: int) -> list[float]:
