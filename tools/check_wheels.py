@@ -3,12 +3,13 @@
 hatch run wheels                    all packages, newest dependencies
 hatch run wheels graph --lowest     one package, the oldest dependencies that it declares
 hatch run wheels core --tests       and run the package's tests against the wheel
-hatch run release-check             likewise, of one package: another one after each commit
+hatch run release-check             all packages, one with its tests: another one after each commit
 
 For each package: the content of the wheel; a new environment that holds the wheel, the siblings it
 declares and nothing else of ours; then, from a folder outside of the clone, every module is
-imported, the README's Python is run, and the command shows its help. uv does the work, from its
-cache where it can; UV_DEFAULT_INDEX, UV_TORCH_BACKEND and the like are passed on.
+imported, the README's Python is run, and the command shows its help. Two packages at a time. uv
+does the work, from its cache where it can; UV_DEFAULT_INDEX, UV_TORCH_BACKEND and the like are
+passed on.
 """
 
 import argparse
@@ -21,6 +22,8 @@ import sys
 import tempfile
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -147,7 +150,9 @@ def with_extras(name: str, wheels: Path, wanted: bool) -> str:
     return f"{wheel}[{extras}]" if extras else str(wheel)
 
 
-def check(uv: str, name: str, wheels: Path, options: argparse.Namespace) -> tuple[float, str]:
+def check(
+    uv: str, name: str, wheels: Path, options: argparse.Namespace, tests: bool
+) -> tuple[float, str]:
     """Check the wheel of ``name``; returns its size in KiB and what was left out."""
     about = project(name)
     [wheel] = wheels.glob(f"potstill_{name}-*.whl")
@@ -160,14 +165,14 @@ def check(uv: str, name: str, wheels: Path, options: argparse.Namespace) -> tupl
         run(uv, "venv", "--quiet", "--python", options.python, home / "venv", cwd=home)
         python = home / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
         install = [uv, "pip", "install", "--quiet", "--python", python, "--find-links", wheels]
-        extras = about.get("optional-dependencies", {}) if options.tests else {}
+        extras = about.get("optional-dependencies", {}) if tests else {}
         declared = [each for each in about["dependencies"] if not each.startswith("potstill-")]
         declared += [each for extra in extras.values() for each in extra]
         # As requirements of their own: what a wheel requires is not direct in the eyes of uv.
         lowest = ["--resolution", "lowest-direct", *declared] if options.lowest else []
         # Siblings come from the folder even when the index has the same version. Tests of a domain
         # may use what the extras of the core bring.
-        ours = [with_extras(each, wheels, options.tests) for each in sorted(siblings | {name})]
+        ours = [with_extras(each, wheels, tests) for each in sorted(siblings | {name})]
         run(*install, *lowest, *ours, cwd=home)
         above = above_floor(uv, python, declared) if options.lowest else ""
         env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV"))}
@@ -175,13 +180,13 @@ def check(uv: str, name: str, wheels: Path, options: argparse.Namespace) -> tupl
         allowed = ",".join(sorted(siblings | {name}))
         left_out = run(python, "-c", PROBE, name, allowed, ROOT, cwd=home, env=env)
         wanted, code = readme(name)
-        if wanted and not options.tests:
+        if wanted and not tests:
             run(*install, f"{wheel}[{','.join(wanted)}]", cwd=home)
         (home / "readme.py").write_text(code)
         run(python, "readme.py", cwd=home, env=env)
         words = [] if name == "core" else [name]
         run(python.with_name("potstill"), *words, "--help", cwd=home, env=env)
-        if options.tests:
+        if tests:
             run(*install, *TEST_TOOLS, *(OLD_TOOLS if options.lowest else []), cwd=home)
             shutil.copytree(ROOT / "tests" / name, home / "tests" / name)
             shutil.copy(ROOT / "tests" / "conftest.py", home / "tests")
@@ -196,45 +201,45 @@ def in_turn() -> str:
     return PACKAGES[count % len(PACKAGES)]
 
 
+def row(uv: str, wheels: Path, options: argparse.Namespace, chosen: tuple[str, bool]) -> Row:
+    """What came of one package, with or without its tests."""
+    (name, tests), start = chosen, time.monotonic()
+    size, trouble, note = 0.0, "", "with tests" if tests else ""
+    try:
+        size, left = check(uv, name, wheels, options, tests)
+        note = "; ".join(filter(None, [note, left]))
+    except RuntimeError as error:
+        trouble = str(error)
+    print(f"{name}: {trouble or 'ok'}", flush=True)
+    return Row(name, size, time.monotonic() - start, trouble, note)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     names = [*PACKAGES, []]  # argparse looks the default up too
     parser.add_argument("packages", nargs="*", choices=names, metavar="package")
-    parser.add_argument("--rotate", action="store_true", help="one package, in turn by the commit")
+    parser.add_argument("--rotate", action="store_true", help="tests of one, in turn by the commit")
     parser.add_argument("--lowest", action="store_true", help="the oldest declared dependencies")
     parser.add_argument("--tests", action="store_true", help="run the package's tests too")
     parser.add_argument("--python", default=sys.executable, help="interpreter of the environments")
     options = parser.parse_args()
-    uv, rows = find_uv(), []
+    # Modules are compiled when imported: to compile all of torch takes longer than to use it.
+    os.environ["UV_COMPILE_BYTECODE"] = "0"
+    tests = options.tests or (options.rotate and bool(options.packages))
+    chosen = [(name, tests) for name in options.packages or PACKAGES]
+    if options.rotate and not options.packages:
+        chosen.insert(0, (in_turn(), True))  # takes longest
     with tempfile.TemporaryDirectory(prefix="potstill-wheels-") as folder:
-        wheels = Path(folder)
+        build = [uv := find_uv(), "build", "--quiet", "--wheel", "--out-dir", folder]
         for name in PACKAGES:  # siblings too: a domain needs the core's
-            run(
-                uv,
-                "build",
-                "--quiet",
-                "--wheel",
-                "--out-dir",
-                wheels,
-                ROOT / "packages" / name,
-                cwd=ROOT,
-            )
-        for name in options.packages or ([in_turn()] if options.rotate else PACKAGES):
-            start, size, trouble, note = time.monotonic(), 0.0, "", ""
-            try:
-                size, note = check(uv, name, wheels, options)
-            except RuntimeError as error:
-                trouble = str(error)
-            rows.append(Row(name, size, time.monotonic() - start, trouble, note))
-            print(f"{name}: {trouble or 'ok'}", flush=True)
+            run(*build, ROOT / "packages" / name, cwd=ROOT)
+        with ThreadPoolExecutor(2) as pool:
+            rows = list(pool.map(partial(row, uv, Path(folder), options), chosen))
     print(f"\n{'package':8} {'KiB':>6} {'seconds':>8}  result  notes")
-    for row in rows:
-        result = "FAILED" if row.trouble else "ok"
-        print(
-            f"{row.package:8} {row.wheel_kib:6.1f} {row.seconds:8.1f}  {result:6}  "
-            f"{row.note or '-'}"
-        )
-    return 1 if any(row.trouble for row in rows) else 0
+    for name, size, taken, trouble, note in rows:
+        result = "FAILED" if trouble else "ok"
+        print(f"{name:8} {size:6.1f} {taken:8.1f}  {result:6}  {note or '-'}")
+    return 1 if any(each.trouble for each in rows) else 0
 
 
 if __name__ == "__main__":
