@@ -103,4 +103,5 @@ class Diagnose(_GraphJob[DiagnoseConfig]):
     def export(self, folder: Path, history: Any) -> Report:
         """Write ``curves.csv``, and the page of the curves."""
         title = f"{self.config.dataset}: what students of a {self.config.teacher} learn"
-        return self.found.save(folder, title)
+        self.found.save_curves(folder)
+        return self.found.report(title)

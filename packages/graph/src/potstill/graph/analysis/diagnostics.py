@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import count, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from torch_geometric.data import Data
 
 from potstill.core import Column, ConfigError, Engine, Report, Training, accuracy, atomic
 from potstill.core.measure.report import csv_text
-from potstill.graph.analysis.spectral import dirichlet_ratio, spectral_energy
+from potstill.graph.analysis.spectral import Spectrum, dirichlet_ratio, spectral_energy
 from potstill.graph.criteria.frequency import HighFrequency
 from potstill.graph.training.protocol import (
     Progress,
@@ -135,7 +136,9 @@ class Diagnosis:
             if key in self.teacher:
                 report.plot(self._curves(key, heading), heading, f"While training: {heading}")
         report.plot(
-            self._spectra, "Share of the energy of the predictions by frequency.", "Spectrum"
+            partial(self._draw_spectra, self._spectra()),  # decomposed once, drawn several times
+            "Share of the energy of the predictions by frequency.",
+            "Spectrum",
         )
         report.plot(
             self._by_degree,
@@ -171,11 +174,16 @@ class Diagnosis:
 
         return draw
 
-    def _spectra(self, axes: Axes) -> None:
+    def _spectra(self) -> dict[str, Spectrum]:
         signals = {NAMES.get(k, k): t.model.logits(self.data.x) for k, t in self.students.items()}
         signals["teacher"] = self.z_teacher  # last, so that students keep their colours
-        for name, z in signals.items():
-            spectrum = spectral_energy(torch.softmax(z, 1), self.data.edge_index, bins=16)
+        return {
+            name: spectral_energy(torch.softmax(z, 1), self.data.edge_index, bins=16)
+            for name, z in signals.items()
+        }
+
+    def _draw_spectra(self, spectra: dict[str, Spectrum], axes: Axes) -> None:
+        for name, spectrum in spectra.items():
             line = axes.stairs(spectrum.energy.numpy(), spectrum.edges.numpy(), label=name)
             if name == "teacher":
                 line.set(color="0.5", linestyle="--")
@@ -222,10 +230,14 @@ class Diagnosis:
         """Write the page, its plots and ``curves.csv`` to ``folder``."""
         report = self.report(title)
         report.save(folder)
+        self.save_curves(folder)
+        return report
+
+    def save_curves(self, folder: Path) -> None:
+        """Write ``curves.csv`` to ``folder``."""
         rows = [{"method": k, **row} for k, curve in self.curves.items() for row in curve]
         with atomic(folder / "curves.csv") as temporary:
             temporary.write_text(csv_text(list(rows[0]), rows), encoding="utf-8")
-        return report
 
 
 def diagnose(
