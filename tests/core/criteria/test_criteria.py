@@ -1,6 +1,7 @@
 """What holds for every criterion: gradients, forms, precisions, masks, errors, no side effects."""
 
 import functools
+import warnings
 
 import pytest
 import torch
@@ -211,6 +212,38 @@ def test_precision(name, classes, g) -> None:
         torch.testing.assert_close(half[1].double(), exact[1], rtol=1e-2, atol=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", [*ROWS, "dist"])
+def test_gradients_of_half_precision_are_those_of_float64(name, dtype, z, monkeypatch) -> None:
+    """Under a loss scale, of a mean over as many rows as would make each share underflow."""
+    monkeypatch.setitem(blocks.BLOCK, "cpu", 2 * C)
+    criterion, scale, share = ROWS.get(name, c.dist), 65536.0, 2.0**-20
+    z_s, z_t = (a.to(dtype) for a in z)
+    _, exact = value_and_gradient(criterion, z_s.double(), z_t.double())
+    if name == "dist":
+        _, half = value_and_gradient(lambda *pair: scale * share * criterion(*pair), z_s, z_t)
+    else:
+        weight = torch.full((N,), share / N)
+        summed = of(criterion, weight=weight, reduction="sum")
+        _, half = value_and_gradient(lambda *pair: scale * summed(*pair), z_s, z_t)
+    bound = 4 * torch.finfo(dtype).eps * exact.abs().amax(1, keepdim=True)
+    # What is handed out may be a subnormal number: half a step of those, scaled back.
+    bound += torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps / (scale * share)
+    assert ((half.double() / (scale * share) - exact).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("name", ["kd", "soft_ce", "gjsd", "reverse_kl", "dkd"])
+def test_gradients_of_fp16_do_not_vanish(name, g) -> None:
+    z_s, z_t = (3 * torch.randn(2, 256, 1000, generator=g)).half()
+    criterion = getattr(c, name)
+    labels = torch.randint(0, 1000, (256,), generator=g)
+    rows = torch.full((256,), 1 / 4096)  # as in a batch of 4096, of which these are the first
+    _, found = value_and_gradient(
+        lambda *pair: 65536.0 * criterion(*pair, labels, weight=rows, reduction="sum"), z_s, z_t
+    )
+    assert (found == 0).float().mean() < 0.005
+
+
 # --- rows that count ------------------------------------------------------------------------------
 
 
@@ -321,11 +354,33 @@ def test_dist_of_one_row_says_what_it_leaves_out(z) -> None:
 # --- tools of others ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["kd", "dkd", "gjsd", "nkd"])
-def test_compile_and_export_take_the_plain_form(name, z) -> None:
-    criterion = ROWS[name]
+@pytest.mark.parametrize("name", [*ROWS, *FEATURES, "dist"])
+def test_every_criterion_compiles_to_one_graph(name, z, g) -> None:
+    criterion, pair = ROWS.get(name, c.dist), z
+    if name in FEATURES:
+        criterion, *shapes = FEATURES[name]
+        pair = [torch.randn(shape, generator=g) for shape in shapes]
+    torch.compiler.reset()
     compiled = torch.compile(criterion, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(*z), criterion(*z))
+    torch.testing.assert_close(compiled(*pair), criterion(*pair))
+
+
+@pytest.mark.parametrize("name", ["kd", "dkd", "pld", "dist"])
+@pytest.mark.parametrize("kept", [0, 1, 4])
+def test_a_mask_compiles_to_one_graph(name, kept, z) -> None:
+    y = Y.clone()
+    y[kept:] = -100
+    torch.compiler.reset()
+    compiled = torch.compile(getattr(c, name), backend="eager", fullgraph=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # dist of a single row says what it leaves out
+        expected = getattr(c, name)(*z, y)
+    torch.testing.assert_close(compiled(*z, y), expected)
+
+
+@pytest.mark.parametrize("name", ["kd", "dkd", "gjsd", "nkd"])
+def test_export_takes_the_plain_form(name, z) -> None:
+    criterion = ROWS[name]
 
     class Module(nn.Module):
         def forward(self, z_s, z_t):

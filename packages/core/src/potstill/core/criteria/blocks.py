@@ -3,6 +3,10 @@
 A sweep walks its inputs in blocks that stay in the cache, and returns the value together with its
 gradients. Extra memory is the gradients plus a few blocks. Once the gradients have been handed
 out they belong to autograd; a second backward through the same graph sweeps again.
+
+A gradient of half precision is kept relative to the largest entry of its row, with the factor in
+float32 beside it: divided by the number of rows it would vanish, loss scale or not, since that
+comes later.
 """
 
 from __future__ import annotations
@@ -15,13 +19,50 @@ from torch import Tensor
 
 from potstill.core.errors import BackendError
 
-__all__ = ["BLOCK", "Sweep", "blocks", "compute_dtype", "together"]
+__all__ = ["BLOCK", "Gradient", "Sweep", "blocks", "compute_dtype", "together"]
 
 BLOCK = {"cpu": 1 << 17, "cuda": 1 << 23}
 """Elements of a block, on a CPU for each of up to four threads: four tensors of half a MiB live in
 an L2 cache, and a softmax needs a row for each thread. A GPU wants fewer, longer visits."""
 
-Sweep = Callable[..., tuple[Tensor, list[Tensor | None]]]
+
+class Gradient:
+    """The gradient with respect to one input, written block by block.
+
+    Args:
+        like: The input, [N C].
+    """
+
+    def __init__(self, like: Tensor) -> None:
+        self.rows = torch.empty_like(like, memory_format=torch.contiguous_format)
+        half = compute_dtype(like.dtype) != like.dtype
+        self.size = like.new_empty(len(like), 1, dtype=torch.float32) if half else None
+
+    def write(self, block: slice, part: Tensor, factor: float | Tensor = 1.0) -> None:
+        """Put ``part * factor`` [n C] into the rows ``block``; the factor is a number or [n 1]."""
+        if self.size is None:
+            torch.mul(part, factor, out=self.rows[block])
+            return
+        size = torch.linalg.vector_norm(part, torch.inf, 1, keepdim=True, dtype=torch.float32)
+        # The largest becomes 2^15, near the end of fp16, so that small ones have its whole range.
+        size.mul_(2.0**-15).clamp_min_(torch.finfo(torch.float32).tiny)
+        torch.div(part, size, out=self.rows[block])
+        torch.mul(size, factor, out=self.size[block])
+
+    def scaled(self, upstream: Tensor) -> Tensor:
+        """The gradient times ``upstream``, a scalar or [N]; overwrites what is held."""
+        if self.size is not None:
+            by = self.size * (upstream.unsqueeze(1) if upstream.ndim else upstream)
+            for block in blocks(self.rows):  # a factor of float32 would widen all rows at once
+                self.rows[block].mul_(by[block])
+        # A factor of 1, the usual one, is not worth a pass over memory (asking a GPU for it is not
+        # worth it either).
+        elif not (upstream.ndim == 0 and upstream.device.type == "cpu" and upstream.item() == 1):
+            self.rows.mul_(upstream.unsqueeze(1) if upstream.ndim else upstream)
+        return self.rows
+
+
+Sweep = Callable[..., tuple[Tensor, list[Gradient | None]]]
 """``(*inputs, wanted) -> (value, gradients)``; ``wanted`` says which gradients are needed. A value
 with one entry a row comes with gradients of the sum of its entries."""
 
@@ -68,10 +109,4 @@ class _Together(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
             _, gradients = ctx.sweep(*ctx.saved_tensors, wanted=ctx.wanted)
-        # They are about to be handed out, so they may be scaled in place. A factor of 1, the
-        # usual one, is not worth a pass over memory (asking a GPU for it is not worth it either).
-        if not (upstream.ndim == 0 and upstream.device.type == "cpu" and upstream.item() == 1):
-            for gradient in gradients:
-                if gradient is not None:
-                    gradient.mul_(upstream.unsqueeze(1) if upstream.ndim else upstream)
-        return None, *gradients
+        return None, *(None if held is None else held.scaled(upstream) for held in gradients)

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from potstill.core.criteria.blocks import blocks, compute_dtype, together
+from potstill.core.criteria.blocks import Gradient, blocks, compute_dtype, together
 from potstill.core.criteria.rows import flatten, positive, valid_rows
 
 __all__ = ["dist"]
@@ -40,16 +40,28 @@ def _pearson(
 
 
 def _whole(
-    z_s: Tensor, z_t: Tensor, T: float, beta: float, gamma: float, eps: float, floor: float
-) -> Tensor:
-    """The reference: plain torch operations."""
-    live = ~(z_s.isneginf() & z_t.isneginf())
-    q, p = torch.softmax(z_s / T, -1), torch.softmax(z_t / T, -1)
+    z_s: Tensor, z_t: Tensor, T: float, beta: float, gamma: float, eps: float, floor: float,
+    valid: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """The reference: plain torch operations; ``valid`` says which rows [N] count, by default all.
+
+    With ``valid`` no shape depends on the data, as ``torch.compile`` needs it.
+    """
+    if valid is None:
+        valid = z_s.new_ones(len(z_s), dtype=torch.bool)
+    rows, dead = valid.sum(), ~valid.unsqueeze(1)
+    z_s, z_t = z_s.masked_fill(dead, 0), z_t.masked_fill(dead, 0)
+    live = ~(z_s.isneginf() & z_t.isneginf() | dead)
+    q, p = (torch.softmax(z / T, -1).masked_fill(dead, 0) for z in (z_s, z_t))
     inter, _ = _pearson(q, p, live, 1, eps, floor)
     intra, count = _pearson(q, p, live, 0, eps, floor)
     classes = count > 0
-    intra_mean = (intra * classes).sum() / classes.sum()
-    return T**2 * (beta * (1 - inter.mean()) + gamma * (1 - intra_mean))
+    intra_mean = (intra * classes).sum() / classes.sum().clamp_min(1)
+    inter_mean = (inter * valid).sum() / rows.clamp_min(1)
+    within_class = gamma * (rows > 1)  # a single row has nothing to correlate there
+    return T**2 * (
+        beta * ((rows > 0).to(inter_mean) - inter_mean) + within_class * (1 - intra_mean)
+    )
 
 
 def _sweep(
@@ -62,7 +74,7 @@ def _sweep(
     z_t: Tensor,
     *,
     wanted: tuple[bool, bool],
-) -> tuple[Tensor, list[Tensor | None]]:
+) -> tuple[Tensor, list[Gradient | None]]:
     """Value and gradient with respect to ``z_s``; every class is live in at least one model."""
     kind, (num_rows, num_classes) = compute_dtype(z_s.dtype), z_s.shape
 
@@ -111,12 +123,12 @@ def _sweep(
         for coefficient in coefficients:
             coefficient.mul_(weight * T)
     offset = by_p_class * (mean_p + p_0[0]) - by_q_class * (mean_q + q_0[0])
-    gradient = torch.empty_like(z_s, memory_format=torch.contiguous_format)
+    gradient = Gradient(z_s)
     for block in blocks(z_s):
         q, p = probabilities(block)
         h = (by_q_row[block].unsqueeze(1) + by_q_class).mul_(q)
         h.sub_(p.mul_(by_p_row[block].unsqueeze(1) + by_p_class)).add_(offset)
-        torch.mul(h.sub_(torch.linalg.vecdot(h, q).unsqueeze(1)), q, out=gradient[block])
+        gradient.write(block, h.sub_(torch.linalg.vecdot(h, q).unsqueeze(1)).mul_(q))
     return value, [gradient, None]
 
 
@@ -180,13 +192,16 @@ def dist(
     z_s, z_t, shape = flatten("dist", z_s, z_t, dim)
     if not teacher_grad:
         z_t = z_t.detach()
+    valid = None
     if target is not None and not target.is_floating_point():
         _, valid = valid_rows("dist", target, ignore_index, shape)
+    if valid is not None and not torch.compiler.is_compiling():
         if not bool(valid.all()):  # else there is nothing to leave out, and nothing to copy
             z_s, z_t = z_s[valid], z_t[valid]
+        valid = None
         if not len(z_s):
             return z_s.to(compute_dtype(z_s.dtype)).sum()  # 0, with gradient 0
-    if len(z_s) == 1 and gamma:
+    if len(z_s) == 1 and gamma and not torch.compiler.is_compiling():
         warnings.warn(
             "dist: within a class there is nothing to correlate in a single row; "
             "only the correlation within the row is computed",
@@ -197,7 +212,7 @@ def dist(
     plain = not blocked or teacher_grad or torch.compiler.is_compiling()
     if plain or bool(torch.minimum(z_s.amin(), z_t.amin()).isneginf()):
         kind = compute_dtype(z_s.dtype)
-        value = _whole(z_s.to(kind), z_t.to(kind), T, *options)
+        value = _whole(z_s.to(kind), z_t.to(kind), T, *options, valid)
     else:
         value = together(partial(_sweep, T, *options), z_s, z_t)
     return value if t_squared else value / T**2

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from potstill.core.criteria.blocks import blocks, together
+from potstill.core.criteria.blocks import Gradient, blocks, together
 from potstill.core.criteria.relation import Student, Teacher, items
 
 __all__ = ["rkd_a", "rkd_d"]
@@ -89,7 +89,7 @@ def _angles_whole(f_s: Tensor, f_t: Tensor) -> Tensor:
 
 def _angles_sweep(
     f_s: Tensor, f_t: Tensor, *, wanted: tuple[bool, bool]
-) -> tuple[Tensor, list[Tensor | None]]:
+) -> tuple[Tensor, list[Gradient | None]]:
     """Value and gradient with respect to ``f_s``, a block of anchors at a time.
 
     With g = clamp(cos_s - cos_t, -1, 1), the slope of the smooth l1, and w = g / (d_ij d_ik):
@@ -124,8 +124,10 @@ def _angles_sweep(
     if not wanted[0]:
         return value, [None, None]
     centred = (f_s - f_s.mean(0)).to(slope)
-    gradient = (slope + slope.mT) @ centred / n**3
-    return value, [(gradient - gradient.mean(0)).to(kind), None]
+    pull = (slope + slope.mT) @ centred / n**3
+    gradient = Gradient(f_s)
+    gradient.write(slice(None), (pull - pull.mean(0)).to(kind))
+    return value, [gradient, None]
 
 
 def _narrow_cosines(gram: Tensor, inverse: Tensor, anchors: slice, kind: torch.dtype) -> Tensor:

@@ -23,7 +23,7 @@ from typing import Any, Literal, TypedDict
 import torch
 from torch import Tensor
 
-from potstill.core.criteria.blocks import blocks, compute_dtype, together
+from potstill.core.criteria.blocks import Gradient, blocks, compute_dtype, together
 from potstill.core.errors import ConfigError, ShapeError
 
 __all__ = [
@@ -298,14 +298,11 @@ def _sweep(
     z_t: Tensor,
     *,
     wanted: tuple[bool, bool],
-) -> tuple[Tensor, list[Tensor | None]]:
+) -> tuple[Tensor, list[Gradient | None]]:
     """Values [N] or their sum and, where wanted, the gradients with respect to both logits."""
     kind = compute_dtype(z_s.dtype)
     values = torch.empty(len(z_s), dtype=kind, device=z_s.device)
-    gradients = [
-        torch.empty_like(z, memory_format=torch.contiguous_format) if want else None
-        for z, want in zip((z_s, z_t), wanted, strict=True)
-    ]
+    gradients = [Gradient(z) if want else None for z, want in zip((z_s, z_t), wanted, strict=True)]
     for block in blocks(z_s, math.ceil(form.cost * z_s.shape[1])):
         s, t = z_s[block].to(kind), z_t[block].to(kind)
         pieces = [p[block] if isinstance(p, Tensor) and p.ndim else p for p in context]
@@ -318,7 +315,7 @@ def _sweep(
         column = by.unsqueeze(1) if isinstance(by, Tensor) else by
         for gradient, part in zip(gradients, found[1:], strict=True):
             if gradient is not None and part is not None:
-                torch.mul(part, column, out=gradient[block])
+                gradient.write(block, part, column)
     return values.sum() if reduce else values, gradients
 
 
