@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from potstill.core.errors import BackendError, ConfigError, ShapeError
+from potstill.core.errors import BackendError, ConfigError, DataError, ShapeError
 from potstill.core.testing import (
     assert_criterion,
     requires_cuda,
@@ -287,9 +287,47 @@ def test_auto_falls_back_to_torch_without_a_compiler(monkeypatch):
     monkeypatch.setitem(vars(CONTRASTS["native"]), "missing", "no compiler")
     z_s, z_t, edges, _ = problem()
     expected = HighFrequency(backend="torch")(z_s, z_t, edges)
-    assert torch.equal(HighFrequency()(z_s, z_t, edges), expected)
+    with pytest.warns(UserWarning, match="'torch' runs instead of 'native': no compiler"):
+        assert torch.equal(HighFrequency()(z_s, z_t, edges), expected)
     with pytest.raises(BackendError, match="'native' cannot run here: no compiler; or use"):
         HighFrequency(backend="native")
+
+
+@pytest.mark.parametrize("backend", ["native", "torch"])
+def test_ends_of_any_integer_type_and_none_outside(backend):
+    skip_without(backend)
+    z_s, z_t, edges, _ = problem()
+    for criterion in (HighFrequency(backend=backend), LowFrequency()):
+        expected = criterion(z_s, z_t, edges)
+        assert torch.equal(criterion(z_s, z_t, edges.int()), expected)
+        for wrong in (edges - 1, edges + 1):
+            with pytest.raises(DataError, match=r"edge_index must be in \[0, "):
+                criterion(z_s, z_t, wrong)
+        with pytest.raises(ShapeError, match="edge_weight must be"):
+            criterion(z_s, z_t, edges, torch.ones(3))
+
+
+@pytest.mark.parametrize("backend", ["native", "torch"])
+def test_a_student_near_its_teacher_has_the_value_of_double_precision(backend):
+    skip_without(backend)
+    rng = torch.Generator().manual_seed(0)
+    z = torch.randn(2000, 7, generator=rng) * 3
+    near = z + 0.01 * torch.randn(2000, 7, generator=rng)
+    edges = torch.randint(2000, (2, 20_000), generator=rng)
+    edges = edges[:, edges[0] != edges[1]]
+    expected = HighFrequency(backend="torch")(near.double(), z.double(), edges)
+    found = HighFrequency(backend=backend)(near, z, edges)
+    assert expected < 1e-4
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=0)
+
+
+def test_edges_written_to_through_numpy_are_seen():
+    z_s, z_t, edges, _ = problem()
+    array = edges.numpy().copy()
+    shared, criterion = torch.from_numpy(array), LowFrequency()
+    criterion(z_s, z_t, shared)
+    array[:] = array[:, ::-1] % 2
+    assert torch.equal(criterion(z_s, z_t, shared), LowFrequency()(z_s, z_t, shared.clone()))
 
 
 def skip_without(backend):

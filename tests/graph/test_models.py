@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch_geometric.nn import GCNConv
 
-from potstill.core.errors import ConfigError, ShapeError
+from potstill.core.errors import ConfigError, DataError, ShapeError
 from potstill.core.testing import with_package
 from potstill.graph.data.tensors import Memo, as_features, csr, density, rows, transposed
 from potstill.graph.kernels import PRODUCTS
@@ -244,3 +244,22 @@ def test_memo_remembers_objects_not_values():
     x += 1
     memo(make, x, 3)
     assert calls == [2, 3, 3, 3]
+
+
+def test_rows_of_scipy_and_rows_that_lie():
+    x = sp.random(30, 64, 0.5, format="csr", dtype="float32", random_state=0)
+    pointers, columns, values = map(torch.from_numpy, (x.indptr, x.indices, x.data))
+    student = MLPStudent(64, 64, 2, 3, dropout=0.0)
+    narrow = csr(pointers, columns, values, x.shape)
+    assert narrow.col_indices().dtype == torch.int32
+    torch.testing.assert_close(student(narrow), student(narrow.to_dense()))
+    student(narrow).sum().backward()
+    for wrong in (
+        csr(pointers, columns + 60, values, x.shape),
+        csr(pointers, columns - 1, values, x.shape),
+        csr(pointers + 1, columns, values, x.shape),
+    ):
+        with pytest.raises(DataError, match=r"rising row pointers and columns in \[0, 64\)"):
+            student(wrong)
+        with pytest.raises(DataError, match="x: a CSR matrix"):
+            student.predict(wrong)

@@ -1,5 +1,6 @@
 """Native libraries: compiled once, cached for this processor, and errors that say what to do."""
 
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -35,7 +36,7 @@ def compiled(source):
 
 
 def libraries(source):
-    return sorted((source.parent / "cache" / "potstill" / "native").iterdir())
+    return sorted((source.parent / "cache" / "potstill" / "native").glob("*.so"))
 
 
 def test_a_library_is_compiled_once(compiled, monkeypatch):
@@ -65,8 +66,7 @@ def test_a_cache_that_cannot_be_written_is_read(compiled, monkeypatch):
 
 def test_a_cache_that_cannot_be_written_is_named(compiled):
     (library,) = libraries(compiled)
-    library.unlink()
-    library.parent.rmdir()
+    shutil.rmtree(library.parent)
     library.parent.write_text("a file where the folder should be")
     with pytest.raises(BackendError, match=r"answer.cpp could not be .*cache.*XDG_CACHE_HOME"):
         native_library(compiled)
@@ -76,6 +76,18 @@ def test_a_library_that_cannot_be_loaded_is_named(compiled, monkeypatch):
     monkeypatch.setattr(native, "_compile", lambda *a: a[-1].write_bytes(b"torn"))
     with pytest.raises(BackendError, match=r"answer.cpp could not be .*cache.*XDG_CACHE_HOME"):
         native_library(compiled, "-DANOTHER")
+
+
+def test_a_torn_library_is_compiled_again(compiled):
+    (library,) = libraries(compiled)
+    library.write_bytes(library.read_bytes()[:5000])
+    assert native_library(compiled).answer() == 42
+
+
+def test_a_compiler_may_have_words_before_it(compiled, monkeypatch):
+    monkeypatch.setenv("CXX", "env LC_ALL=C g++ -DWORD")
+    compiled.write_text(SOURCE.replace("int", "\n#ifdef WORD\nint").replace("}", "}\n#endif"))
+    assert native_library(compiled).answer() == 42
 
 
 def test_a_missing_compiler_is_named(source, monkeypatch):

@@ -9,6 +9,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -49,8 +50,9 @@ def native_library(source: Path, *flags: str) -> ctypes.CDLL:
 
 @cache
 def _load(source: Path, flags: tuple[str, ...]) -> ctypes.CDLL:
-    wanted = os.environ.get("CXX")
-    compiler = next(filter(None, map(shutil.which, [wanted] if wanted else _COMPILERS)), None)
+    wanted = shlex.split(os.environ.get("CXX", ""))  # also "ccache g++"
+    names = wanted[:1] or _COMPILERS
+    compiler = next(filter(None, map(shutil.which, names)), None)
     if compiler is None:
         raise BackendError(
             f"no C++ compiler was found to compile {source.name}; install one (Debian: apt install "
@@ -58,14 +60,17 @@ def _load(source: Path, flags: tuple[str, ...]) -> ctypes.CDLL:
         )
     arm = platform.machine() in ("arm64", "aarch64")
     flags = (*_FLAGS, "-mcpu=native" if arm else "-march=native", *flags)
+    flags = (*wanted[1:], *flags)
     parts = (source.read_text(encoding="utf-8"), compiler, *flags, _processor())
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     path = Path(base, "potstill", "native", f"{source.stem}-{digest}.so")
     try:
-        if not path.exists():
+        if not _whole(path):
             with atomic(path) as temporary:
-                _compile(compiler, source, flags, temporary)
+                _compile([compiler, *wanted[1:]], source, flags, temporary)
+            with atomic(path.with_suffix(".sha256")) as temporary:
+                temporary.write_text(_hash(path), encoding="ascii")
         return ctypes.CDLL(str(path))
     except OSError as error:
         raise BackendError(
@@ -74,17 +79,29 @@ def _load(source: Path, flags: tuple[str, ...]) -> ctypes.CDLL:
         ) from error
 
 
-def _compile(compiler: str, source: Path, flags: tuple[str, ...], to: Path) -> None:
+def _whole(library: Path) -> bool:
+    """Whether it is what was compiled: to load half of a library may end the process."""
+    try:
+        return library.with_suffix(".sha256").read_text(encoding="ascii") == _hash(library)
+    except (FileNotFoundError, UnicodeDecodeError):
+        return False
+
+
+def _hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _compile(compiler: list[str], source: Path, flags: tuple[str, ...], to: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         compiled = str(Path(folder, "compiled.o"))
         for command in (
-            [compiler, *flags, "-c", str(source), "-o", compiled],
-            [compiler, "-shared", "-pthread", compiled, "-o", str(to)],
+            [*compiler, *flags, "-c", str(source), "-o", compiled],
+            [*compiler, "-shared", "-pthread", compiled, "-o", str(to)],
         ):
             done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
             if done.returncode:
                 raise BackendError(
-                    f"compiling {source.name} with {Path(compiler).name} failed (exit code "
+                    f"compiling {source.name} with {Path(compiler[0]).name} failed (exit code "
                     f"{done.returncode}): {done.stderr.strip()[-2000:]}; set CXX to another one"
                 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -92,7 +93,7 @@ class Backends(dict[str, Backend[F]]):
 
         Args:
             name: Name of a backend, which is taken or refused and never replaced; or ``"auto"``,
-                the first one that can run.
+                the first one that can run; a warning says why one that needs no package cannot.
             device: Device of the tensors; not looked at when None.
 
         Raises:
@@ -101,15 +102,25 @@ class Backends(dict[str, Backend[F]]):
         """
         kind = None if device is None else torch.device(device).type
         if name == "auto":
-            return next(b for b in self.values() if _runs_on(b, kind) and not b.missing)
+            able = [b for b in self.values() if _runs_on(b, kind)]
+            chosen = next(b for b in able if not b.missing)
+            for b in able[: able.index(chosen)] if kind else ():
+                if b.check and not b.packages:  # nothing has to be installed, so it is expected
+                    warnings.warn(
+                        f"{self.function}: backend {chosen.name!r} runs instead of {b.name!r}: "
+                        f"{b.missing}",
+                        stacklevel=2,
+                    )
+            return chosen
         backend = self[name]
         reason = backend.missing
         if not reason and not _runs_on(backend, kind):
             reason = f"it runs on {' and '.join(backend.devices)}, got tensors on {kind}"
         if reason:
+            other = next(b for b in self.values() if _runs_on(b, kind) and not b.missing)
             raise BackendError(
                 f"{self.function}: backend {name!r} cannot run here: {reason}; or use backend "
-                f"{self.resolve('auto', kind).name!r}"
+                f"{other.name!r}"
             )
         return backend
 

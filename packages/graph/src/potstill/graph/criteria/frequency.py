@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from potstill.core import ConfigError, ShapeError
-from potstill.graph.data.check import is_symmetric
+from potstill.graph.data.check import check_ends, is_symmetric
 from potstill.graph.data.tensors import Memo, compress
 from potstill.graph.kernels import CONTRASTS
 from potstill.graph.kernels.contrast import Contrast
@@ -129,14 +129,15 @@ class LowFrequency(nn.Module):
             or ``"node"``, the mean over the neighbours of each node, then over nodes.
 
     Call:
-        z_s, z_t: logits [N C]; edge_index: [2 E] int64 without self-loops; edge_weight: [E] or
+        z_s, z_t: logits [N C]; edge_index: [2 E] integers without self-loops; edge_weight: [E] or
         None, self-loops weigh 1.
 
     Returns:
         Scalar, nats per edge (per node).
 
     Raises:
-        ShapeError: ``z_s`` and ``z_t`` differ in shape.
+        ShapeError: ``z_s`` and ``z_t`` differ in shape, or edges and weights do.
+        DataError: An edge to a node that is not there.
         ConfigError: An unknown reduction.
 
     Example:
@@ -183,14 +184,15 @@ class HighFrequency(nn.Module):
         symmetric: Whether every edge has both directions; looked at when None.
 
     Call:
-        z_s, z_t: logits [N C]; edge_index: [2 E] int64 without self-loops; edge_weight: [E] or
+        z_s, z_t: logits [N C]; edge_index: [2 E] integers without self-loops; edge_weight: [E] or
         None.
 
     Returns:
         Scalar, nats per edge; zero without edges.
 
     Raises:
-        ShapeError: ``z_s`` and ``z_t`` differ in shape.
+        ShapeError: ``z_s`` and ``z_t`` differ in shape, or edges and weights do.
+        DataError: An edge to a node that is not there.
         ConfigError: ``tau`` <= 0, ``edge_chunk`` < 1, or an unknown option.
         BackendError: The backend cannot run here; says what to install.
 
@@ -236,8 +238,9 @@ class HighFrequency(nn.Module):
 
     def _prepare(self, z_t: Tensor, edge_index: Tensor, edge_weight: Tensor | None) -> Contrast:
         count, z_t = len(z_t), _at_least_single(z_t)
+        edge_index = check_ends(edge_index, count, "HighFrequency")
         source, target = edge_index
-        weight = _ones(edge_index, z_t) if edge_weight is None else edge_weight.to(z_t.dtype)
+        weight = _weights("HighFrequency", edge_index, edge_weight, z_t)
         share = _shares(target, weight, count, self.reduction)
         factor = weight * share[target]
         symmetric = self.symmetric
@@ -267,7 +270,8 @@ def _low_target(
 ) -> _Target:
     """``T[i] = sum_j a[i, j] softmax(z_t[j])``, where a are the shares of the edges in the mean."""
     count, z_t = len(z_t), _at_least_single(z_t)
-    weight = _ones(edge_index, z_t) if edge_weight is None else edge_weight.to(z_t.dtype)
+    edge_index = check_ends(edge_index, count, "LowFrequency")
+    weight = _weights("LowFrequency", edge_index, edge_weight, z_t)
     nodes = torch.arange(count, device=z_t.device)
     source, target = torch.cat([edge_index, nodes.expand(2, -1)], 1)
     weight = torch.cat([weight, weight.new_ones(count)])
@@ -293,8 +297,16 @@ def _at_least_single(z: Tensor) -> Tensor:
     return z if z.dtype == torch.float64 else z.float()
 
 
-def _ones(edge_index: Tensor, like: Tensor) -> Tensor:
-    return torch.ones(edge_index.shape[1], dtype=like.dtype, device=like.device)
+def _weights(name: str, edge_index: Tensor, edge_weight: Tensor | None, like: Tensor) -> Tensor:
+    edges = edge_index.shape[1]
+    if edge_weight is None:
+        return torch.ones(edges, dtype=like.dtype, device=like.device)
+    if edge_weight.shape != (edges,):
+        raise ShapeError(
+            f"{name}: edge_weight must be [{edges}], one for each edge, got "
+            f"{list(edge_weight.shape)}"
+        )
+    return edge_weight.to(like.dtype)
 
 
 def _check(name: str, z_s: Tensor, z_t: Tensor) -> None:

@@ -16,7 +16,7 @@ from torch_geometric.utils import to_undirected as _to_undirected
 from potstill.core import ConfigError, DataError, ShapeError
 from potstill.graph.data.tensors import as_features, is_sparse
 
-__all__ = ["check_edges", "check_graph", "check_logits", "is_symmetric"]
+__all__ = ["check_edges", "check_ends", "check_graph", "check_logits", "is_symmetric"]
 
 log = logging.getLogger(__name__)
 Kind = Literal["logits", "probabilities", "log_probabilities"]
@@ -90,7 +90,7 @@ def check_edges(
     """Check an edge list; remove self-loops and duplicates (weights of duplicates are added).
 
     Args:
-        edge_index: [2 E] int64, source and target of each edge.
+        edge_index: [2 E] integers, source and target of each edge.
         num_nodes: N; every entry is in [0, N).
         edge_weight: [E], finite and >= 0; None for an unweighted graph.
         to_undirected: Add the missing direction of edges.
@@ -101,22 +101,11 @@ def check_edges(
         Edges sorted by source, then target, and their weights.
 
     Raises:
-        ShapeError: Not [2 E] int64, or a weight of another length.
+        ShapeError: Not [2 E] integers, or a weight of another length.
         DataError: An index out of range; a weight that is negative or not finite; no edges, where
             ``strict``.
     """
-    if edge_index.ndim != 2 or edge_index.shape[0] != 2 or edge_index.dtype != torch.int64:
-        raise ShapeError(
-            f"{name}: edge_index must be [2, E] int64, got {list(edge_index.shape)} "
-            f"{edge_index.dtype}; pass edge_index.long(), transposed if it is [E, 2]"
-        )
-    if edge_index.numel():
-        low, high = (int(value) for value in edge_index.aminmax())
-        if low < 0 or high >= num_nodes:
-            raise DataError(
-                f"{name}: edge_index must be in [0, {num_nodes}), got {low} to {high}; the graph "
-                f"has {num_nodes} nodes (rows of x): relabel the nodes or add the missing rows"
-            )
+    edge_index = check_ends(edge_index, num_nodes, name)
     if edge_weight is not None:
         _check_weight(name, edge_weight, edge_index.shape[1])
     given = edge_index.shape[1]
@@ -141,6 +130,35 @@ def check_edges(
         linked = torch.unique(edge_index).numel()
         log.info("%s: %d of %d nodes are isolated", name, num_nodes - linked, num_nodes)
     return edge_index, edge_weight
+
+
+def check_ends(edge_index: Tensor, num_nodes: int, name: str) -> Tensor:
+    """The edges as int64 [2 E], all ends in [0, N): kernels read memory at these places.
+
+    Args:
+        edge_index: [2 E] of any integer type.
+        num_nodes: N.
+        name: The caller, for messages.
+
+    Raises:
+        ShapeError: Not [2 E] integers.
+        DataError: An index out of range.
+    """
+    kind = edge_index.dtype
+    whole = not (kind.is_floating_point or kind.is_complex or kind == torch.bool)
+    if edge_index.ndim != 2 or edge_index.shape[0] != 2 or not whole:
+        raise ShapeError(
+            f"{name}: edge_index must be [2, E] int64, got {list(edge_index.shape)} "
+            f"{edge_index.dtype}; pass edge_index.long(), transposed if it is [E, 2]"
+        )
+    if edge_index.numel():
+        low, high = (int(value) for value in edge_index.aminmax())
+        if low < 0 or high >= num_nodes:
+            raise DataError(
+                f"{name}: edge_index must be in [0, {num_nodes}), got {low} to {high}; the graph "
+                f"has {num_nodes} nodes (rows of x): relabel the nodes or add the missing rows"
+            )
+    return edge_index.long()
 
 
 def is_symmetric(edge_index: Tensor, num_nodes: int, edge_weight: Tensor | None = None) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
+import zlib
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -12,11 +13,12 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from potstill.core import ShapeError
+from potstill.core import DataError, ShapeError
 
 __all__ = [
     "Memo",
     "as_features",
+    "check_csr",
     "compress",
     "csr",
     "density",
@@ -79,8 +81,12 @@ class _Mark:
 
 def _version(tensor: Tensor) -> int:
     # Sparse tensors count no versions, tensors of inference mode refuse to: nobody writes to those.
-    tracked = tensor.layout == torch.strided and not tensor.is_inference()
-    return tensor._version if tracked else 0
+    if tensor.layout != torch.strided or tensor.is_inference():
+        return 0
+    if tensor.device.type == "cpu" and not tensor.untyped_storage().resizable():
+        # Memory of numpy or of another process, which is written to without being counted.
+        return zlib.crc32(tensor.detach().reshape(-1).view(torch.uint8).numpy())
+    return tensor._version
 
 
 def csr(pointers: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -100,9 +106,31 @@ def compress(rows: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, in
     return csr(pointers, columns[order], values[order], shape)
 
 
+def check_csr(x: Tensor, name: str = "x") -> bool:
+    """True where pointers and columns of a CSR matrix are in range: kernels read memory there.
+
+    Raises:
+        DataError: They are not.
+    """
+    pointers, columns, entries = x.crow_indices(), x.col_indices(), x.values().numel()
+    steps = pointers.diff()
+    fits = pointers.numel() == x.shape[0] + 1 and columns.numel() == entries
+    fits = fits and int(pointers[0]) == 0 and int(pointers[-1]) == entries
+    fits = fits and not bool((steps < 0).any())
+    if entries and fits:
+        low, high = (int(value) for value in columns.aminmax())
+        fits = low >= 0 and high < x.shape[1]
+    if not fits:
+        raise DataError(
+            f"{name}: a CSR matrix {list(x.shape)} must have rising row pointers and columns in "
+            f"[0, {x.shape[1]}), got others; make it with torch.Tensor.to_sparse_csr() or scipy"
+        )
+    return True
+
+
 def transposed(matrix: Tensor) -> Tensor:
     """The transpose of a CSR matrix, as CSR."""
-    pointers, columns = matrix.crow_indices(), matrix.col_indices()
+    pointers, columns = matrix.crow_indices(), matrix.col_indices().long()
     rows = torch.repeat_interleave(
         torch.arange(matrix.shape[0], device=columns.device), pointers.diff()
     )
@@ -153,6 +181,8 @@ def as_features(x: Any, name: str = "x") -> Tensor:
         x = x.coalesce()
         row, column = x.indices()
         x = compress(row, column, x.values(), (x.shape[0], x.shape[1]))
+    if is_sparse(x):
+        check_csr(x, name)
     return x if x.dtype == torch.float32 else x.float()
 
 

@@ -25,7 +25,8 @@ class Contrast(NamedTuple):
         j: The other end [E].
         factor: The share of each edge in the loss [E].
         q_t: Distributions of the teacher's differences [E C]; None where there are too many.
-        constant: ``sum_e a[e] sum_c q_t log q_t``.
+        constant: ``sum_e a[e] sum_c q_t log q_t``, in double precision: near the teacher it is the
+            value with another sign.
         tau: Temperature.
         chunk: Edges at a time.
     """
@@ -53,22 +54,22 @@ class Contrast(NamedTuple):
         for part in _parts(i.numel(), chunk):
             log_q = torch.log_softmax((z_t[i[part]] - z_t[j[part]]).abs() / tau, 1)
             q = log_q.exp()
-            constant += ((q * log_q).sum(1) * factor[part]).sum()
+            constant += torch.dot((q * log_q).sum(1).double(), factor[part].double())
             if q_t is not None:
                 q_t[part] = q
-        return cls(z_t, i, j, factor, q_t, constant.to(z_t.dtype), tau, chunk)
+        return cls(z_t, i, j, factor, q_t, constant, tau, chunk)
 
 
 def edge_contrast(z: Tensor, made: Contrast, differentiate: bool) -> tuple[Tensor, Tensor | None]:
     """The reference, a chunk of edges at a time."""
-    value = z.new_zeros(())
+    value = z.new_zeros((), dtype=torch.float64)
     gradient = torch.zeros_like(z) if differentiate else None
     for part in _parts(made.i.numel(), made.chunk):
         i, j, factor = made.i[part], made.j[part], made.factor[part].to(z.dtype)
         difference = z.index_select(0, i) - z.index_select(0, j)
         log_q = torch.log_softmax(difference.abs() / made.tau, 1)
         q_t = _teacher(made, part).to(z.dtype)
-        value -= torch.dot((q_t * log_q).sum(1), factor)
+        value -= torch.dot((q_t * log_q).sum(1).double(), factor.double())
         if gradient is not None:
             slope = log_q.exp_().sub_(q_t).mul_(difference.sign_())
             slope.mul_((factor / made.tau)[:, None])

@@ -47,14 +47,14 @@ CONTRASTS: Backends[_Form] = Backends(
 
 
 class _Contrast(torch.autograd.Function):
-    """Cross-entropy of the student's differences; the gradient is made with the value."""
+    """The divergence of the student's differences; the gradient is made with the value."""
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, made: Contrast, form: _Form) -> Tensor:
         value, gradient = form(z, made, ctx.needs_input_grad[0])
         if gradient is not None:
             ctx.save_for_backward(gradient)
-        return value
+        return (value + made.constant).to(z.dtype)
 
     @staticmethod
     @once_differentiable
@@ -85,4 +85,4 @@ def contrast(z_s: Tensor, made: Contrast, backend: str) -> Tensor:
     if kind == torch.float64 or z.shape[1] > _MOST_CLASSES:
         backend = "torch"
     value: Tensor = _Contrast.apply(z, made, CONTRASTS.resolve(backend, z.device).run)
-    return value + made.constant.to(kind)
+    return value

@@ -39,7 +39,7 @@ def edge_contrast(z: Tensor, made: Contrast, differentiate: bool) -> tuple[Tenso
         TILE=_TILE,
         WIDTH=triton.next_power_of_2(classes),
     )
-    return values.sum(), gradient if differentiate else None
+    return values.sum(dtype=torch.float64), gradient if differentiate else None
 
 
 @triton.jit

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from potstill.graph.data.tensors import Memo, compress, is_sparse, transposed
+from potstill.graph.data.tensors import Memo, check_csr, compress, is_sparse, transposed
 from potstill.graph.kernels import PRODUCTS
 
 __all__ = ["FeatureLinear", "propagate", "random_walk", "symmetric"]
@@ -66,12 +66,13 @@ class FeatureLinear(nn.Linear):
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__(in_features, out_features, bias)
         self.weight = nn.Parameter(self.weight.detach().T.contiguous().T)
-        self._transpose = Memo()
+        self._transpose, self._checked = Memo(), Memo()
 
     def forward(self, x: Tensor) -> Tensor:
         """``x W^T + b``, [N F] -> [N H]."""
         if not is_sparse(x):
             return super().forward(x)
+        self._checked(check_csr, x)
         transpose = x if not torch.is_grad_enabled() else self._transpose(transposed, x)
         out = propagate(x, transpose, self.weight.T)
         return out if self.bias is None else out.add_(self.bias)
