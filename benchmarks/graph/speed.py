@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from benchmarks.graph import naive
 from potstill.core import latency
 from potstill.core.measure.bench import Figure, Pair, Skip, at_least, at_most, benchmark, close
-from potstill.graph import GCNTeacher, HighFrequency, LowFrequency, MLPStudent, load
+from potstill.graph import (
+    GCNTeacher,
+    HighFrequency,
+    LowFrequency,
+    MLPStudent,
+    load,
+    teacher_logits,
+)
 from potstill.graph.analysis import single_node_call
 from potstill.graph.data import rows
 from potstill.graph.kernels import CONTRASTS
@@ -222,9 +229,11 @@ def full_graph_cs() -> Pair:
 
 
 def single_node(name: str) -> Pair:
-    """One node: the student against its teacher, which collects the neighbourhood first.
+    """One node: the student against the teacher's exact answer from neighbour lists.
 
-    PyG's GCN reads dense features, which on these graphs is faster for it than CSR.
+    That is the fair baseline: the lists are made once a graph. PyG's GCN has to collect the
+    neighbourhood from all edges; it reads dense features, which here is faster for it than CSR.
+    The third way is a stored table of the teacher's answers, for nodes that are known before.
     """
     data, dense = load(name), load(name, sparse=False)
     layers, width, _ = SHAPES[name]
@@ -233,15 +242,18 @@ def single_node(name: str) -> Pair:
     other = naive.copy_gcn(teacher, cached=False).eval()
     other.maps = teacher.maps  # says how many hops
     ours, row = single_node_call(student, data), rows(data.x, torch.tensor([0]))
+    lists, collected = single_node_call(teacher, data), single_node_call(other, dense)
+    torch.testing.assert_close(lists(), collected(), rtol=1e-3, atol=1e-5)
+    stored, node = teacher_logits(teacher, data), torch.tensor([0])
     alone = latency(partial(student.predict, row)).median
-    ratio = latency(single_node_call(teacher, data)).median / latency(ours).median
     return Pair(
         ours=ours,
-        baseline=single_node_call(other, dense),
+        baseline=lists,
         check=same_shape,
         figures={
             "batch of one": Figure(1e3 * alone, "ms", timed=True),
-            "against our own teacher": Figure(ratio, "x", timed=True),
+            "PyG, from all edges": Figure(1e3 * latency(collected).median, "ms", timed=True),
+            "stored answers": Figure(1e3 * latency(lambda: stored[node]).median, "ms", timed=True),
         },
     )
 
@@ -251,11 +263,11 @@ SINGLE = {"ratio": at_least(15.0, HARD), "batch of one": at_most(0.2, HARD)}
 
 @benchmark(name="single-node-cora", data=CORA, targets=SINGLE)
 def single_node_cora() -> Pair:
-    """One node of Cora: student against PyG's GCN with k-hop extraction."""
+    """One node of Cora: student against a GCN with neighbour lists."""
     return single_node("cora")
 
 
 @benchmark(name="single-node-cs", data=CS, targets=SINGLE)
 def single_node_cs() -> Pair:
-    """One node of Coauthor-CS: student against PyG's GCN with k-hop extraction."""
+    """One node of Coauthor-CS: student against a GCN with neighbour lists."""
     return single_node("cs")

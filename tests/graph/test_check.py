@@ -9,7 +9,10 @@ import torch
 
 from potstill.core.errors import ConfigError, DataError, PotstillError, ShapeError
 from potstill.graph.data.check import check_edges, check_graph, check_logits, is_symmetric
-from potstill.graph.data.splits import per_class_split, take_split
+from potstill.graph.data.sampling import partition
+from potstill.graph.data.splits import hold_out, per_class_split, take_split
+from potstill.graph.training.protocol import train_teacher
+from potstill.graph.training.recipes import FULL_BATCH, Recipe
 
 
 def changed(graph, **values):
@@ -200,3 +203,39 @@ def test_a_class_with_too_few_nodes_cannot_be_split(graph):
         per_class_split(graph)
     with pytest.raises(DataError, match=r"got 500 \+ 1000; lower them"):
         per_class_split(graph, train=2)
+
+
+@pytest.mark.parametrize("name", ["weight", "edge_attr"])
+def test_weights_by_other_names_are_taken_and_said(graph, name):
+    edges = graph.edge_index.shape[1]
+    weight = torch.rand(edges)
+    graph[name] = weight[:, None]
+    with pytest.warns(UserWarning, match=f"{name} is taken as edge_weight"):
+        found = check_graph(graph)
+    graph.edge_weight = weight
+    torch.testing.assert_close(found.edge_weight, check_graph(graph).edge_weight)
+    del graph.edge_weight
+    graph[name] = torch.rand(edges, 3)
+    with pytest.warns(UserWarning, match=f"{name} is not used, since weights are one number"):
+        assert "edge_weight" not in check_graph(graph)
+
+
+def test_labels_that_are_numbers_of_something_else(graph):
+    graph.y = graph.y * 100_000
+    with pytest.raises(DataError, match="got 3 different labels up to 200000; .*return_inverse"):
+        check_graph(graph)
+
+
+def test_classes_set_by_the_user_do_not_switch_checks_off(graph):
+    graph.num_classes = 3
+    graph.x[4, 2] = float("nan")
+    with pytest.raises(DataError, match="x must be finite"):
+        train_teacher(graph, Recipe(epochs=1, hidden=4), training=FULL_BATCH)
+
+
+def test_parts_and_observed_graphs_keep_weights_and_mark(graph):
+    graph.edge_weight = torch.rand(graph.edge_index.shape[1])
+    data = check_graph(graph)
+    (whole,) = partition(data, 1)
+    torch.testing.assert_close(whole.edge_weight.sort().values, data.edge_weight.sort().values)
+    assert hold_out(data, 0.3).observed.checked

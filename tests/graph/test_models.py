@@ -12,6 +12,8 @@ from torch_geometric.nn import GCNConv
 
 from potstill.core.errors import ConfigError, DataError, ShapeError
 from potstill.core.testing import with_package
+from potstill.graph.analysis import nodes_call
+from potstill.graph.criteria.peers import HGMD, KRD
 from potstill.graph.data.tensors import Memo, as_features, csr, density, rows, transposed
 from potstill.graph.kernels import PRODUCTS
 from potstill.graph.kernels.native import csr_product
@@ -263,3 +265,54 @@ def test_rows_of_scipy_and_rows_that_lie():
             student(wrong)
         with pytest.raises(DataError, match="x: a CSR matrix"):
             student.predict(wrong)
+
+
+def test_features_that_are_not_numbers_have_no_class():
+    student = MLPStudent(4, 8, 2, 3)
+    x = torch.rand(5, 4)
+    x[3, 1] = float("nan")
+    with pytest.warns(UserWarning, match=r"1 of 5 nodes .* \(first: 3\); their class is -1"):
+        found = student.predict(x)
+    assert found[3] == -1
+    assert torch.equal(found[:3], student.predict(x[:3]))
+
+
+def test_methods_without_weights_refuse_them(graph):
+    weight = torch.ones(graph.edge_index.shape[1])
+    z = torch.randn(30, 3)
+    with pytest.raises(ConfigError, match="GATTeacher: edge_weight must be None"):
+        GATTeacher(5, 8, 2, 3)(graph.x, graph.edge_index, weight)
+    for criterion in (KRD(), HGMD()):
+        with pytest.raises(ConfigError, match="edge_weight must be None"):
+            criterion(z, z, graph.edge_index, weight)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("kind", [GCNTeacher, SAGETeacher, GATTeacher])
+def test_some_nodes_have_the_logits_of_the_whole_graph(graph, kind, weighted):
+    teacher = kind(5, 8, 2, 3).eval()
+    if weighted and kind is GATTeacher:
+        return  # refuses weights
+    if weighted:
+        graph.edge_weight = torch.rand(graph.edge_index.shape[1])
+    nodes = torch.tensor([28, 3, 3, 11])
+    inputs = [graph.x, graph.edge_index, *([graph.edge_weight] if weighted else [])]
+    with torch.no_grad():
+        expected = teacher(*inputs)[nodes]
+    torch.testing.assert_close(nodes_call(teacher, graph, nodes)(), expected)
+
+
+def test_any_module_answers_for_one_node_as_for_all(graph):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.convolutions = nn.ModuleList([GCNConv(5, 8), GCNConv(8, 3)])
+
+        def forward(self, x, edges):
+            return self.convolutions[1](self.convolutions[0](x, edges).relu(), edges)
+
+    model, nodes = Two().eval(), torch.arange(30)
+    with torch.no_grad():
+        expected = model(graph.x, graph.edge_index)
+    found = torch.cat([nodes_call(model, graph, nodes[i : i + 1])() for i in range(30)])
+    torch.testing.assert_close(found, expected)

@@ -6,7 +6,7 @@ import torch
 
 from potstill.core import Engine
 from potstill.core.engine.ranks import run_ranks
-from potstill.core.errors import ConfigError, DataError
+from potstill.core.errors import ConfigError, DataError, ShapeError
 from potstill.graph.criteria.frequency import HighFrequency, LowFrequency, match_rows
 from potstill.graph.data.check import check_graph
 from potstill.graph.data.datasets import load, sparse_features
@@ -129,6 +129,9 @@ def test_logits_in_blocks_are_the_logits(graph, tmp_path, kind, block):
     for x in (graph.x, mapped):
         found = logits_in_blocks(teacher, x, graph.edge_index, block=block)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    weight = torch.rand(graph.edge_index.shape[1])
+    found = logits_in_blocks(teacher, graph.x, graph.edge_index, weight, block=block)
+    torch.testing.assert_close(found, teacher(graph.x, graph.edge_index, weight))
     with pytest.raises(ConfigError, match="must be a GCNTeacher or SAGETeacher, got GATTeacher"):
         logits_in_blocks(GATTeacher(5, 8, 2, 3), graph.x, graph.edge_index)
 
@@ -143,6 +146,39 @@ def test_what_does_not_fit_is_refused_before_it_starts(graph):
 def test_options_are_checked(graph):
     with pytest.raises(ConfigError, match="nodes, edges, labelled and epochs must be positive"):
         distill_in_batches(store_of(graph), Recipe(), nodes=0)
-    one_way = torch.tensor([[3, 2], [1, 0]])
-    with pytest.raises(DataError, match="must hold both directions of every edge"):
-        GraphStore.make(graph.x, one_way, torch.zeros(30, 3), graph.y, graph.train_mask)
+    with pytest.raises(ConfigError, match="reduction of the store, 'edge', got 'node'"):
+        distill_in_batches(store_of(graph), Recipe(reduction="node"))
+    whole = (graph.x, graph.edge_index, torch.zeros(30, 3), graph.y, graph.train_mask)
+    with pytest.raises(ShapeError, match="edge_weight must be"):
+        GraphStore.make(*whole, edge_weight=torch.ones(3))
+    with pytest.raises(ConfigError, match="reduction must be edge or node"):
+        GraphStore.make(*whole, reduction="mean")
+    with pytest.raises(DataError, match="edge_index must be in"):
+        GraphStore.make(whole[0], torch.tensor([[0], [30]]), *whole[2:])
+
+
+@pytest.mark.parametrize("reduction", ["edge", "node"])
+@pytest.mark.parametrize("kind", ["both ways", "one way", "weights"])
+def test_stores_of_any_graph_have_the_targets_of_the_whole(graph, kind, reduction):
+    data, rng = check_graph(graph), torch.Generator().manual_seed(1)
+    edges, z = data.edge_index, torch.randn(30, 3, generator=rng)
+    edges = edges[:, edges[0] > edges[1]] if kind == "one way" else edges
+    weight = torch.rand(edges.shape[1], generator=rng) if kind == "weights" else None
+    store = GraphStore.make(
+        data.x, edges, z, data.y, data.train_mask, edge_weight=weight, reduction=reduction
+    )
+    z_s = torch.randn(30, 3, generator=rng)
+    expected = LowFrequency(reduction)(z_s, z, edges, weight)
+    torch.testing.assert_close(match_rows(z_s, store.target, store.entropy), expected)
+    assert store.half.shape[1] == edges.shape[1] // (2 if kind == "both ways" else 1)
+    draws = [store.draw(step, 0, 1, seed=0, **SIZES) for step in range(400)]
+    z_x = {tuple(row.tolist()): z_s[i] for i, row in enumerate(data.x)}
+    values = torch.stack([
+        HighFrequency(symmetric=False)(
+            torch.stack([z_x[tuple(row.tolist())] for row in batch.x_ends]),
+            batch.z_ends, batch.edges,
+        )
+        for batch in draws
+    ])  # fmt: skip
+    full = HighFrequency()(z_s, z, edges, weight)
+    assert abs(values.mean() - full) < 4 * values.std() / 20

@@ -110,6 +110,7 @@ def _app(plugins: dict[str, EntryPoint]) -> App:
         name="potstill",
         help="Distil large models into small ones, domain by domain.",
         version=lambda: version("potstill-core"),
+        default_parameter=Parameter(consume_multiple=True),  # --methods glnn krd
         help_format="plaintext",  # markdown costs 0.05 s of imports
         help_epilogue="Exit codes: 0 done, 1 the run failed, 2 wrong usage, 130/143 interrupted.",
     )

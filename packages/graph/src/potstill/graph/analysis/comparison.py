@@ -187,11 +187,11 @@ def _labelled(
 
 def full_graph_call(model: nn.Module, data: Data) -> Callable[[], Tensor]:
     """A call that predicts all nodes, for timing."""
-    return _without_gradient(model, data.x, data.edge_index)
+    return _without_gradient(model, data.x, data.edge_index, *_weight(data))
 
 
 def single_node_call(model: nn.Module, data: Data, node: int | None = None) -> Callable[[], Tensor]:
-    """A call that predicts one node, for timing: a GNN collects the neighbourhood first.
+    """A call that predicts one node, as the whole graph would: see `nodes_call`.
 
     Args:
         model: A student, or a GNN of `potstill.graph.models.networks`.
@@ -206,24 +206,37 @@ def single_node_call(model: nn.Module, data: Data, node: int | None = None) -> C
 
 
 def nodes_call(model: nn.Module, data: Data, nodes: Tensor) -> Callable[[], Tensor]:
-    """A call that predicts some nodes [M], for timing: a GNN collects their neighbourhood first."""
+    """A call that predicts some nodes [M], with the answers that the whole graph would give.
+
+    Teachers of `potstill.graph` read the neighbour lists of the graph, made before. Of any other
+    module the neighbourhood is collected from the edges, one hop wider than the module reads, so
+    that the degrees at its border are right.
+    """
     if isinstance(model, MLPStudent):
-        return _without_gradient(model, rows(data.x, nodes), None)
+        return _without_gradient(model, rows(data.x, nodes))
+    if callable(near := getattr(model, "logits_of", None)):
+        call: Callable[[], Tensor] = partial(near, nodes, data.x, data.edge_index, *_weight(data))
+        call()  # makes the lists
+        return call
     hops = len(getattr(model, "maps", getattr(model, "convolutions", ())))
 
     @torch.inference_mode()
     def predict() -> Tensor:
-        around, edges, place, _ = k_hop_subgraph(
-            nodes, hops, data.edge_index, relabel_nodes=True, num_nodes=data.num_nodes
+        around, edges, place, kept = k_hop_subgraph(
+            nodes, hops + 1, data.edge_index, relabel_nodes=True, num_nodes=data.num_nodes
         )
-        z: Tensor = model(rows(data.x, around), edges)
+        z: Tensor = model(rows(data.x, around), edges, *(w[kept] for w in _weight(data)))
         return z[place]
 
     return predict
 
 
-def _without_gradient(model: nn.Module, x: Tensor, edge_index: Tensor | None) -> Any:
-    inputs = (x,) if edge_index is None or isinstance(model, MLPStudent) else (x, edge_index)
+def _weight(data: Data) -> list[Tensor]:
+    return [data.edge_weight] if "edge_weight" in data else []
+
+
+def _without_gradient(model: nn.Module, x: Tensor, *edges: Tensor) -> Any:
+    inputs = (x,) if isinstance(model, MLPStudent) else (x, *edges)
 
     @torch.inference_mode()
     def predict() -> Tensor:

@@ -64,13 +64,14 @@ class KRD(nn.Module):
         momentum: Share of the old a that stays, in [0, 1].
 
     Call:
-        z_s, z_t: logits [N C]; edge_index: [2 E]; weights are accepted and ignored.
+        z_s, z_t: logits [N C]; edge_index: [2 E]; weights are refused: the method has none.
 
     Returns:
         Scalar, nats per drawn edge; zero when none is drawn.
 
     Raises:
-        ConfigError: A temperature or power that is not positive, a momentum outside [0, 1].
+        ConfigError: A temperature or power that is not positive, a momentum outside [0, 1], or
+            weights of edges.
         ShapeError: ``rho`` is not [N].
     """
 
@@ -101,6 +102,7 @@ class KRD(nn.Module):
         edge_weight: Tensor | None = None,
     ) -> Float[Tensor, ""]:
         """See the class."""
+        _unweighted("KRD", edge_weight)
         rho = self._memo(_relative_entropy, z_t) if self.rho is None else self.rho.to(z_s.device)
         if rho.shape != (len(z_s),):
             raise ShapeError(f"KRD: rho must be [{len(z_s)}], got {list(rho.shape)}")
@@ -145,13 +147,13 @@ class HGMD(nn.Module):
         mode: ``"weight"`` or ``"mixup"``.
 
     Call:
-        z_s, z_t: logits [N C]; edge_index: [2 E]; weights are accepted and ignored.
+        z_s, z_t: logits [N C]; edge_index: [2 E]; weights are refused: the method has none.
 
     Returns:
         Scalar, nats; zero when no neighbour joins.
 
     Raises:
-        ConfigError: A number that is not positive, or an unknown mode.
+        ConfigError: A number that is not positive, an unknown mode, or weights of edges.
     """
 
     def __init__(
@@ -177,6 +179,7 @@ class HGMD(nn.Module):
         edge_weight: Tensor | None = None,
     ) -> Float[Tensor, ""]:
         """See the class."""
+        _unweighted("HGMD", edge_weight)
         with torch.no_grad():
             w = self.chance(z_s, z_t, edge_index)
             joined = torch.rand_like(w) < w
@@ -201,6 +204,14 @@ class HGMD(nn.Module):
         certain = entropy(z_t).clamp_min(1e-9)
         hard = (certain * entropy(z_s).clamp_min(1e-9)).sqrt()
         return 1 - torch.exp(-self.alpha * alike * hard[target] / certain[source])
+
+
+def _unweighted(name: str, edge_weight: Tensor | None) -> None:
+    if edge_weight is not None:
+        raise ConfigError(
+            f"{name}: edge_weight must be None, since the method draws neighbours without weights; "
+            "remove it from the graph, or take ff-g2m"
+        )
 
 
 def _relative_entropy(z_t: Tensor) -> Tensor:

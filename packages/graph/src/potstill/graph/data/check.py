@@ -29,11 +29,13 @@ def check_graph(
     """Check a graph for node classification and put it into the form that the package uses.
 
     The result has float32 features (dense or CSR), edges without duplicates and self-loops, three
-    masks that do not overlap, and ``num_classes``. What was changed is warned about.
+    masks that do not overlap, and ``num_classes``; ``checked`` marks it. What was changed is warned
+    about, as is what cannot be used.
 
     Args:
         data: ``x`` [N F], ``edge_index`` [2 E], ``y`` [N] int64, ``train_mask``, ``val_mask``,
-            ``test_mask`` [N] bool; optional ``edge_weight`` [E].
+            ``test_mask`` [N] bool; optional ``edge_weight`` [E], also as ``weight`` or
+            ``edge_attr`` [E] or [E 1].
         to_undirected: Add the missing direction of edges that have only one.
         strict: Refuse a graph without edges instead of warning.
         name: The caller, for messages.
@@ -65,14 +67,14 @@ def check_graph(
     edge_index, weight = check_edges(
         data.edge_index,
         count,
-        data.get("edge_weight"),
+        _weights_of(data, name),
         to_undirected=to_undirected,
         strict=strict,
         name=name,
     )
     masks = _check_masks(name, data, count)
     classes = _check_labels(name, data.y, masks, count, data.get("num_classes"))
-    checked = Data(x=x, edge_index=edge_index, y=data.y, num_classes=classes, **masks)
+    checked = Data(x=x, edge_index=edge_index, y=data.y, num_classes=classes, checked=True, **masks)
     if weight is not None:
         checked.edge_weight = weight
     return checked
@@ -225,6 +227,27 @@ def check_logits(
     return z
 
 
+def _weights_of(data: Data, name: str) -> Tensor | None:
+    """Weights of the edges under any of the names that people give them."""
+    edges = data.edge_index.shape[1]
+    for field in ("edge_weight", "weight", "edge_attr"):
+        found = data.get(field)
+        if found is None:
+            continue
+        if field == "edge_weight":
+            return found
+        if isinstance(found, Tensor) and found.shape in ((edges,), (edges, 1)):
+            warnings.warn(f"{name}: {field} is taken as edge_weight", stacklevel=3)
+            return found.reshape(edges).float()
+        got = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        warnings.warn(
+            f"{name}: {field} is not used, since weights are one number for each of the {edges} "
+            f"edges, got {got}",
+            stacklevel=3,
+        )
+    return None
+
+
 def _coalesced(edge_index: Tensor, weight: Tensor | None, count: int) -> tuple[Tensor, Any]:
     if weight is None:
         return coalesce(edge_index, num_nodes=count), None
@@ -294,8 +317,15 @@ def _check_labels(
             f"{name}: y must be [{count}] int64, one label for each row of x, got {list(y.shape)} "
             f"{y.dtype}"
         )
-    classes = classes or int(y.max()) + 1
     used = torch.stack(list(masks.values())).any(0)
+    if classes is None:
+        classes = int(y.max()) + 1
+        different = len(torch.unique(y[used]))
+        if classes > 10 * different + 100:
+            raise DataError(
+                f"{name}: y must number the classes from 0, got {different} different labels up to "
+                f"{classes - 1}; names, data.y = torch.unique(data.y, return_inverse=True)"
+            )
     bad = (used & ((y < 0) | (y >= classes))).nonzero().flatten()
     if len(bad):
         first = int(bad[0])

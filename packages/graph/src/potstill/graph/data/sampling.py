@@ -123,12 +123,17 @@ def partition(data: Data, parts: int) -> Iterator[Data]:
     order = torch.from_numpy(reverse_cuthill_mckee(matrix, symmetric_mode=True).copy()).long()
     for nodes in order.chunk(parts):
         nodes = nodes.sort().values
-        edges, _ = subgraph(nodes, data.edge_index, relabel_nodes=True, num_nodes=count)
+        edges, weight = subgraph(
+            nodes, data.edge_index, data.get("edge_weight"), relabel_nodes=True, num_nodes=count
+        )
         masks = {k: data[k][nodes] for k in ("train_mask", "val_mask", "test_mask")}
-        yield Data(
+        part = Data(
             x=rows(data.x, nodes),
             edge_index=edges,
             y=data.y[nodes],
             num_classes=data.num_classes,
             **masks,
         )
+        if weight is not None:
+            part.edge_weight = weight
+        yield part

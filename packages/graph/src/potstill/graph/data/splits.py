@@ -154,8 +154,9 @@ def hold_out(data: Data, rate: float = 0.2, seed: int = 0) -> Inductive:
     )
     if weight is not None:
         observed.edge_weight = weight
-    if "num_classes" in data:
-        observed.num_classes = data.num_classes
+    for name in ("num_classes", "checked"):
+        if name in data:
+            observed[name] = data[name]
     return Inductive(observed, nodes, held)
 
 

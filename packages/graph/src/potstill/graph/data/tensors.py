@@ -85,7 +85,7 @@ def _version(tensor: Tensor) -> int:
         return 0
     if tensor.device.type == "cpu" and not tensor.untyped_storage().resizable():
         # Memory of numpy or of another process, which is written to without being counted.
-        return zlib.crc32(tensor.detach().reshape(-1).view(torch.uint8).numpy())
+        return zlib.crc32(tensor.detach().reshape(-1).view(torch.uint8).numpy().tobytes())
     return tensor._version
 
 

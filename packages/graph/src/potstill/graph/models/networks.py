@@ -6,6 +6,7 @@ All take node features [N F], dense or CSR; teachers take ``edge_index`` too, so
 
 from __future__ import annotations
 
+import warnings
 from itertools import pairwise
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch_geometric.nn import GATConv
 
 from potstill.core import ConfigError, Pretrained, ShapeError
 from potstill.graph.data.tensors import Memo, as_features, csr, is_sparse, rows
+from potstill.graph.kernels.product import product
 from potstill.graph.models.activation import relu_dropout
 from potstill.graph.models.propagate import FeatureLinear, propagate, random_walk, symmetric
 
@@ -118,8 +120,20 @@ class MLPStudent(
         return torch.cat([self(as_features(_take(x, part)).to(device)) for part in parts])
 
     def predict(self, x: Any, batch_size: int | None = None) -> Integer[Tensor, " nodes"]:
-        """The most likely class of each node, [N] int64; arguments and errors as of `logits`."""
-        return self.logits(x, batch_size).argmax(1)
+        """The most likely class of each node, [N] int64; arguments and errors as of `logits`.
+
+        Nodes whose logits are NaN or infinite, as those of NaN features are, get -1 and a warning.
+        """
+        z = self.logits(x, batch_size)
+        known = z.isfinite().all(1)
+        if not bool(known.all()):
+            bad = (~known).nonzero().flatten()
+            warnings.warn(
+                f"predict: {len(bad)} of {len(z)} nodes have logits that are not finite (first: "
+                f"{int(bad[0])}); their class is -1: fill or drop NaN features",
+                stacklevel=2,
+            )
+        return z.argmax(1).where(known, -1)
 
 
 def _take(x: Any, part: Tensor) -> Any:
@@ -169,6 +183,34 @@ class _Propagating(nn.Module):
                 x = linear(propagate(forth, back, x)).add_(bias)
             if i < last:
                 x = relu_dropout(x, self.dropout, self.training)
+        return x
+
+    @torch.no_grad()
+    def logits_of(
+        self, nodes: Tensor, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None
+    ) -> Float[Tensor, "some classes"]:
+        """Logits of some nodes, those of `forward`, in the time that their neighbourhood takes.
+
+        Neighbour lists are made once a graph; then each layer reads the rows that it needs, with
+        the degrees of the whole graph. In eval mode.
+
+        Args:
+            nodes: [M] int64.
+            x: Features of all nodes [N F], dense or CSR.
+            edge_index: [2 E]; the same tensor in each call, else the lists are made again.
+            edge_weight: [E], or None.
+        """
+        matrix, _ = self._adjacency(self.adjacency, edge_index, x.shape[0], edge_weight)
+        lists = []
+        for _ in self.maps:
+            near = rows(matrix, nodes)
+            nodes, place = torch.unique(near.col_indices(), return_inverse=True)
+            size = (near.shape[0], len(nodes))
+            lists.append(csr(near.crow_indices(), place, near.values(), size))
+        x = rows(x, nodes)
+        for linear, bias in zip(self.maps, self.biases, strict=True):
+            x = product(lists.pop(), linear(x)).add_(bias)
+            x = x.relu_() if lists else x
         return x
 
     @staticmethod
@@ -267,7 +309,16 @@ class GATTeacher(nn.Module):
     def forward(
         self, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None
     ) -> Float[Tensor, "nodes classes"]:
-        """Logits [N C] of all nodes of a graph; attention makes its own weights."""
+        """Logits [N C] of all nodes of a graph; attention makes its own weights.
+
+        Raises:
+            ConfigError: Weights of edges, which have no place here.
+        """
+        if edge_weight is not None:
+            raise ConfigError(
+                "GATTeacher: edge_weight must be None, since attention weighs the edges itself; "
+                "remove it from the graph, or take a GCN or SAGE"
+            )
         for i, layer in enumerate(self.convolutions):
             x = relu_dropout(x, self.dropout, self.training) if i else self._drop(x)
             x = layer(x, edge_index)

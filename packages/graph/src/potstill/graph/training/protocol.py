@@ -324,7 +324,7 @@ def _fit(
     score: Callable[[nn.Module], Any] | None = None,
     **options: Any,
 ) -> list[dict[str, float]]:
-    if "num_classes" not in data:
+    if "checked" not in data:
         data = check_graph(data)
     with ExitStack() as stack:
         engine = engine or stack.enter_context(Engine(training.device, training.precision))

@@ -26,12 +26,13 @@ from potstill.core import (
     Engine,
     Losses,
     Objective,
+    ShapeError,
     fit,
     generator,
     seed_all,
 )
-from potstill.graph.criteria.frequency import HighFrequency, match_rows
-from potstill.graph.data.check import check_logits
+from potstill.graph.criteria.frequency import HighFrequency, Reduction, match_rows
+from potstill.graph.data.check import check_ends, check_logits, is_symmetric
 from potstill.graph.data.tensors import is_sparse, rows
 from potstill.graph.models.networks import MLPStudent
 from potstill.graph.training.recipes import Recipe
@@ -93,9 +94,11 @@ class GraphStore:
         z_teacher: Logits [N C], likewise.
         target: ``T[i] = sum_j a[i, j] softmax(z_teacher[j])`` [N C].
         entropy: ``sum_j a[i, j] sum_c p log p`` [N].
-        half: One direction of every edge, [2 E/2].
+        half: One direction of every edge, [2 E/2]; all edges where some have only one.
         seen: Training nodes.
         y: Labels [N].
+        reach: Sums of the weights of ``half`` up to each edge, for draws; None without weights.
+        reduction: Mean of the low-frequency term, ``"edge"`` or ``"node"``.
     """
 
     x: Any
@@ -105,6 +108,8 @@ class GraphStore:
     half: Tensor
     seen: Tensor
     y: Tensor
+    reach: Tensor | None = None
+    reduction: str = "edge"
 
     @classmethod
     @torch.no_grad()
@@ -116,38 +121,58 @@ class GraphStore:
         y: Tensor,
         train_mask: Tensor,
         edge_chunk: int = 2**20,
+        *,
+        edge_weight: Tensor | None = None,
+        reduction: Reduction = "edge",
     ) -> GraphStore:
         """Compute what the student does not change, a chunk of edges at a time.
 
         Args:
             x: Features [N F].
-            edge_index: Both directions of every edge [2 E], without self-loops.
+            edge_index: [2 E], without self-loops. Where every edge has both directions, one of
+                them serves the high-frequency term.
             z_teacher: Logits as `check_logits` takes them.
             y: Labels [N].
             train_mask: [N] bool.
             edge_chunk: Edges at a time: beyond the targets, memory is that many times C.
+            edge_weight: [E], finite and >= 0: the weight of an edge in both terms.
+            reduction: Mean of the low-frequency term, as of `LowFrequency`.
 
         Raises:
-            DataError: No edges with source < target, so no direction to keep.
+            DataError: Edges to nodes that are not there.
+            ShapeError: Edges or weights of another shape.
+            ConfigError: An unknown reduction.
         """
+        if reduction not in ("edge", "node"):
+            raise ConfigError(f"GraphStore: reduction must be edge or node, got {reduction!r}")
         z = check_logits(z_teacher, len(y))
+        edge_index = check_ends(edge_index, len(y), "GraphStore.make")
+        weight = torch.ones(edge_index.shape[1]) if edge_weight is None else edge_weight.float()
+        if weight.shape != edge_index.shape[1:]:
+            raise ShapeError(
+                f"GraphStore.make: edge_weight must be [{edge_index.shape[1]}], one for each edge, "
+                f"got {list(weight.shape)}"
+            )
         count, source, target = len(y), *edge_index
         p = torch.softmax(z, 1)
         each = torch.xlogy(p, p).sum(1)
-        scaled, entropy = p.clone(), each.clone()  # the self-loops
+        scaled, entropy, into = p.clone(), each.clone(), torch.ones(count)  # the self-loops
         for start in range(0, edge_index.shape[1], edge_chunk):
-            s, t = source[start : start + edge_chunk], target[start : start + edge_chunk]
-            scaled.index_add_(0, t, p[s])
-            entropy.index_add_(0, t, each[s])
-        total = count + edge_index.shape[1]
-        keep = source < target
-        if edge_index.shape[1] and not bool(keep.any()):
-            raise DataError(
-                "GraphStore.make: edge_index must hold both directions of every edge, got only "
-                "edges to smaller numbers; pass check_edges(..., to_undirected=True)"
-            )
+            part = slice(start, start + edge_chunk)
+            s, t, w = source[part], target[part], weight[part]
+            scaled.index_add_(0, t, p[s] * w[:, None])
+            entropy.index_add_(0, t, each[s] * w)
+            into.index_add_(0, t, w)
+        total = into.double().sum().float() if reduction == "edge" else into * count
+        if edge_weight is None:
+            both = _both_ways(edge_index, count, edge_chunk)
+        else:
+            both = is_symmetric(edge_index, count, edge_weight)
+        keep = source < target if both else torch.ones_like(source, dtype=torch.bool)
+        reach = None if edge_weight is None else weight[keep].double().cumsum(0)
         seen = train_mask.nonzero().flatten()
-        return cls(x, z, scaled / total, entropy / total, edge_index[:, keep], seen, y)
+        scaled = (scaled.T / total).T
+        return cls(x, z, scaled, entropy / total, edge_index[:, keep], seen, y, reach, reduction)
 
     def draw(
         self, step: int, rank: int, world: int, *, nodes: int, edges: int, labelled: int, seed: int
@@ -161,7 +186,14 @@ class GraphStore:
         count = len(self.y)
         i = mine("nodes", count, nodes)
         seen = self.seen[mine("labelled", len(self.seen), labelled)]
-        ends = self.half[:, mine("edges", self.half.shape[1], edges)]
+        if self.reach is None:
+            drawn = mine("edges", self.half.shape[1], edges)
+        else:  # an edge as often as its weight says
+            level = torch.rand(edges * world, generator=generator("edges", seed, step)).double()
+            level = level[rank::world] * self.reach[-1]
+            drawn = torch.searchsorted(self.reach, level, right=True)
+            drawn = drawn.clamp_max(len(self.reach) - 1)
+        ends = self.half[:, drawn]
         unique, place = torch.unique(ends, return_inverse=True)
         return GraphBatch(
             x_nodes=_rows(self.x, i),
@@ -204,12 +236,17 @@ def distill_in_batches(
         The student, on the device where it was before, and one row a step.
 
     Raises:
-        ConfigError: A size below 1.
+        ConfigError: A size below 1; another reduction than that of the store.
     """
     if min(nodes, edges, labelled) < 1 or epochs <= 0:
         raise ConfigError(
             "distill_in_batches: nodes, edges, labelled and epochs must be positive, got "
             f"{nodes}, {edges}, {labelled} and {epochs}"
+        )
+    if recipe.reduction != store.reduction:
+        raise ConfigError(
+            f"distill_in_batches: the recipe must have the reduction of the store, "
+            f"{store.reduction!r}, got {recipe.reduction!r}; GraphStore.make takes one too"
         )
     seed_all("student", seed)
     if student is None:
@@ -238,7 +275,14 @@ def distill_in_batches(
 
 
 @torch.no_grad()
-def logits_in_blocks(model: Any, x: Any, edge_index: Tensor, *, block: int = 100_000) -> Tensor:
+def logits_in_blocks(
+    model: Any,
+    x: Any,
+    edge_index: Tensor,
+    edge_weight: Tensor | None = None,
+    *,
+    block: int = 100_000,
+) -> Tensor:
     """What a GCN or SAGE teacher says about all nodes, layer by layer and block by block.
 
     Memory is two matrices [N, width], however many layers there are, and one block of features;
@@ -248,6 +292,7 @@ def logits_in_blocks(model: Any, x: Any, edge_index: Tensor, *, block: int = 100
         model: A `GCNTeacher` or `SAGETeacher`.
         x: Features [N F], a memory map too.
         edge_index: [2 E] without self-loops.
+        edge_weight: [E], or None.
         block: Rows at a time.
 
     Raises:
@@ -260,7 +305,7 @@ def logits_in_blocks(model: Any, x: Any, edge_index: Tensor, *, block: int = 100
         )
     model.eval()
     count = x.shape[0]
-    matrix, _ = model.adjacency(edge_index, count, None)
+    matrix, _ = model.adjacency(edge_index, count, edge_weight)
     blocks = [torch.arange(i, min(i + block, count)) for i in range(0, count, block)]
     for i, (linear, bias) in enumerate(zip(model.maps, model.biases, strict=True)):
         h = torch.empty(count, len(bias))
@@ -272,6 +317,16 @@ def logits_in_blocks(model: Any, x: Any, edge_index: Tensor, *, block: int = 100
         if i < len(model.biases) - 1:
             x.relu_()
     return x
+
+
+def _both_ways(edge_index: Tensor, count: int, chunk: int) -> bool:
+    """Whether every edge has both directions, by sums of hashes: no sort of all the edges."""
+    balance = torch.zeros((), dtype=torch.int64)
+    for part in edge_index.split(chunk, 1):
+        low, high = part.min(0).values, part.max(0).values
+        key = (low * count + high) * -7046029254386353131  # wraps: a multiplicative hash
+        balance += ((key ^ (key >> 29)) * (part[0] - part[1]).sign()).sum()
+    return bool(balance == 0)
 
 
 def check_memory(data: Data, recipe: Recipe, available: int | None = None) -> int:
