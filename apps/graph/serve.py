@@ -17,18 +17,20 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Lock, Thread
-from typing import Any
-from urllib.parse import parse_qs, urlparse
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
 
-from potstill.core import ShapeError
+from potstill.core import PotstillError
+from potstill.core.serve import Page, Refused, Server, Work, read_json
 from potstill.graph import load, recipe_for, run_protocol
 from potstill.graph.analysis import single_node_call
 
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+LARGEST = 2**24  # bytes of the rows of a request
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>GNN and student</title>
 <meta name="viewport" content="width=device-width">
 <style>
@@ -61,7 +63,13 @@ const total = {gnn: [], student: []}, right = {gnn: 0, student: 0};
 let count = 0;
 const median = list => [...list].sort((a, b) => a - b)[list.length >> 1];
 async function ask() {
-  const r = await (await fetch('/node')).json();
+  let answer = await fetch('/node');
+  while (answer.status === 503) {  // many are asking: in a moment it is our turn
+    await new Promise(later => setTimeout(later, 1000 * answer.headers.get('Retry-After')));
+    answer = await fetch('/node');
+  }
+  const r = await answer.json();
+  if (!answer.ok) throw new Error(r.error);
   count += 1;
   at('truth').textContent = `node ${r.node}, degree ${r.degree}, class ${r.label}`;
   const most = Math.max(r.gnn.ms, r.student.ms);
@@ -83,16 +91,20 @@ async function ask() {
     + `medians ${g.toFixed(3)} and ${s.toFixed(3)} ms, ${(g / s).toFixed(0)} times; `
     + `correct ${right.gnn} and ${right.student}.`;
 }
-at('one').onclick = ask;
+const tell = error => at('progress').textContent = error.message;
+at('one').onclick = () => ask().catch(tell);
 at('many').onclick = async () => {
-  for (let i = 1; i <= 200; i++) { await ask(); at('progress').textContent = `${i} / 200`; }
+  try {
+    for (let i = 1; i <= 200; i++) { await ask(); at('progress').textContent = `${i} / 200`; }
+  } catch (error) { tell(error); }
 };
-fetch('/about').then(r => r.json()).then(a => at('about').textContent = a.text).then(ask);
+fetch('/about').then(r => r.json()).then(a => at('about').textContent = a.text)
+  .then(ask).catch(tell);
 </script></html>"""
 
 
 class Service:
-    """Both models, and what is asked of them; one request at a time, so that times are clean."""
+    """Both models, and what is asked of them."""
 
     def __init__(self, dataset: str, teacher: str, seed: int) -> None:
         self.data = load(dataset, seed=seed)
@@ -109,7 +121,6 @@ class Service:
             f"{dataset}: {teacher} {scores[0]:.1f} %, student {scores[1]:.1f} % on the test nodes."
         )
         self.tested = self.data.test_mask.nonzero().flatten()
-        self.lock = Lock()
         self.image = dataset == "digits"
         torch.set_num_threads(1)
         self.node(int(self.tested[0]))  # first calls make what later ones share
@@ -119,22 +130,28 @@ class Service:
         if node is None:
             node = int(self.tested[torch.randint(len(self.tested), ())])
         if not 0 <= node < self.data.num_nodes:
-            raise ValueError(f"node must be in [0, {self.data.num_nodes}), got {node}")
-        with self.lock:
-            answer = {
-                name: self._timed(single_node_call(model, self.data, node))
-                for name, model in (("gnn", self.gnn), ("student", self.student))
-            }
+            raise Refused(400, f"node must be in [0, {self.data.num_nodes}), got {node}")
+        answer = {
+            name: self._timed(single_node_call(model, self.data, node))
+            for name, model in (("gnn", self.gnn), ("student", self.student))
+        }
         picture = self.data.x[node].tolist() if self.image else None
         degree = int((self.data.edge_index[1] == node).sum())
         label = int(self.data.y[node])
         return {"node": node, "degree": degree, "label": label, "picture": picture, **answer}
 
-    def features(self, rows: list[list[float]]) -> dict[str, Any]:
+    def features(self, body: bytes) -> dict[str, Any]:
         """What the student says about nodes that are in no graph."""
-        x = torch.tensor(rows, dtype=torch.float32)
-        with self.lock:
-            return {"classes": self.student.predict(x).tolist()}
+        asked = read_json(body)
+        if not isinstance(asked, dict) or "x" not in asked:
+            raise Refused(400, 'the body must be {"x": [[...], ...]}, rows of features')
+        try:
+            x = torch.tensor(asked["x"], dtype=torch.float32)
+        except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+            raise Refused(400, f"x must be rows of numbers: {error}") from error
+        if not x.isfinite().all():
+            raise Refused(400, "x must be finite in float32")
+        return {"classes": self.student.predict(x).tolist()}
 
     @staticmethod
     def _timed(call: Callable[[], torch.Tensor]) -> dict[str, Any]:
@@ -145,47 +162,29 @@ class Service:
         return {"ms": 1e3 * taken, "class": int(p.argmax()), "confidence": float(p.max())}
 
 
-def handler(service: Service) -> type[BaseHTTPRequestHandler]:
-    """The four addresses: /, /about, /node?id=3 and POST /predict."""
+def routes(service: Service, work: Work) -> dict[str, Any]:
+    """The four addresses; models compute one request at a time, so that times are clean."""
+    front = Page(PAGE)
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            url = urlparse(self.path)
-            if url.path == "/":
-                self.reply(PAGE.encode(), "text/html; charset=utf-8")
-            elif url.path == "/about":
-                self.json({"text": service.text})
-            elif url.path == "/node":
-                wanted = parse_qs(url.query).get("id")
-                self.attempt(lambda: service.node(int(wanted[0]) if wanted else None))
-            else:
-                self.json({"error": f"no such page: {url.path}"}, 404)
+    async def page(request: Request) -> Page:
+        return front
 
-        def do_POST(self) -> None:
-            size = int(self.headers.get("Content-Length") or 0)
-            body = self.rfile.read(min(size, 2**24))
-            self.attempt(lambda: service.features(json.loads(body)["x"]))
+    async def about(request: Request) -> dict[str, str]:
+        return {"text": service.text}
 
-        def attempt(self, answer: Callable[[], dict[str, Any]]) -> None:
-            try:
-                self.json(answer())
-            except (ShapeError, ValueError, KeyError, TypeError) as error:
-                self.json({"error": str(error)}, 400)
+    async def node(request: Request) -> Any:
+        wanted = request.query_params.get("id")
+        try:
+            number = None if wanted is None else int(wanted)
+        except ValueError as error:
+            raise Refused(400, f"id must be the number of a node, got {wanted[:20]!r}") from error
+        return await work.answer(request, lambda piece: service.node(number))
 
-        def json(self, value: dict[str, Any], status: int = 200) -> None:
-            self.reply(json.dumps(value).encode(), "application/json", status)
+    async def predict(request: Request) -> Any:
+        body = await request.body()
+        return await work.answer(request, lambda piece: service.features(body))
 
-        def reply(self, body: bytes, kind: str, status: int = 200) -> None:
-            self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: Any) -> None:
-            """Quiet: the page shows what is going on."""
-
-    return Handler
+    return {"GET /": page, "GET /about": about, "GET /node": node, "POST /predict": predict}
 
 
 def check(address: str, console: Console) -> None:
@@ -212,25 +211,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dataset", default="digits")
     parser.add_argument("--teacher", default="GCN", choices=("GCN", "SAGE", "GAT"))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--host", default="127.0.0.1", help="name or address to be asked by")
     parser.add_argument("--port", type=int, default=8765, help="0 takes any free one")
     parser.add_argument("--check", action="store_true", help="answer a few requests, then end")
     options = parser.parse_args(arguments)
     console = Console()
-    service = Service(options.dataset, options.teacher, options.seed)
+    try:  # before the training: a port that is taken, a package that is missing
+        server = Server(options.host, 0 if options.check else options.port, limit=LARGEST)
+        service = Service(options.dataset, options.teacher, options.seed)
+    except PotstillError as error:
+        sys.exit(f"error: {error}")
     console.print(service.text)
-    port = 0 if options.check else options.port
-    with ThreadingHTTPServer(("127.0.0.1", port), handler(service)) as server:
-        address = f"http://127.0.0.1:{server.server_port}"
-        console.print(f"serving at {address}, Ctrl-C ends")
-        if not options.check:
-            try:
-                server.serve_forever()
-            except KeyboardInterrupt:
-                return 0
-        thread = Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        check(address, console)
-        server.shutdown()
+    console.print(f"serving at {server.address}, Ctrl-C ends")
+    work = Work()
+    if options.check:
+        with server.background(routes(service, work), work) as address:
+            check(address, console)
+    else:
+        server.run(routes(service, work), work)
     return 0
 
 

@@ -2,15 +2,17 @@
 
 import importlib.util
 import json
+import time
 import urllib.error
 import urllib.request
-from http.server import ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import pytest
 
+from potstill.core.serve import Server, Work
 from potstill.graph.training import Recipe
+
+pytest.importorskip("starlette")
 
 FILE = Path(__file__).parents[2] / "apps" / "graph" / "serve.py"
 
@@ -27,10 +29,9 @@ def serve():
 @pytest.fixture(scope="module")
 def address(serve):
     service = serve.Service("digits", "GCN", 0)
-    with ThreadingHTTPServer(("127.0.0.1", 0), serve.handler(service)) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    work = Work()
+    with Server(limit=serve.LARGEST).background(serve.routes(service, work), work) as address:
+        yield address
 
 
 def get(url, data=None):
@@ -58,17 +59,44 @@ def test_the_page_needs_nothing_else(address):
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "message"),
+    ("path", "body", "status", "message"),
     [
-        ("/node?id=5000", None, r"node must be in [0, 1797), got 5000"),
-        ("/predict", {"x": [[1.0, 2.0]]}, r"x must be [N, 64]"),
-        ("/predict", {"y": []}, "x"),
-        ("/nowhere", None, "no such page"),
+        ("/node?id=5000", None, 400, "node must be in [0, 1797), got 5000"),
+        ("/node?id=-1", None, 400, "node must be in [0, 1797), got -1"),
+        ("/node?id=nan", None, 400, "id must be the number of a node, got 'nan'"),
+        ("/node?id=1e400", None, 400, "id must be the number of a node"),
+        ("/node?id=" + "9" * 5000, None, 400, "id must be the number of a node"),
+        ("/predict", '{"x": [[1.0, 2.0]]}', 400, "x must be [N, 64]"),
+        ("/predict", '{"y": []}', 400, 'the body must be {"x":'),
+        ("/predict", "[1, 2]", 400, 'the body must be {"x":'),
+        ("/predict", "no JSON", 400, "the body must be JSON"),
+        ("/predict", '{"x": [[NaN]]}', 400, "numbers must be finite, got NaN"),
+        ("/predict", '{"x": [[1e999]]}', 400, "x must be finite"),
+        ("/predict", '{"x": [[1e300]]}', 400, "x must be finite"),
+        ("/predict", f'{{"x": [[{"9" * 400}]]}}', 400, "x must be"),
+        ("/predict", '{"x": [["a"]]}', 400, "x must be rows of numbers"),
+        ("/predict", '{"x": [[1], [1, 2]]}', 400, "x must be rows of numbers"),
+        ("/predict", '{"x": ' + "[" * 500 + "]" * 500 + "}", 400, "x must be"),
+        ("/predict", " " * (2**24 + 1), 413, "a body may have 16777216 bytes"),
+        ("/nowhere", None, 404, "no such page"),
     ],
+    ids=lambda value: repr(value)[:40],
 )
-def test_wrong_questions_are_answered_with_an_error(address, path, body, message):
-    data = None if body is None else json.dumps(body).encode()
+def test_wrong_questions_are_answered_with_an_error(address, path, body, status, message):
+    data = None if body is None else body.encode()
     with pytest.raises(urllib.error.HTTPError) as error:
         get(address + path, data)
     with error.value as answer:
+        assert answer.status == status
         assert message in json.load(answer)["error"]
+
+
+def test_in_a_browser_both_models_are_asked_and_drawn(address, browser):
+    browser.visit(address, 800, 900)
+    end = time.monotonic() + 30
+    while "medians" not in browser.script("return document.getElementById('sum').innerText"):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert "digits: GCN" in browser.script("return document.getElementById('about').innerText")
+    assert browser.script("return document.getElementById('b-gnn').style.width") != ""
+    assert not browser.script("return document.getElementById('picture').hidden")

@@ -1,20 +1,26 @@
-"""The web page in a real headless Chromium, driven over the WebDriver protocol."""
+"""The web page: by requests, and in a real headless Chromium over the WebDriver protocol."""
 
 import importlib.util
 import io
 import json
 import os
+import struct
+import sys
 import threading
 import time
 import urllib.error
 import urllib.request
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from potstill.core.serve import Server
 from potstill.sr import IMDN, save_model
+
+pytest.importorskip("starlette")
 
 WEB = Path(__file__).parents[2] / "apps" / "sr" / "web.py"
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
@@ -27,25 +33,24 @@ def photograph() -> np.ndarray:
 
 
 @pytest.fixture
-def address(tmp_path):
-    """The app on a free port, with a tiny network."""
+def studio(tmp_path, monkeypatch):
+    """What the app does, with a tiny network."""
     spec = importlib.util.spec_from_file_location("sr_web", WEB)
     web = importlib.util.module_from_spec(spec)
-    import sys
-
-    sys.modules["sr_web"] = web  # its dataclass looks there for its annotations
+    monkeypatch.setitem(sys.modules, "sr_web", web)  # its dataclass looks there for annotations
     spec.loader.exec_module(web)
     tiny = save_model(IMDN(2, channels=8, blocks=2), tmp_path / "tiny.safetensors")
-    studio = web.Studio(str(tiny))
-    server = web.serve(studio, 0)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    studio = web.Studio(str(tiny), megapixels=1.0)
+    yield studio
     studio.close()
-    del sys.modules["sr_web"]
+    assert not Path(studio._folder.name).exists()
+
+
+@pytest.fixture
+def address(studio):
+    """The app on a free port."""
+    with Server(limit=2**22).background(studio.routes(), studio.work) as address:
+        yield address
 
 
 def call(method: str, url: str, body=None):
@@ -77,7 +82,7 @@ def png(image: np.ndarray) -> bytes:
 def finished(address: str, number: int) -> dict:
     def check():
         job = call("GET", f"{address}/jobs/{number}")[1]
-        return job if job["state"] in ("done", "failed") else None
+        return job if job["state"] in ("done", "failed", "cancelled") else None
 
     return wait(check)
 
@@ -97,10 +102,126 @@ def test_errors_are_told(address):
     job = finished(address, number)
     assert job["state"] == "failed"
     assert "a.png must be an image, got something else" in job["about"]
-    assert call("POST", f"{address}/jobs?scale=7&name=a.png", b"x")[0] == 404
-    assert call("POST", f"{address}/jobs?scale=2&name=a.png", b"")[0] == 413
-    assert call("GET", f"{address}/jobs/99")[0] == 404
-    assert call("GET", f"{address}/../etc/passwd")[0] == 404
+
+
+def claiming(side: int) -> bytes:
+    """A PNG of some bytes whose header claims a large picture."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    return b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IDAT" + b"\0" * 4
+
+
+@pytest.mark.parametrize(
+    ("query", "body", "status", "message"),
+    [
+        ("scale=7&name=a.png", b"x", 400, "scale must be 2, 3 or 4, got '7'"),
+        ("scale=nan&name=a.png", b"x", 400, "scale must be"),
+        ("scale=2&name=a.png", b"", 400, "a.png must have at least one byte"),
+        ("scale=2&name=a/..", b"x", 400, "name must be the name of a file, got '..'"),
+        ("scale=2&name=", b"x", 400, "name must be"),
+        ("scale=2&name=a%00.png", b"x", 400, "name must be"),
+        ("scale=2&name=" + "a" * 300, b"x", 400, "name must be"),
+        ("scale=2&name=a.png", b"x" * (2**22 + 1), 413, "a body may have 4194304 bytes"),
+    ],
+    ids=lambda value: repr(value)[:40],
+)
+def test_refusals(address, studio, query, body, status, message):
+    got, answer = call("POST", f"{address}/jobs?{query}", body)
+    assert (got, message in answer["error"]) == (status, True), answer
+    assert os.listdir(studio._folder.name) == []
+    assert studio.jobs == {}
+
+
+@pytest.mark.parametrize(
+    "path", ["jobs/99", "jobs/" + "9" * 5000, "jobs/1/etc.png", "../etc/passwd"]
+)
+def test_what_is_not_there(address, path):
+    assert call("GET", f"{address}/{path}")[0] == 404
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (claiming(100_000), "a.png must have at most 1 megapixels, got 100000 x 100000"),
+        (claiming(1001), "a.png must have at most 1 megapixels, got 1001 x 1001"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n", "got EPS"),
+    ],
+    ids=lambda value: repr(value)[:40],
+)
+def test_large_and_running_pictures_are_refused_before_they_are_decoded(
+    address, monkeypatch, data, message
+):
+    monkeypatch.setattr("sr_web.read_image", lambda path: pytest.fail("decoded"))
+    number = call("POST", f"{address}/jobs?scale=2&name=a.png", data)[1]["job"]
+    job = finished(address, number)
+    assert (job["state"], message in job["about"]) == ("failed", True), job
+
+
+@pytest.fixture
+def held(monkeypatch, studio):
+    """Work that stops at its second tile until it is let go; needs a picture of many tiles."""
+    free, entered, tiles = threading.Event(), threading.Event(), []
+
+    def upscale(*args, progress, **options):
+        def step(done, total):
+            tiles.append(done)
+            entered.set()
+            free.wait(30)
+            progress(done, total)
+
+        return slow(*args, progress=step, **options)
+
+    slow = sys.modules["sr_web"].upscale
+    monkeypatch.setattr("sr_web.upscale", upscale)
+    yield free, entered, tiles
+    free.set()
+
+
+def test_a_job_ends_at_its_next_tile_when_the_page_is_closed(address, studio, photograph, held):
+    free, entered, tiles = held
+    data = png(photograph.repeat(8, axis=0).repeat(8, axis=1))
+    number = call("POST", f"{address}/jobs?scale=2&name=a.png", data)[1]["job"]
+    with urllib.request.urlopen(f"{address}/jobs/{number}/progress") as progress:
+        first = json.loads(progress.readline().removeprefix(b"data: "))
+        assert first["state"] in ("waiting", "running")
+        assert entered.wait(30)
+    wait(lambda: studio.jobs[str(number)].watchers == 0)
+    reached = len(tiles)
+    free.set()
+    assert finished(address, number)["state"] == "cancelled"
+    assert len(tiles) == reached
+    assert not (studio.jobs[str(number)].folder / "upload").exists()
+    # The thread is free for the next.
+    number = call("POST", f"{address}/jobs?scale=2&name=b.png", png(photograph))[1]["job"]
+    assert finished(address, number)["state"] == "done"
+
+
+def test_a_job_is_watched_to_its_end(address, photograph):
+    number = call("POST", f"{address}/jobs?scale=2&name=a.png", png(photograph))[1]["job"]
+    with urllib.request.urlopen(f"{address}/jobs/{number}/progress", timeout=60) as progress:
+        assert progress.headers["content-type"].startswith("text/event-stream")
+        lines = progress.read().split(b"\n\n")
+    last = json.loads(lines[-2].removeprefix(b"data: "))
+    assert (last["state"], last["done"]) == ("done", 1.0)
+
+
+def test_the_queue_is_bounded_and_few_pictures_are_kept(address, studio, photograph, held):
+    free, entered, _ = held
+    query, data = "jobs?scale=2&name=a.png", png(photograph)
+    first = call("POST", f"{address}/{query}", data)[1]["job"]
+    assert entered.wait(30)
+    others = [call("POST", f"{address}/{query}", data)[1]["job"] for _ in range(7)]
+    status, answer = call("POST", f"{address}/{query}", data)
+    assert (status, "8 requests are waiting" in answer["error"]) == (503, True)
+    free.set()
+    for number in [first, *others]:  # those that were taken are all done
+        assert finished(address, number)["state"] == "done"
+    later = [call("POST", f"{address}/{query}", data)[1]["job"] for _ in range(3)]
+    for number in later:
+        assert finished(address, number)["state"] == "done"
+    wait(lambda: len(studio.jobs) == 8)
+    assert len(os.listdir(studio._folder.name)) == len(studio.jobs)
+    assert call("GET", f"{address}/jobs/{first}")[0] == 404
 
 
 def test_drop_watch_and_compare_in_chromium(address, browser, photograph, tmp_path):
