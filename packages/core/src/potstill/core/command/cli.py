@@ -121,6 +121,7 @@ def _app(plugins: dict[str, EntryPoint]) -> App:
         app.command(point.value, name=name, help=summary, group=domains)
     app.command(_env, name="env")
     app.command(_bench, name="bench")
+    app.command(_trust, name="trust")
     app.register_install_completion_command(name="--install-completion")
     return app
 
@@ -179,6 +180,52 @@ def _bench(
     return bench.main(folder, words)
 
 
+def _trust(
+    *command: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    kills: int = 20,
+    processes: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = (1,),
+    disks: int = 2,
+    neighbours: int = 1,
+    seed: int = 0,
+    may_differ: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = ("seconds",),
+    leave_out: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = (),
+    across: float | None = None,
+    limit: float = 3600.0,
+    warm: bool = False,
+    out: Annotated[Path, Parameter(alias="-o")] = Path("runs/trust"),
+) -> int:
+    """Kill a command at random moments, run it again, and compare what it leaves.
+
+    potstill trust --kills 8 -- potstill graph distill --seeds 1 --out {out}
+
+    Args:
+        command: The command, behind ``--``, with its folder as --out FOLDER or as {out}.
+        kills: Signals at random moments, for each number of processes.
+        processes: Numbers of processes to try; torchrun starts them where there are several.
+        disks: Full disks of each kind, for each number of processes.
+        neighbours: Second runs in the same folder, for each number of processes.
+        seed: Seed of kinds, moments and sizes.
+        may_differ: Patterns of JSON fields that may differ.
+        leave_out: Patterns of files that are not compared.
+        across: Largest difference of a weight between the first number of processes and another.
+        limit: Seconds after which a run counts as hanging.
+        warm: Import once and fork, where the command is one of potstill: many short runs.
+        out: Folder of the proof; the command gets its folder run.
+    """
+    from potstill.core.command.terminal import say
+    from potstill.core.trust.proof import prove
+
+    if warm and command[:1] != ("potstill",):
+        raise ConfigError(f"trust: warm needs a command of potstill, got {' '.join(command)!r}")
+    proof = prove(
+        command, out, kills=kills, processes=processes, disks=disks, neighbours=neighbours,
+        seed=seed, may_differ=may_differ, leave_out=leave_out, across=across, limit=limit, say=say,
+        call=(lambda words: main(words[1:])) if warm else None,
+    )  # fmt: skip
+    say("\n".join(["", *proof.table(), *proof.lost, *proof.untried]))
+    return 1 if proof.lost else 0
+
+
 def _benchmarks() -> Path:
     """The benchmarks of the clone that we are in, or else of the one that this file is in."""
     here, home = Path.cwd(), Path(__file__).resolve()
@@ -226,10 +273,10 @@ def _file(path: Path, root: App) -> Callable[[App, tuple[str, ...], ArgumentColl
 
 
 def _unknown(word: str, plugins: dict[str, EntryPoint]) -> str:
-    guess = nearest(word, {"env", "bench", *plugins})
+    guess = nearest(word, {"env", "bench", "trust", *plugins})
     return (
         f"unknown command {word!r}" + (f"; {guess}" if guess.startswith("did") else "") + "\n"
-        f"  installed: {', '.join(sorted(plugins)) or 'no domain'}; always: bench, env\n"
+        f"  installed: {', '.join(sorted(plugins)) or 'no domain'}; always: bench, env, trust\n"
         f"  if it is a domain of potstill: pip install potstill-{word}"
     )
 

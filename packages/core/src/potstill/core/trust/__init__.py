@@ -1,0 +1,5 @@
+"""Trust: a command that is killed, starved and crowded ends with the files it ends with alone."""
+
+import lazy_loader as _lazy
+
+__getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)

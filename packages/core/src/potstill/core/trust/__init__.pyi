@@ -1,0 +1,3 @@
+from .proof import Case as Case
+from .proof import Proof as Proof
+from .proof import prove as prove
