@@ -1,5 +1,7 @@
 import time
 
+import pytest
+
 from potstill.acm.backends.autotune import Autotuner
 
 
@@ -20,3 +22,15 @@ def test_the_fastest_way_is_taken_and_remembered():
     assert calls == {"slow": 3, "fast": 3}
     tuner.choose("b", {"slow": slow, "fast": fast})
     assert calls["slow"] == 6
+
+
+def test_a_way_that_does_not_fit_the_device_is_skipped():
+    def large():
+        raise MemoryError("262144 bytes of shared memory, the device has 166912")
+
+    tuner = Autotuner(skip=(MemoryError,))
+    assert tuner.choose("a", {"large": large, "small": lambda: None}) == "small"
+    with pytest.raises(MemoryError, match="the device has 166912"):
+        tuner.choose("b", {"large": large})
+    with pytest.raises(MemoryError):  # an error that nobody expects is never hidden
+        Autotuner().choose("a", {"large": large, "small": lambda: None})

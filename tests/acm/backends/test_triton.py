@@ -5,13 +5,17 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from potstill.acm import Learners
+from potstill.core import ConfigError
 
 pytest.importorskip("triton", reason="triton is not installed")
 
 PROGRAM = """
 import torch
 from potstill.acm import Learners, backends
-from potstill.acm.backends.triton import TILES, triton
+from potstill.acm.backends.triton import NARROW, WIDE, triton
 from potstill.acm.backends.learners import split_widths
 
 torch.manual_seed(0)
@@ -29,7 +33,7 @@ for hidden, inputs, outputs, count, activation in [
     for k in (torch.randint(0, count + 1, (tokens,)), torch.zeros(tokens, dtype=torch.long),
               torch.full((tokens,), count)):
         reference = backends.dense_masked(x, k, learners)
-        for tiles in {tiles.fused: tiles for tiles in TILES}.values():
+        for tiles in (*WIDE[::3], *NARROW[::3]):  # two kernels and one
             torch.testing.assert_close(triton(x, k, learners, tiles), reference,
                                        atol=1e-5, rtol=1e-5)
     leaves = [t.clone().requires_grad_() for t in (x, *learners[:4])]
@@ -54,3 +58,12 @@ def test_the_kernels_agree_with_the_reference_in_the_interpreter():
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "agrees" in done.stdout
+
+
+def test_double_precision_is_refused_with_another_backend():
+    from potstill.acm.backends.triton import triton
+
+    up, bias = torch.zeros(8, 4, dtype=torch.float64), torch.zeros(8, dtype=torch.float64)
+    learners = Learners(up, bias, up, bias[:4], (0, 4, 8))
+    with pytest.raises(ConfigError, match=r"got torch\.float64; use the backend sorted_prefix"):
+        triton(up, torch.ones(8, dtype=torch.long), learners)

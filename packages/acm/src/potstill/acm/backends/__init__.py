@@ -56,9 +56,9 @@ def run(x: Tensor, choices: Tensor, learners: Learners, backend: str = "auto") -
         x: Tokens, [tokens in].
         choices: Learners of each token, [tokens] of integers from 0 to N.
         learners: The learners.
-        backend: A key of `BACKENDS`, or ``"auto"``: Triton on CUDA where it is installed,
-            `gathered` while a graph is captured (`torch.compile`, `torch.export`, ONNX), else
-            `sorted_prefix`.
+        backend: A key of `BACKENDS`, or ``"auto"``: `gathered` while a graph is captured
+            (`torch.compile`, `torch.export`, ONNX), Triton on CUDA where it is installed (not for
+            float64), else `sorted_prefix`.
 
     Returns:
         [tokens out]; rows whose choice is 0 are zero.
@@ -75,6 +75,8 @@ def run(x: Tensor, choices: Tensor, learners: Learners, backend: str = "auto") -
         )
     if torch.compiler.is_compiling():  # what is missing was said before
         call = BACKENDS["gathered" if backend == "auto" else backend].run
+    elif backend == "auto" and x.dtype == torch.float64:  # no kernel of Triton
+        call = BACKENDS["sorted_prefix"].run
     else:
         call = BACKENDS.resolve(backend, x.device).run
     kind = x.device.type

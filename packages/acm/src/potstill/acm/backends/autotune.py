@@ -18,6 +18,7 @@ class Autotuner:
 
     Args:
         rounds: Runs of each way, in turns; the fastest counts.
+        skip: Errors that mean that a way cannot run on this device; it is not chosen.
 
     Example:
         >>> tuner = Autotuner()
@@ -27,8 +28,8 @@ class Autotuner:
         {'shape': 'fast'}
     """
 
-    def __init__(self, rounds: int = 3) -> None:
-        self.rounds = rounds
+    def __init__(self, rounds: int = 3, skip: tuple[type[Exception], ...] = ()) -> None:
+        self.rounds, self.skip = rounds, skip
         self.known: dict[Hashable, Hashable] = {}
 
     def choose(
@@ -43,15 +44,27 @@ class Autotuner:
             key: Shapes, dtype, device, threads, and whatever else the choice depends on.
             ways: Callables without side effects.
             device: Waited for after each run, when it is asynchronous.
+
+        Raises:
+            Exception: One of ``skip``, the last one, where no way can run.
         """
         if key not in self.known:
             best = dict.fromkeys(ways, float("inf"))
             for _ in range(self.rounds):  # in turns, so that a disturbance hits all of them
-                for way, call in ways.items():
-                    start = time.perf_counter()
-                    call()
-                    if device is not None and device.type == "cuda":
-                        torch.cuda.synchronize(device)
-                    best[way] = min(best[way], time.perf_counter() - start)
+                for way in list(best):
+                    try:
+                        best[way] = min(best[way], _seconds(ways[way], device))
+                    except self.skip:
+                        del best[way]
+                        if not best:
+                            raise
             self.known[key] = min(best, key=lambda way: best[way])
         return self.known[key]  # type: ignore[return-value]
+
+
+def _seconds(call: Callable[[], object], device: torch.device | None) -> float:
+    start = time.perf_counter()
+    call()
+    if device is not None and device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start

@@ -12,21 +12,25 @@ Without a GPU the kernels run in Triton's interpreter (``TRITON_INTERPRET=1``), 
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
 import triton as tr
 import triton.language as tl
 from torch import Tensor
+from triton.runtime.errors import PTXASError
 
 from potstill.acm.backends.autotune import Autotuner
 from potstill.acm.backends.dense_masked import dense_masked
-from potstill.acm.backends.learners import Learners
+from potstill.acm.backends.learners import Learners, split_widths
 from potstill.core import ConfigError
 
-__all__ = ["Tiles", "triton", "tuner"]
+__all__ = ["NARROW", "WIDE", "Tiles", "launches", "tilings", "triton", "tuner"]
 
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _CODES = {"identity": 0, "gelu": 1, "gelu_tanh": 2, "quick_gelu": 3, "relu": 4, "silu": 5}
 
 
@@ -48,15 +52,25 @@ class Tiles(NamedTuple):
     warps: int
 
 
-TILES = (
+WIDE = (
     Tiles(False, 128, 128, 128, 8),
     Tiles(False, 128, 128, 64, 8),
     Tiles(False, 64, 128, 128, 4),
     Tiles(True, 64, 64, 256, 8),
-    Tiles(True, 128, 64, 128, 8),
+    Tiles(True, 128, 64, 64, 8),
 )
+"""For half precision on tensor cores."""
 
-tuner = Autotuner()
+NARROW = (
+    Tiles(False, 64, 64, 32, 8),
+    Tiles(False, 32, 64, 32, 4),
+    Tiles(False, 32, 32, 32, 4),
+    Tiles(True, 64, 32, 64, 8),
+    Tiles(True, 32, 32, 32, 4),
+)
+"""For float32, and for widths that cannot be read as vectors: both need many registers."""
+
+tuner = Autotuner(skip=(tr.OutOfResources, PTXASError))
 """What was found fastest, for each shape."""
 
 
@@ -76,6 +90,12 @@ def _activate(z, CODE: tl.constexpr):
 
 
 @tr.jit
+def _at(start, row, columns):
+    """Where rows of a matrix begin, which may have more than 2^31 elements."""
+    return start + row.to(tl.int64) * columns
+
+
+@tr.jit
 def _hidden_tile(
     x, up, bias, rows, live, unit, limit, wanted, columns,
     CODE: tl.constexpr, TOKENS: tl.constexpr, HIDDEN: tl.constexpr, INNER: tl.constexpr,
@@ -86,11 +106,11 @@ def _hidden_tile(
     for d0 in range(0, columns, INNER):
         d = d0 + tl.arange(0, INNER)
         a = tl.load(
-            x + rows[:, None] * columns + d[None, :],
+            _at(x, rows[:, None], columns) + d[None, :],
             mask=live[:, None] & (d < columns)[None, :], other=0.0,
         )  # fmt: skip
         w = tl.load(
-            up + h[None, :] * columns + d[:, None],
+            _at(up, h[None, :], columns) + d[:, None],
             mask=(h < limit)[None, :] & (d < columns)[:, None], other=0.0,
         )  # fmt: skip
         z = tl.dot(a, w, z, input_precision="ieee")
@@ -101,9 +121,9 @@ def _hidden_tile(
 @tr.jit
 def _block(order, choices, ends, tokens, TOKENS: tl.constexpr):
     """The sorted tokens of this program, which of them exist, and how many units each wants."""
-    position = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    position = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
     live = position < tokens
-    rows = tl.load(order + position, mask=live, other=0)
+    rows = tl.load(order + position, mask=live, other=0).to(tl.int64)
     choice = tl.load(choices + rows, mask=live, other=0)
     wanted = tl.load(ends + choice, mask=live, other=0)
     return position, live, rows, wanted
@@ -116,9 +136,8 @@ def _fused_kernel(
     OUT: tl.constexpr,
 ):  # fmt: skip
     _position, live, rows, wanted = _block(order, choices, ends, tokens, TOKENS)
-    rows = rows.to(tl.int64)
     limit = tl.max(wanted, axis=0)
-    o = tl.program_id(1) * OUT + tl.arange(0, OUT)
+    o = tl.program_id(1).to(tl.int64) * OUT + tl.arange(0, OUT)
     total = tl.zeros((TOKENS, OUT), tl.float32)
     for unit in range(0, limit, HIDDEN):
         z = _hidden_tile(
@@ -126,13 +145,13 @@ def _fused_kernel(
         )
         h = unit + tl.arange(0, HIDDEN)
         w = tl.load(
-            down + h[:, None] * outputs + o[None, :],
+            _at(down, h[:, None], outputs) + o[None, :],
             mask=(h < limit)[:, None] & (o < outputs)[None, :], other=0.0,
         )  # fmt: skip
         total = tl.dot(z.to(w.dtype), w, total, input_precision="ieee")
     first = tl.load(shift + o, mask=o < outputs, other=0.0).to(tl.float32)
     total += tl.where((wanted > 0)[:, None], first[None, :], 0.0)
-    where = y + rows[:, None] * outputs + o[None, :]
+    where = _at(y, rows[:, None], outputs) + o[None, :]
     tl.store(where, total.to(y.dtype.element_ty), mask=live[:, None] & (o < outputs)[None, :])
 
 
@@ -142,15 +161,14 @@ def _up_kernel(
     CODE: tl.constexpr, TOKENS: tl.constexpr, HIDDEN: tl.constexpr, INNER: tl.constexpr,
 ):  # fmt: skip
     position, live, rows, wanted = _block(order, choices, ends, tokens, TOKENS)
-    rows = rows.to(tl.int64)
     limit = tl.max(wanted, axis=0)
-    unit = tl.program_id(1) * HIDDEN
+    unit = tl.program_id(1).to(tl.int64) * HIDDEN
     if unit < limit:
         z = _hidden_tile(
             x, up, bias, rows, live, unit, limit, wanted, columns, CODE, TOKENS, HIDDEN, INNER
         )
         h = unit + tl.arange(0, HIDDEN)
-        where = buffer + position.to(tl.int64)[:, None] * units + h[None, :]
+        where = _at(buffer, position[:, None], units) + h[None, :]
         z = z.to(buffer.dtype.element_ty)
         tl.store(where, z, mask=live[:, None] & (h < units)[None, :])
 
@@ -161,24 +179,23 @@ def _down_kernel(
     TOKENS: tl.constexpr, HIDDEN: tl.constexpr, OUT: tl.constexpr,
 ):  # fmt: skip
     position, live, rows, wanted = _block(order, choices, ends, tokens, TOKENS)
-    rows = rows.to(tl.int64)
     limit = tl.max(wanted, axis=0)
-    o = tl.program_id(1) * OUT + tl.arange(0, OUT)
+    o = tl.program_id(1).to(tl.int64) * OUT + tl.arange(0, OUT)
     total = tl.zeros((TOKENS, OUT), tl.float32)
     for unit in range(0, limit, HIDDEN):
         h = unit + tl.arange(0, HIDDEN)
         z = tl.load(
-            buffer + position.to(tl.int64)[:, None] * units + h[None, :],
+            _at(buffer, position[:, None], units) + h[None, :],
             mask=live[:, None] & (h < limit)[None, :], other=0.0,
         )  # fmt: skip
         w = tl.load(
-            down + h[:, None] * outputs + o[None, :],
+            _at(down, h[:, None], outputs) + o[None, :],
             mask=(h < limit)[:, None] & (o < outputs)[None, :], other=0.0,
         )  # fmt: skip
         total = tl.dot(z, w, total, input_precision="ieee")
     first = tl.load(shift + o, mask=o < outputs, other=0.0).to(tl.float32)
     total += tl.where((wanted > 0)[:, None], first[None, :], 0.0)
-    where = y + rows[:, None] * outputs + o[None, :]
+    where = _at(y, rows[:, None], outputs) + o[None, :]
     tl.store(where, total.to(y.dtype.element_ty), mask=live[:, None] & (o < outputs)[None, :])
 
 
@@ -188,28 +205,43 @@ def _launch(x: Tensor, choices: Tensor, learners: Learners, tiles: Tiles) -> Ten
     up, bias, down, shift = (t.contiguous() for t in learners[:4])
     (tokens, columns), (units, outputs) = x.shape, down.shape
     order = torch.argsort(choices, descending=True)
-    ends = torch.tensor(learners.bounds, device=x.device)
+    ends = _ends(learners.bounds, x.device)
     y = x.new_empty(tokens, outputs)
     blocks = tr.cdiv(tokens, tiles.tokens)
     sizes: dict[str, Any] = {"TOKENS": tiles.tokens, "HIDDEN": tiles.hidden}
     sizes["num_warps"] = tiles.warps
     code = _CODES[learners.activation]
-    if tiles.fused:
-        _fused_kernel[(blocks, tr.cdiv(outputs, tiles.inner))](
-            x, up, bias, down, shift, order, choices, ends, y, tokens, columns, outputs,
-            CODE=code, INNER=min(tiles.inner, 64), OUT=tiles.inner, **sizes,
+    with torch.cuda.device_of(x):
+        if tiles.fused:
+            _fused_kernel[(blocks, tr.cdiv(outputs, tiles.inner))](
+                x, up, bias, down, shift, order, choices, ends, y, tokens, columns, outputs,
+                CODE=code, INNER=min(tiles.inner, 64), OUT=tiles.inner, **sizes,
+            )  # fmt: skip
+            return y
+        buffer = x.new_empty(tokens, units)
+        _up_kernel[(blocks, tr.cdiv(units, tiles.hidden))](
+            x, up, bias, order, choices, ends, buffer, tokens, columns, units,
+            CODE=code, INNER=min(tiles.inner, 64), **sizes,
         )  # fmt: skip
-        return y
-    buffer = x.new_empty(tokens, units)
-    _up_kernel[(blocks, tr.cdiv(units, tiles.hidden))](
-        x, up, bias, order, choices, ends, buffer, tokens, columns, units,
-        CODE=code, INNER=min(tiles.inner, 64), **sizes,
-    )  # fmt: skip
-    _down_kernel[(blocks, tr.cdiv(outputs, tiles.inner))](
-        buffer, down, shift, order, choices, ends, y, tokens, units, outputs,
-        OUT=tiles.inner, **sizes,
-    )  # fmt: skip
+        _down_kernel[(blocks, tr.cdiv(outputs, tiles.inner))](
+            buffer, down, shift, order, choices, ends, y, tokens, units, outputs,
+            OUT=tiles.inner, **sizes,
+        )  # fmt: skip
     return y
+
+
+@cache
+def _ends(bounds: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor(bounds, device=device)
+
+
+def launches() -> Iterator[Callable[[], object]]:
+    """Calls that launch each kernel in each of its forms; `tools/compile_kernels.py` makes them."""
+    for dtype, activation, width in product(_DTYPES, _CODES, (24, 64)):
+        up, down = torch.zeros(2, 64, width, dtype=dtype)
+        learners = Learners(up, up[:, 0], down, down[0], split_widths(64, 4), activation)
+        for tiles in tilings(up, learners):
+            yield partial(_launch, up, torch.ones(64, dtype=torch.long), learners, tiles)
 
 
 class _Triton(torch.autograd.Function):
@@ -235,9 +267,15 @@ class _Triton(torch.autograd.Function):
 
 def _tuned(x: Tensor, choices: Tensor, learners: Learners) -> Tensor:
     key = (len(x).bit_length(), *learners.down.shape, x.shape[1], x.dtype, x.device)
-    ways = {tiles: partial(_launch, x, choices, learners, tiles) for tiles in TILES}
-    tiles = TILES[0] if x.device.type == "cpu" else tuner.choose(key, ways, x.device)
+    ways = {t: partial(_launch, x, choices, learners, t) for t in tilings(x, learners)}
+    tiles = next(iter(ways)) if x.device.type == "cpu" else tuner.choose(key, ways, x.device)
     return _launch(x, choices, learners, tiles)
+
+
+def tilings(x: Tensor, learners: Learners) -> tuple[Tiles, ...]:
+    """What to choose from; all of it fits 99 KiB of shared memory and spills no registers."""
+    vectors = not any(width % 16 for width in (*learners.up.shape, *learners.down.shape))
+    return WIDE if vectors and x.dtype != torch.float32 else NARROW
 
 
 def triton(x: Tensor, choices: Tensor, learners: Learners, tiles: Tiles | None = None) -> Tensor:
@@ -250,11 +288,16 @@ def triton(x: Tensor, choices: Tensor, learners: Learners, tiles: Tiles | None =
         x: Tokens, [tokens in], on a CUDA device (or the CPU in Triton's interpreter).
         choices: Learners of each token, [tokens] int64.
         learners: The learners.
-        tiles: Sizes of the tiles; by default the fastest of `TILES`, measured on the first call.
+        tiles: Sizes of the tiles; by default the fastest of `tilings`, measured on the first call.
 
     Raises:
-        ConfigError: The activation has no kernel.
+        ConfigError: The activation or the dtype has no kernel.
     """
+    if x.dtype not in _DTYPES:
+        raise ConfigError(
+            f"triton: x must be float32, float16 or bfloat16, got {x.dtype}; use the backend "
+            "sorted_prefix"
+        )
     if learners.activation not in _CODES:
         raise ConfigError(
             f"triton: activation must be one of {', '.join(_CODES)}, got "

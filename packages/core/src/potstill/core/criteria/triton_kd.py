@@ -7,28 +7,23 @@ reference (`potstill.core.criteria.logit`); rows that are not finite are redone 
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["kd_rows"]
+__all__ = ["kd_rows", "launches"]
 
 _TILE = 4096
 
 
 @triton.jit
-def _kd_kernel(
-    z_s: Any,
-    z_t: Any,
-    inverse_t: Any,
-    value: Any,
-    gradient: Any,
-    classes: Any,
-    tile: tl.constexpr,
-) -> None:
+def _kd_kernel(  # type: ignore[no-untyped-def]
+    z_s, z_t, inverse_t, value, gradient, classes, tile: tl.constexpr
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     scale = tl.load(inverse_t + row)
     start = row * classes
@@ -80,5 +75,14 @@ def kd_rows(z_s: Tensor, z_t: Tensor, T: float | Tensor) -> tuple[Tensor, Tensor
     value = torch.empty(rows, dtype=torch.float32, device=z_s.device)
     gradient = torch.empty_like(z_s)
     tile = min(_TILE, triton.next_power_of_2(classes))
-    _kd_kernel[(rows,)](z_s, z_t, inverse, value, gradient, classes, tile=tile)
+    with torch.cuda.device_of(z_s):
+        _kd_kernel[(rows,)](z_s, z_t, inverse, value, gradient, classes, tile=tile)
     return value, gradient
+
+
+def launches() -> Iterator[Callable[[], object]]:
+    """Calls that launch the kernel in each of its forms; `tools/compile_kernels.py` makes them."""
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        for classes in (1, 2, 10, 16, 37, 100, 128, 200, 512, 1000, 1024, 4096, 10_007, 32_000):
+            z = torch.zeros(2, classes, dtype=dtype)
+            yield partial(kd_rows, z, z, 4.0)

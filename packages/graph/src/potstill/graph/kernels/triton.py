@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from functools import partial
+
 import torch
 import triton
 import triton.language as tl
@@ -9,9 +12,10 @@ from torch import Tensor
 
 from potstill.graph.kernels.contrast import Contrast
 
-__all__ = ["edge_contrast"]
+__all__ = ["edge_contrast", "launches"]
 
-_TILE = 64
+_TILE, _ELEMENTS = 64, 1024
+"""Most edges a program, and most logits: more would not fit into the registers."""
 
 
 def edge_contrast(z: Tensor, made: Contrast, differentiate: bool) -> tuple[Tensor, Tensor | None]:
@@ -19,27 +23,40 @@ def edge_contrast(z: Tensor, made: Contrast, differentiate: bool) -> tuple[Tenso
     z = z.detach().contiguous()
     gradient = torch.zeros_like(z)
     edges, classes = made.i.numel(), z.shape[1]
-    tiles = triton.cdiv(edges, _TILE)
+    width = triton.next_power_of_2(classes)
+    tile = min(_TILE, _ELEMENTS // width)
+    tiles = triton.cdiv(edges, tile)
     values = z.new_empty(tiles)
     q_t = made.z_t if made.q_t is None else made.q_t
-    _contrast_kernel[(tiles,)](
-        z,
-        made.z_t.float().contiguous(),
-        q_t.float().contiguous(),
-        made.i,
-        made.j.contiguous(),
-        made.factor.float().contiguous(),
-        gradient,
-        values,
-        edges,
-        classes,
-        1 / made.tau,
-        KEPT=made.q_t is not None,
-        DIFFERENTIATE=differentiate,
-        TILE=_TILE,
-        WIDTH=triton.next_power_of_2(classes),
-    )
+    with torch.cuda.device_of(z):
+        _contrast_kernel[(tiles,)](
+            z,
+            made.z_t.float().contiguous(),
+            q_t.float().contiguous(),
+            made.i,
+            made.j.contiguous(),
+            made.factor.float().contiguous(),
+            gradient,
+            values,
+            edges,
+            classes,
+            1 / made.tau,
+            KEPT=made.q_t is not None,
+            DIFFERENTIATE=differentiate,
+            TILE=tile,
+            WIDTH=width,
+        )
     return values.sum(dtype=torch.float64), gradient if differentiate else None
+
+
+def launches() -> Iterator[Callable[[], object]]:
+    """Calls that launch the kernel in each of its forms; `tools/compile_kernels.py` makes them."""
+    i = torch.arange(4)
+    for classes in (1, 2, 3, 7, 16, 17, 32, 40, 64, 100, 128):
+        kept = Contrast.make(torch.randn(5, classes), i, i + 1, torch.ones(4), 2.0, 4)
+        for made in (kept, kept._replace(q_t=None)):
+            for differentiate in (True, False):
+                yield partial(edge_contrast, made.z_t, made, differentiate)
 
 
 @triton.jit
@@ -66,12 +83,12 @@ def _contrast_kernel(  # type: ignore[no-untyped-def]
     TILE: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    e = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    e = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
     c = tl.arange(0, WIDTH)
     there = e < edges
     inside = there[:, None] & (c < classes)[None, :]
-    row_i = tl.load(i + e, mask=there, other=0)[:, None] * classes + c[None, :]
-    row_j = tl.load(j + e, mask=there, other=0)[:, None] * classes + c[None, :]
+    row_i = tl.load(i + e, mask=there, other=0).to(tl.int64)[:, None] * classes + c[None, :]
+    row_j = tl.load(j + e, mask=there, other=0).to(tl.int64)[:, None] * classes + c[None, :]
     a = tl.load(factor + e, mask=there, other=0.0)[:, None]
 
     z_i = tl.load(z + row_i, mask=inside, other=0.0)
@@ -97,5 +114,5 @@ def _contrast_kernel(  # type: ignore[no-untyped-def]
         difference = z_i - z_j
         sign = tl.where(difference > 0, 1.0, tl.where(difference < 0, -1.0, 0.0))
         slope = a * inverse_tau * (power / total - q) * sign
-        tl.atomic_add(gradient + row_i, slope, mask=inside)
-        tl.atomic_add(gradient + row_j, -slope, mask=inside)
+        tl.atomic_add(gradient + row_i, slope, mask=inside, sem="relaxed")
+        tl.atomic_add(gradient + row_j, -slope, mask=inside, sem="relaxed")

@@ -4,10 +4,12 @@ Needs no CUDA compiler. The gradient of the table is summed with atomics, so its
 on the order of the programs.
 """
 
-# mypy: disable-error-code=untyped-decorator
+# mypy: disable-error-code="untyped-decorator,no-untyped-def"
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -17,7 +19,7 @@ from torch import Tensor
 
 from potstill.nerf.backends.levels import Levels
 
-__all__ = ["encode"]
+__all__ = ["encode", "launches"]
 
 _BLOCK = 128
 
@@ -58,11 +60,24 @@ def _launch(kernel: Any, levels: Levels, x: Tensor, *tensors: Tensor) -> None:
         return
     scale, integers = _level_tensors(levels, x.device)
     grid = (-(-len(x) // _BLOCK), len(levels.scale))
-    kernel[grid](
-        *(x, *tensors, scale, integers, len(x), len(levels.scale)),
-        F=levels.features,
-        BLOCK=_BLOCK,
-    )
+    with torch.cuda.device_of(x):
+        kernel[grid](
+            *(x, *tensors, scale, integers, len(x), len(levels.scale)),
+            F=levels.features,
+            BLOCK=_BLOCK,
+        )
+
+
+def launches() -> Iterator[Callable[[], object]]:
+    """Calls that launch each kernel in each of its forms; `tools/compile_kernels.py` makes them."""
+    for count, points, features in product((1, 3, 16), (5, 16), (1, 2, 4, 8)):
+        yield partial(_both_ways, Levels.geometric(count, features, 10, 4, 4 * count), points)
+
+
+def _both_ways(levels: Levels, points: int) -> None:
+    x = torch.zeros(points, 3, requires_grad=True)
+    table = torch.zeros(levels.total, levels.features, requires_grad=True)
+    encode(x, table, levels).sum().backward()
 
 
 @cache
@@ -73,7 +88,7 @@ def _level_tensors(levels: Levels, device: torch.device) -> tuple[Tensor, Tensor
 
 
 @triton.jit
-def _axis(x: Any, points: Any, scale: Any, mask: Any, axis: tl.constexpr) -> Any:
+def _axis(x, points, scale, mask, axis: tl.constexpr):
     """Cell and fraction along one axis; ``fma`` rounds once."""
     value = tl.load(x + points * 3 + axis, mask=mask, other=0.0)
     p = tl.fma(value, scale, tl.full(value.shape, 0.5, tl.float32))
@@ -82,7 +97,7 @@ def _axis(x: Any, points: Any, scale: Any, mask: Any, axis: tl.constexpr) -> Any
 
 
 @triton.jit
-def _row(gx: Any, gy: Any, gz: Any, resolution: Any, rows: Any, hashed: Any) -> Any:
+def _row(gx, gy, gz, resolution, rows, hashed):
     """Row of a vertex within its level; unsigned 32-bit arithmetic."""
     dense = (gx + gy * resolution + gz * resolution * resolution) % rows
     spread = (gx ^ (gy * 2654435761) ^ (gz * 805459861)) & (rows - 1)
@@ -90,101 +105,94 @@ def _row(gx: Any, gy: Any, gz: Any, resolution: Any, rows: Any, hashed: Any) -> 
 
 
 @triton.jit
-def _forward(
-    x: Any, table: Any, y: Any, scales: Any, integers: Any, count: Any, levels: Any,
-    F: tl.constexpr, BLOCK: tl.constexpr,
-) -> None:  # fmt: skip
-    """Features of a block of points at one level."""
-    level = tl.program_id(1)
-    points = (tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
+def _block(x, scales, integers, count, BLOCK: tl.constexpr):
+    """The points of this program, which exist, their cells and fractions, and the level."""
+    level = tl.program_id(1).to(tl.int64)
+    points = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = points < count
     scale = tl.load(scales + level)
+    gx, fx = _axis(x, points, scale, mask, 0)
+    gy, fy = _axis(x, points, scale, mask, 1)
+    gz, fz = _axis(x, points, scale, mask, 2)
     resolution = tl.load(integers + level * 4).to(tl.uint32)
     rows = tl.load(integers + level * 4 + 1).to(tl.uint32)
     hashed = tl.load(integers + level * 4 + 2) != 0
     offset = tl.load(integers + level * 4 + 3)
-    gx, fx = _axis(x, points, scale, mask, 0)
-    gy, fy = _axis(x, points, scale, mask, 1)
-    gz, fz = _axis(x, points, scale, mask, 2)
-    for f in tl.static_range(F):
-        total = tl.zeros([BLOCK], dtype=tl.float32)
-        for corner in tl.static_range(8):
-            dx: tl.constexpr = corner % 2
-            dy: tl.constexpr = corner // 2 % 2
-            dz: tl.constexpr = corner // 4
-            row = _row(gx + dx, gy + dy, gz + dz, resolution, rows, hashed) + offset
-            wx = fx if dx else 1 - fx
-            wy = fy if dy else 1 - fy
-            wz = fz if dz else 1 - fz
-            total += wx * wy * wz * tl.load(table + row * F + f, mask=mask, other=0.0)
-        tl.store(y + points * (levels * F) + level * F + f, total, mask=mask)
+    return level, points, mask, scale, gx, gy, gz, fx, fy, fz, resolution, rows, hashed, offset
+
+
+@triton.jit
+def _near(f, d: tl.constexpr):
+    """Weight of the lower or the upper corner along one axis."""
+    return f if d else 1 - f
+
+
+@triton.jit
+def _forward(
+    x, table, y, scales, integers, count, levels, F: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """Features of a block of points at one level."""
+    level, points, mask, _, gx, gy, gz, fx, fy, fz, resolution, rows, hashed, offset = _block(
+        x, scales, integers, count, BLOCK
+    )
+    f = tl.arange(0, F)[None, :]
+    total = tl.zeros([BLOCK, F], dtype=tl.float32)
+    for dz in tl.static_range(2):
+        for dy in tl.static_range(2):
+            for dx in tl.static_range(2):
+                row = _row(gx + dx, gy + dy, gz + dz, resolution, rows, hashed) + offset
+                weight = _near(fx, dx) * _near(fy, dy) * _near(fz, dz)
+                read = tl.load(table + row[:, None] * F + f, mask=mask[:, None], other=0.0)
+                total += weight[:, None] * read
+    tl.store(y + points[:, None] * levels * F + level * F + f, total, mask=mask[:, None])
 
 
 @triton.jit
 def _backward_table(
-    x: Any, gradient: Any, out: Any, scales: Any, integers: Any, count: Any, levels: Any,
-    F: tl.constexpr, BLOCK: tl.constexpr,
-) -> None:  # fmt: skip
+    x, gradient, out, scales, integers, count, levels, F: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
     """Scatter the gradient of a block of points to the rows of one level."""
-    level = tl.program_id(1)
-    points = (tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
-    mask = points < count
-    scale = tl.load(scales + level)
-    resolution = tl.load(integers + level * 4).to(tl.uint32)
-    rows = tl.load(integers + level * 4 + 1).to(tl.uint32)
-    hashed = tl.load(integers + level * 4 + 2) != 0
-    offset = tl.load(integers + level * 4 + 3)
-    gx, fx = _axis(x, points, scale, mask, 0)
-    gy, fy = _axis(x, points, scale, mask, 1)
-    gz, fz = _axis(x, points, scale, mask, 2)
-    for f in tl.static_range(F):
-        d = tl.load(gradient + points * (levels * F) + level * F + f, mask=mask, other=0.0)
-        for corner in tl.static_range(8):
-            dx: tl.constexpr = corner % 2
-            dy: tl.constexpr = corner // 2 % 2
-            dz: tl.constexpr = corner // 4
-            row = _row(gx + dx, gy + dy, gz + dz, resolution, rows, hashed) + offset
-            wx = fx if dx else 1 - fx
-            wy = fy if dy else 1 - fy
-            wz = fz if dz else 1 - fz
-            tl.atomic_add(out + row * F + f, wx * wy * wz * d, mask=mask)
+    level, points, mask, _, gx, gy, gz, fx, fy, fz, resolution, rows, hashed, offset = _block(
+        x, scales, integers, count, BLOCK
+    )
+    f = tl.arange(0, F)[None, :]
+    at = points[:, None] * levels * F + level * F + f
+    d = tl.load(gradient + at, mask=mask[:, None], other=0.0)
+    for dz in tl.static_range(2):
+        for dy in tl.static_range(2):
+            for dx in tl.static_range(2):
+                row = _row(gx + dx, gy + dy, gz + dz, resolution, rows, hashed) + offset
+                weight = _near(fx, dx) * _near(fy, dy) * _near(fz, dz)
+                tl.atomic_add(
+                    out + row[:, None] * F + f, weight[:, None] * d, mask[:, None], sem="relaxed"
+                )
 
 
 @triton.jit
 def _backward_input(
-    x: Any, table: Any, gradient: Any, out: Any, scales: Any, integers: Any, count: Any,
-    levels: Any, F: tl.constexpr, BLOCK: tl.constexpr,
-) -> None:  # fmt: skip
+    x, table, gradient, out, scales, integers, count, levels,
+    F: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """Add the slope of one level to the gradient of the points."""
-    level = tl.program_id(1)
-    points = (tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
-    mask = points < count
-    scale = tl.load(scales + level)
-    resolution = tl.load(integers + level * 4).to(tl.uint32)
-    rows = tl.load(integers + level * 4 + 1).to(tl.uint32)
-    hashed = tl.load(integers + level * 4 + 2) != 0
-    offset = tl.load(integers + level * 4 + 3)
-    gx, fx = _axis(x, points, scale, mask, 0)
-    gy, fy = _axis(x, points, scale, mask, 1)
-    gz, fz = _axis(x, points, scale, mask, 2)
+    level, points, mask, scale, gx, gy, gz, fx, fy, fz, resolution, rows, hashed, offset = _block(
+        x, scales, integers, count, BLOCK
+    )
+    f = tl.arange(0, F)[None, :]
+    at = points[:, None] * levels * F + level * F + f
+    d = tl.load(gradient + at, mask=mask[:, None], other=0.0)
     sx = tl.zeros([BLOCK], dtype=tl.float32)
     sy = tl.zeros([BLOCK], dtype=tl.float32)
     sz = tl.zeros([BLOCK], dtype=tl.float32)
-    for corner in tl.static_range(8):
-        dx: tl.constexpr = corner % 2
-        dy: tl.constexpr = corner // 2 % 2
-        dz: tl.constexpr = corner // 4
-        row = _row(gx + dx, gy + dy, gz + dz, resolution, rows, hashed) + offset
-        value = tl.zeros([BLOCK], dtype=tl.float32)
-        for f in tl.static_range(F):
-            d = tl.load(gradient + points * (levels * F) + level * F + f, mask=mask, other=0.0)
-            value += d * tl.load(table + row * F + f, mask=mask, other=0.0)
-        wx = fx if dx else 1 - fx
-        wy = fy if dy else 1 - fy
-        wz = fz if dz else 1 - fz
-        sx += (1.0 if dx else -1.0) * wy * wz * value
-        sy += (1.0 if dy else -1.0) * wx * wz * value
-        sz += (1.0 if dz else -1.0) * wx * wy * value
-    tl.atomic_add(out + points * 3, scale * sx, mask=mask)
-    tl.atomic_add(out + points * 3 + 1, scale * sy, mask=mask)
-    tl.atomic_add(out + points * 3 + 2, scale * sz, mask=mask)
+    for dz in tl.static_range(2):
+        for dy in tl.static_range(2):
+            for dx in tl.static_range(2):
+                row = _row(gx + dx, gy + dy, gz + dz, resolution, rows, hashed) + offset
+                read = tl.load(table + row[:, None] * F + f, mask=mask[:, None], other=0.0)
+                value = tl.sum(d * read, 1)
+                wx, wy, wz = _near(fx, dx), _near(fy, dy), _near(fz, dz)
+                sx += (2.0 * dx - 1.0) * wy * wz * value
+                sy += (2.0 * dy - 1.0) * wx * wz * value
+                sz += (2.0 * dz - 1.0) * wx * wy * value
+    tl.atomic_add(out + points * 3, scale * sx, mask=mask, sem="relaxed")
+    tl.atomic_add(out + points * 3 + 1, scale * sy, mask=mask, sem="relaxed")
+    tl.atomic_add(out + points * 3 + 2, scale * sz, mask=mask, sem="relaxed")
