@@ -3,6 +3,7 @@
 import pickle
 import random
 import zipfile
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 
 from potstill.core.errors import DataError
-from potstill.core.images import ImageSet, image_path, keyed
+from potstill.core.images import ImageSet, image_path, keyed, load_images
 from potstill.core.seed import generator
 
 
@@ -97,3 +98,54 @@ def test_keyed_transforms_draw_from_their_key_alone():
     torch.rand(5), np.random.rand(3), random.random()  # noqa: NPY002
     assert augment((0.0, 4), generator("k", 1)) == (one, 4)
     assert augment(0.0, generator("k", 2)) != one
+
+
+def test_the_first_folder_is_the_class_and_hidden_files_are_none(folder):
+    (folder / "cat" / "black").mkdir()
+    (folder / "cat" / "0.png").rename(folder / "cat" / "black" / "0.png")
+    (folder / "cat" / "._1.png").write_bytes(b"left by a file manager")
+    (folder / ".thumbs").mkdir()
+    Image.new("RGB", (12, 12)).save(folder / ".thumbs" / "a.png")
+    images = ImageSet(folder, labels=True)
+    assert images.classes == ("cat", "dog")
+    assert images.targets == [0] * 6 + [1] * 6
+
+
+def test_linked_folders_are_read_once(folder, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other")
+    (other / "owl").mkdir()
+    Image.new("RGB", (12, 12)).save(other / "owl" / "a.png")
+    (folder / "owl").symlink_to(other / "owl")
+    (folder / "dog" / "loop").symlink_to(folder)
+    images = ImageSet(folder, labels=True)
+    assert images.classes == ("cat", "dog", "owl")
+    assert len(images) == 13
+
+
+def test_a_test_set_is_numbered_by_the_training_classes(folder, tmp_path_factory):
+    train = ("bird", "cat", "dog")
+    assert ImageSet(folder, labels=True, classes=train).targets == [1] * 6 + [2] * 6
+    assert load_images(folder, classes=train).labels.tolist() == [1] * 6 + [2] * 6
+    (folder / "dog").rename(folder / "Dog")
+    for read in (partial(ImageSet, labels=True), load_images):
+        with pytest.raises(DataError, match="got 'Dog'; did you mean 'dog'"):
+            read(folder, classes=train)
+
+
+def test_deep_pixels_become_bytes_or_are_skipped_by_name(tmp_path):
+    deep = np.linspace(0, 65_535, 64, dtype=np.uint16).reshape(8, 8)
+    Image.fromarray(deep).save(tmp_path / "a.png")
+    Image.fromarray(deep).save(tmp_path / "b.tif")
+    Image.fromarray(deep.astype(np.float32)).save(tmp_path / "c.tif")
+    images = ImageSet(tmp_path)
+    for index in (0, 1):
+        found = np.asarray(images[index])[..., 0]
+        assert np.abs(found.astype(float) - deep / 257).max() <= 0.5
+    images[2]
+    assert "F values from 0.0 to 65535.0 have no known range" in images.broken["c.tif"]
+
+
+def test_a_picture_that_is_too_large_is_skipped(folder, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(DataError, match="none of the 12 images can be read"):
+        ImageSet(folder)[0]

@@ -47,6 +47,8 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
 class Files(Sequence[str]):
     """The files below a folder, or in a zip file: their names, sorted, and their bytes.
 
+    Hidden files are left out, and links to folders are followed.
+
     It can be pickled and forked: each process that reads opens the archive for itself.
 
     Args:
@@ -95,11 +97,25 @@ class Files(Sequence[str]):
             raise DataError(f"Files: {name} must be readable, got {error}") from error
 
     def _all(self) -> Iterator[str]:
-        if self._archive is None:
-            for path in self._folder.rglob("*"):
-                if path.is_file():
-                    yield path.relative_to(self._folder).as_posix()
-            return
+        names = self._below() if self._archive is None else self._inside()
+        for name in names:
+            # Hidden files are what systems and killed writers leave behind.
+            if not any(part.startswith((".", "__MACOSX")) for part in name.split("/")):
+                yield name
+
+    def _below(self) -> Iterator[str]:
+        """Names below a folder; links to folders are followed, once each."""
+        seen = set()
+        for at, folders, files in os.walk(self._folder, followlinks=True):
+            real = os.path.realpath(at)
+            if real in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            yield from (Path(at, file).relative_to(self._folder).as_posix() for file in files)
+
+    def _inside(self) -> Iterator[str]:
+        """Names in the archive."""
         prefix = "" if self._folder == Path() else f"{self._folder.as_posix()}/"
         for name in self._zip().namelist():
             if name.startswith(prefix) and not name.endswith("/"):

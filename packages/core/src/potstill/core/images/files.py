@@ -5,14 +5,15 @@ from __future__ import annotations
 import io
 import logging
 import os
-from collections.abc import Callable
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from potstill.core.errors import DataError
+from potstill.core.errors import DataError, nearest
 from potstill.core.files import Files
 from potstill.core.seed import seeded
 from potstill.core.store.data import root
@@ -26,25 +27,31 @@ IMAGENET: Statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CIFAR10: Statistics = ((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.262))
 
 _log = logging.getLogger(__name__)
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
+_SUFFIXES = (
+    ".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif",
+)  # fmt: skip
 
 
 class ImageSet:
     """The images below a folder, or in a zip file, sorted by path.
 
-    With ``labels`` the name of the folder that an image lies in is its class; without, any tree of
-    images will do. An image that cannot be read is replaced by the next readable one; ``corrupt``
-    counts them (per process) and each is logged once. A set can be pickled, so that worker
-    processes can read it.
+    With ``labels`` the first folder below ``source`` is the class of an image, as in torchvision's
+    ``ImageFolder``; without, any tree of images will do. Hidden files are no images. An image that
+    cannot be read is replaced by the next readable one; ``corrupt`` counts them (per process) and
+    each is logged once; files of other kinds are counted in the log. 16-bit grey becomes 8-bit. A
+    set can be pickled, so that worker processes can read it.
 
     Args:
         source: A folder, or a ``.zip`` file, optionally with a folder inside:
             ``cifar10_10k.zip/cifar10/train``; found as `image_path` says.
         labels: Items are ``(image, class index)`` instead of images.
         transform: Applied to the image, a PIL image in RGB.
+        classes: Names of the classes in their order, for a set that is judged by a model of another
+            one; the folders that are there, sorted, by default.
 
     Raises:
-        DataError: Nothing there, no image in it, or no class folders although ``labels``.
+        DataError: Nothing there, no image in it, no class folders although ``labels``, or folders
+            that are none of ``classes``.
 
     Example:
         >>> import tempfile
@@ -61,24 +68,34 @@ class ImageSet:
         *,
         labels: bool = False,
         transform: Callable[[Any], Any] | None = None,
+        classes: Sequence[str] | None = None,
     ) -> None:
         self.transform, self.labels = transform, labels
-        self.files = Files(image_path(source), _SUFFIXES)
-        self.names = list(self.files)
+        self.files = Files(image_path(source))
+        self.names = [name for name in self.files if name.lower().endswith(_SUFFIXES)]
+        if others := len(self.files) - len(self.names):
+            _log.info("ImageSet: %d files of %s are not images", others, source)
         if not self.names:
             raise DataError(
                 f"ImageSet: {source} must hold images ({', '.join(_SUFFIXES)}), got none; "
                 "name the folder above them"
             )
-        parents = [PurePosixPath(name).parent for name in self.names]
-        self.classes = tuple(sorted({parent.name for parent in parents}))
-        if labels and (len(self.classes) < 2 or PurePosixPath() in parents):
+        folders = [name.partition("/")[0] if "/" in name else "" for name in self.names]
+        found = sorted(set(folders))
+        if labels and (len(found) < (1 if classes else 2) or "" in found):
             raise DataError(
                 f"ImageSet: {source} must hold one folder per class when labels are wanted, got "
-                f"{len(self.names)} images in {len(self.classes)} folder(s)"
+                f"{len(self.names)} images in {len(found)} folder(s); "
+                "name the folder above the classes"
+            )
+        self.classes = tuple(classes or found)
+        if strange := sorted(set(found) - set(self.classes)):
+            raise DataError(
+                f"ImageSet: the folders of {source} must be classes of the training images, got "
+                f"{', '.join(map(repr, strange[:5]))}; {nearest(strange[0], self.classes)}"
             )
         number = {name: index for index, name in enumerate(self.classes)}
-        self.targets = [number[parent.name] for parent in parents]
+        self.targets = [number[folder] for folder in folders]
         self.broken: dict[str, str] = {}  # names of images that cannot be read, and why
 
     @property
@@ -105,11 +122,30 @@ class ImageSet:
         if name in self.broken:
             return None
         try:
-            return Image.open(io.BytesIO(self.files.read(name))).convert("RGB")
-        except (OSError, SyntaxError) as error:
+            return _rgb(Image.open(io.BytesIO(self.files.read(name))))
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             self.broken[name] = str(error)
             _log.warning("ImageSet: %s cannot be read and is skipped: %s", name, error)
             return None
+
+
+def _rgb(image: Any) -> Any:
+    """A PIL image in RGB; PIL itself would cut 16-bit grey at 255, to white.
+
+    Raises:
+        ValueError: Values of 32 bits that are not those of 16: their range is not known.
+    """
+    from PIL import Image
+
+    if image.mode != "F" and not image.mode.startswith("I"):
+        return image.convert("RGB")
+    values = np.asarray(image)
+    if image.mode == "F" or values.min() < 0 or values.max() > 65_535:
+        raise ValueError(
+            f"{image.mode} values from {values.min()} to {values.max()} have no known range; "
+            "convert the file to 8 or 16 bits"
+        )
+    return Image.fromarray((values / 257).round().astype(np.uint8)).convert("RGB")
 
 
 def image_path(source: str | os.PathLike[str]) -> Path:

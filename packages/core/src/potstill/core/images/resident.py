@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -192,23 +192,29 @@ class Images:
 
 
 def load_images(
-    source: str | Path, *, size: int | None = None, statistics: Statistics = IMAGENET
+    source: str | Path,
+    *,
+    size: int | None = None,
+    statistics: Statistics = IMAGENET,
+    classes: Sequence[str] | None = None,
 ) -> Images:
     """Read all images below a folder, or below a folder of a zip file, sorted by path.
 
-    Where images lie in several folders, the folder's name is the class.
+    Where images lie in several folders, the name of the first one below ``source`` is the class.
 
     Args:
         source: ``photos/`` or ``cifar10_10k.zip/cifar10/test``.
         size: Side of the centre square to which images are resized and cropped; needed when the
             images differ in size.
         statistics: Mean and standard deviation that the model expects of its input.
+        classes: Names of the classes in their order, e.g. those of the training images.
 
     Raises:
-        DataError: Nothing there, no image, or one that cannot be read.
+        DataError: Nothing there, no image, one that cannot be read, or a folder that is none of
+            ``classes``.
         ConfigError: Images of several sizes, and no ``size``.
     """
-    found = ImageSet(source)
+    found = ImageSet(source, classes=classes)
     images = [_square(found[index], size) for index in range(len(found))]
     if found.broken:
         name, error = next(iter(found.broken.items()))
@@ -219,9 +225,9 @@ def load_images(
         raise ConfigError(
             f"load_images: the images of {source} must have one size, got several; pass size="
         )
-    classes = found.classes if len(found.classes) > 1 else ()
-    labels = torch.tensor(found.targets if classes else [-1] * len(found))
-    return Images(_bytes(images), labels, tuple(found.names), classes, statistics)
+    known = found.classes if len(found.classes) > 1 else ()
+    labels = torch.tensor(found.targets if known else [-1] * len(found))
+    return Images(_bytes(images), labels, tuple(found.names), known, statistics)
 
 
 def _bytes(images: list[Any]) -> Tensor:

@@ -34,8 +34,11 @@ def probe(config: Probe, *, progress: bool = True) -> dict[str, float]:
     with Engine(config.device) as engine:
         vit = initial(config.init, config.encoder)
         parts: list[Tensor] = []
+        classes = None
         for source in (config.data.train, config.data.test):
-            parts += features_of(vit, held_out(source, vit, config.batch), engine.device)
+            batches = held_out(source, vit, config.batch, classes)
+            classes = batches.dataset.classes  # type: ignore[attr-defined]  # an ImageSet
+            parts += features_of(vit, batches, engine.device)
         return {
             "knn": knn_probe(*parts, neighbors=config.neighbors),
             "linear": linear_probe(

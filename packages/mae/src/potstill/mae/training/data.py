@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from timm.data import create_transform
@@ -53,9 +54,22 @@ def eval_transform(size: int, statistics: Statistics, crop: float = 0.875) -> An
     )
 
 
-def held_out(source: str, vit: Any, batch: int = 128) -> DataLoader[Any]:
-    """Labelled images as ``vit`` sees them at test time, in order; small ones are not cropped."""
-    images, size = ImageSet(source, labels=True), vit.patch_embed.img_size[0]
+def held_out(
+    source: str, vit: Any, batch: int = 128, classes: Sequence[str] | None = None
+) -> DataLoader[Any]:
+    """Labelled images as ``vit`` sees them at test time, in order; small ones are not cropped.
+
+    Args:
+        source: Folder or zip file.
+        vit: A timm model.
+        batch: Images at a time.
+        classes: Those of the training images, by which these are numbered.
+
+    Raises:
+        DataError: A folder that is none of ``classes``.
+    """
+    images = ImageSet(source, labels=True, classes=classes)
+    size = vit.patch_embed.img_size[0]
     images.transform = eval_transform(size, statistics_of(vit), 1.0 if size <= 64 else 0.875)
     return DataLoader(images, batch)  # type: ignore[arg-type]  # any sequence will do
 

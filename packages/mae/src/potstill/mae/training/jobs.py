@@ -158,7 +158,7 @@ class Finetuning(_ImageJob[Finetune]):
         found: dict[str, Any] = {"classes": list(self.images.classes)}
         if self.config.data.test:
             vit = self.vit.to(self.engine.device)  # `fit` gave it back to where it was made
-            batches = held_out(self.config.data.test, vit)
+            batches = held_out(self.config.data.test, vit, classes=self.images.classes)
             hits = [(top1(vit, *batch) * len(batch[1]), len(batch[1])) for batch in batches]
             found["top1"] = sum(h for h, _ in hits) / sum(n for _, n in hits)
         write_weights(self.vit, folder / "classifier.safetensors", "timm")
