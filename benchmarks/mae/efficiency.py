@@ -61,7 +61,7 @@ def full_image(models: Models) -> Callable[[], Tensor]:
 
 
 def masked(models: Models, ratio: float, decoder: dict[str, Any] | None) -> Callable[[], Tensor]:
-    student = MaskedAutoencoder(models.student(), decoder)
+    student = MaskedAutoencoder(models.student(), decoder, fixed_positions=True)
     distiller = MaskedToMasked(student, models.teacher(), masking=RandomMasking(ratio)).train()
     seen: list[int] = []
     student.encoder.vit.blocks[0].register_forward_hook(

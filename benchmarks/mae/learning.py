@@ -199,7 +199,9 @@ def masked(
     ratio: float = 0.75,
 ) -> Curve:
     student = MaskedAutoencoder(
-        make_student(seed), {"depth": 1, "width": 64, "heads": 4} if reconstruct else None
+        make_student(seed),
+        {"depth": 1, "width": 64, "heads": 4} if reconstruct else None,
+        fixed_positions=True,
     )
     distiller = MaskedToMasked(
         student,

@@ -88,7 +88,7 @@ def mae() -> None:
     options = {"img_size": 32, "patch_size": 8, "depth": 4, "num_classes": 0}
     teacher = timm.create_model("vit_tiny_patch16_224", **options)
     student = timm.create_model("vit_tiny_patch16_224", embed_dim=96, **options)
-    student = MaskedAutoencoder(student, decoder={"depth": 1, "width": 64})
+    student = MaskedAutoencoder(student, {"depth": 1, "width": 64}, fixed_positions=True)
     distiller = MaskedToMasked(student, teacher, masking=RandomMasking(0.75), layers=0.75)
     batches = [torch.randn(4, 3, 32, 32) for _ in range(2)]
     fit(distiller, batches, steps=2, optimizer=adamw(), progress=False)

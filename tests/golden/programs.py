@@ -394,7 +394,7 @@ def mae_pretrain():
 @program("MaskedToMasked", torch.float64)
 def mae_align():
     vits = [timm.create_model(e.name, **e.options()) for e in (encoder(16, 4), encoder(24, 4))]
-    student = mae.MaskedAutoencoder(vits[0], decoder=None)
+    student = mae.MaskedAutoencoder(vits[0], decoder=None, fixed_positions=True)
     teacher = mae.MaskedViT(vits[1]).prune(2)
     options = {"layers": [(1, 2), (2, 2)], "projector": "mlp"}
     return fit(

@@ -2,6 +2,7 @@
 
 import json
 import math
+import pickle
 
 import pytest
 import torch
@@ -334,6 +335,16 @@ def test_the_order_of_the_data_is_a_pure_function():
     assert [next(late).tolist() for _ in range(3)] == [
         batches.indices(k, Shard(seed=1)) for k in (3, 4, 5)
     ]
+
+
+def test_an_order_is_drawn_once_an_epoch(monkeypatch):
+    drawn, real = [], torch.randperm
+    monkeypatch.setattr(torch, "randperm", lambda *a, **k: (drawn.append(a), real(*a, **k))[1])
+    batches = Batches(range(23), 4)
+    for k in range(10):
+        batches.indices(k, Shard(seed=1))
+    assert len(drawn) == 2
+    assert pickle.loads(pickle.dumps(batches))._order is None
 
 
 def test_the_last_batch_may_be_short_and_the_order_kept():

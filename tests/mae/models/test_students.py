@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -15,6 +16,7 @@ from potstill.core.testing import requires_data
 from potstill.mae import (
     Decoder,
     Encoder,
+    MaskedAutoencoder,
     RandomMasking,
     Student,
     create_encoder,
@@ -22,6 +24,7 @@ from potstill.mae import (
     statistics_of,
     write_weights,
 )
+from potstill.mae.models.students import given
 
 TINY = Encoder("vit_tiny_patch16_224", image_size=32, patch_size=8, width=48, depth=2, heads=3)
 GRAY = ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
@@ -140,3 +143,23 @@ def test_the_small_teacher_loads():
 def test_negative_options_are_refused():
     with pytest.raises(ConfigError, match="width must be at least 0"):
         Encoder(width=-3)
+
+
+def test_an_architecture_that_is_named_is_not_left_to_the_source():
+    assert given(Encoder()) is None
+    named = Encoder("vit_small_patch16_224")
+    assert given(named) is named
+    assert create_encoder(Encoder(depth=1)).embed_dim == 384
+
+
+def test_a_model_that_is_masked_stays_as_it_was():
+    vit = create_encoder(Encoder("vit_tiny_patch16_224", image_size=32, patch_size=8, depth=1))
+    before = copy.deepcopy(vit.state_dict())
+    flags = [p.requires_grad for p in vit.parameters()]
+    asked = MaskedAutoencoder(vit, {"depth": 1, "width": 32}, fixed_positions=True)
+    assert all(torch.equal(value, before[name]) for name, value in vit.state_dict().items())
+    assert [p.requires_grad for p in vit.parameters()] == flags
+    assert not torch.equal(asked.encoder.vit.pos_embed, vit.pos_embed)
+    kept = MaskedAutoencoder(vit).encoder.vit.pos_embed
+    assert torch.equal(kept, vit.pos_embed)
+    assert kept.requires_grad

@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 
 from potstill.core import Batches
 from potstill.core.engine.batches import Shard
+from potstill.core.errors import DataError
 from potstill.core.images import IMAGENET
 from potstill.core.seed import generator
 from potstill.mae import ImageSet, eval_transform, keyed, train_transform
+from potstill.mae.training.data import held_out
 
 GRAY = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
@@ -53,3 +56,12 @@ def test_eval_transform_is_fixed(folder):
     images = ImageSet(folder, transform=eval_transform(8, GRAY))
     torch.testing.assert_close(images[0], images[0])
     assert images[0].shape == (3, 8, 8)
+
+
+def test_test_images_are_numbered_by_the_training_classes(folder, tmp_path_factory):
+    vit = timm.create_model("vit_tiny_patch16_224", img_size=16, patch_size=8, depth=1)
+    classes = ("aardvark", *ImageSet(folder, labels=True).classes)
+    labels = torch.cat([labels for _, labels in held_out(str(folder), vit, classes=classes)])
+    assert labels.min() == 1
+    with pytest.raises(DataError, match="must be classes of the training images, got"):
+        held_out(str(folder), vit, classes=("aardvark",))

@@ -31,7 +31,8 @@ class Encoder:
     """A timm vision transformer. Zero and empty mean: as the name says.
 
     Attributes:
-        name: Name of any timm ViT, DeiT or Eva-type model.
+        name: Name of any timm ViT, DeiT or Eva-type model; where neither it nor what is loaded
+            says more, vit_small_patch16_224.
         image_size: Side of the images in pixels.
         patch_size: Side of a patch in pixels.
         width: Channels of a token.
@@ -42,7 +43,7 @@ class Encoder:
         std: Standard deviation per channel of its images.
     """
 
-    name: str = "vit_small_patch16_224"
+    name: str = ""
     image_size: int = 0
     patch_size: int = 0
     width: int = 0

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, default_collate
 
 from potstill.core.engine.signature import describe, sketch
@@ -72,6 +73,7 @@ class Batches:
         self.workers = workers
         self.collate = collate or default_collate
         self.augment = augment
+        self._order: tuple[Any, Tensor] | None = None  # of the last epoch that was asked for
 
     def __len__(self) -> int:
         """Batches in an epoch of one process."""
@@ -102,12 +104,18 @@ class Batches:
         """The items of ``step`` for one rank: a pure function, so anyone may ask again."""
         epoch, k = divmod(step, self.steps_per_epoch(shard.world))
         size, chunk = len(self.dataset), self.batch_size * shard.world
-        if self.shuffle:
+        mine = slice(k * chunk + shard.rank, min((k + 1) * chunk, size), shard.world)
+        if not self.shuffle:
+            return list(range(size)[mine])
+        key = size, shard.seed, epoch
+        if self._order is None or self._order[0] != key:  # as long as an epoch of steps
             order = torch.randperm(size, generator=generator("order", shard.seed, epoch))
-        else:
-            order = torch.arange(size)
-        chosen = order[k * chunk : (k + 1) * chunk][shard.rank :: shard.world]
-        return [int(i) for i in chosen]
+            self._order = key, order
+        chosen: list[int] = self._order[1][mine].tolist()
+        return chosen
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_order": None}
 
     def stream(self, start: int, shard: Shard) -> Iterator[Any]:
         """Batches from step ``start`` on, without end."""

@@ -59,7 +59,7 @@ def time_steps(
 def _setting(
     student: Encoder, teacher: nn.Module, device: torch.device, ratio: float, decoder: Any = None
 ) -> MaskedToMasked:
-    masked = MaskedAutoencoder(create_encoder(student), decoder)
+    masked = MaskedAutoencoder(create_encoder(student), decoder, fixed_positions=True)
     return MaskedToMasked(masked, teacher, masking=RandomMasking(ratio)).to(device).train()
 
 

@@ -21,10 +21,11 @@ class MaskedAutoencoder(nn.Module):
     """A masked encoder and the decoder that paints what it did not see.
 
     Args:
-        vit: A timm vision transformer, or a :class:`MaskedViT`.
+        vit: A timm vision transformer, or a :class:`MaskedViT`; copied, so it stays as it is.
         decoder: Options of :class:`PatchDecoder` (depth, width, heads, share), or None for no
             decoder: then features are aligned only.
-        fixed_positions: Use the fixed sine-cosine table during pre-training, as published.
+        fixed_positions: Put the fixed sine-cosine table in the place of learned positions, as
+            published for encoders that begin untrained.
 
     Example:
         >>> import timm
@@ -42,10 +43,10 @@ class MaskedAutoencoder(nn.Module):
         vit: nn.Module,
         decoder: dict[str, Any] | None = None,
         *,
-        fixed_positions: bool = True,
+        fixed_positions: bool = False,
     ) -> None:
         super().__init__()
-        self.encoder = as_masked(vit)
+        self.encoder = as_masked(copy.deepcopy(vit))
         if fixed_positions:
             self.encoder.fix_positions()
         for module in self.encoder.unreached():

@@ -31,7 +31,8 @@ def create_encoder(encoder: Encoder, num_classes: int = 0, **options: Any) -> An
         DataError: timm knows no such name.
     """
     chosen = {"num_classes": num_classes, **encoder.options(), **options}
-    model = load_teacher(f"timm:{encoder.name}", pretrained=False, **chosen).model.train()
+    name = encoder.name or "vit_small_patch16_224"
+    model = load_teacher(f"timm:{name}", pretrained=False, **chosen).model.train()
     if encoder.mean:
         own = {"mean": encoder.mean, "std": encoder.std}
         model.pretrained_cfg = {**model.pretrained_cfg, **own}
@@ -114,7 +115,7 @@ def initial(init: str, encoder: Encoder) -> Any:
 
 
 def given(encoder: Encoder) -> Encoder | None:
-    """None for the default of a command: the source then says what the architecture is."""
+    """None where nothing was said: the source then says what the architecture is."""
     return None if encoder == Encoder() else encoder
 
 
