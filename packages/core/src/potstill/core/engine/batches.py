@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, default_collate
 
+from potstill.core.engine.signals import begin
 from potstill.core.engine.signature import describe, sketch
 from potstill.core.errors import ConfigError
 from potstill.core.seed import generator, seeded
@@ -119,7 +120,7 @@ class Batches:
 
     def stream(self, start: int, shard: Shard) -> Iterator[Any]:
         """Batches from step ``start`` on, without end."""
-        return iter(
+        return begin(
             DataLoader(
                 _Keyed(self.dataset, self.augment, shard.seed),  # type: ignore[arg-type]
                 batch_sampler=_Order(self, start, shard),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +20,7 @@ from potstill.core.engine.device import Engine
 from potstill.core.engine.history import History, Row, Show, plot_curves
 from potstill.core.engine.plan import MakeOptimizer, Plan, Run, Stage, Validation
 from potstill.core.engine.player import Defaults, Player, players_of
+from potstill.core.engine.signals import Signals, Stop
 from potstill.core.engine.signature import differences, signature
 from potstill.core.engine.source import Source, as_source
 from potstill.core.errors import CheckpointError, ConfigError, Interrupted, NonFiniteError
@@ -219,6 +219,7 @@ class _Loop:
         )
 
         self.players: list[Player] = []
+        self.unjudged: Row = {}
         self.step = 0
         self.taken = 0
         self.elapsed = 0.0
@@ -236,25 +237,40 @@ class _Loop:
         """Run to the end of the budget, or until validation says stop."""
         self.distiller.train()
         batches = self.source.stream(self.taken, self.shard)
-        with _signals(watch=self.run is not None) as received:
-            self.began = self.now() - self.elapsed
-            while not self._done():
-                row, stop = self._step(batches, received)
-                self.step += 1
-                if self.validation is not None and self._validation_due():
-                    row.update(self._validate(self.validation))
-                self.history.append(row)
-                show.update(row, self.plan.fraction(self.step, self.elapsed))
-                if self._checkpoint_due(stop):
-                    self._save()
-                if stop:
-                    raise Interrupted(
-                        f"fit: stopped by signal {stop} after step {self.step}; a checkpoint is in "
-                        f"{self.run.folder if self.run else ''}: the same command continues",
-                        exit_code=128 + stop,
-                    )
+        try:
+            with Signals(watch=self.run is not None) as signals:
+                self.began = self.now() - self.elapsed
+                while self.unjudged or not self._done():
+                    stop = 0
+                    if not self.unjudged:
+                        self.unjudged, stop = self._step(batches, signals.received)
+                        self.step += 1
+                    row = self._judge(signals)
+                    self.history.append(row)
+                    show.update(row, self.plan.fraction(self.step, self.elapsed))
+                    if self._checkpoint_due(stop):
+                        self._save()
+                    if stop:
+                        raise self._interrupted(stop)
+        finally:
+            del batches  # a traceback would keep the workers of a loader
         self._finish()
         return self.history.rows
+
+    def _judge(self, signals: Signals) -> Row:
+        """The row of the step that is over, with its validation where that is due."""
+        row = self.unjudged
+        if self.validation is not None and self._validation_due():
+            row.update(self._validate(self.validation, signals))
+        self.unjudged = {}
+        return row
+
+    def _interrupted(self, number: int) -> Interrupted:
+        return Interrupted(
+            f"fit: stopped by signal {number} after step {self.step}; a checkpoint is in "
+            f"{self.run.folder if self.run else ''}: the same command continues",
+            exit_code=128 + number,
+        )
 
     def _done(self) -> bool:
         number, self.progress = self.plan.locate(self.step, self.elapsed)
@@ -361,12 +377,20 @@ class _Loop:
         ends = self.plan.locate(self.step, self.elapsed)[0] == len(self.plan.stages)
         return ends or self.step % self.validation.every == 0
 
-    def _validate(self, validation: Validation) -> Row:
+    def _validate(self, validation: Validation, signals: Signals) -> Row:
         """Score the student, and keep its weights if they are the best so far."""
         student = self.distiller.student if self.average is None else self.average.module
         student.eval()
-        with torch.no_grad():
-            result = validation.score(student)
+        seed_all("validation", self.shard.seed, self.step, self.shard.rank)
+        try:
+            # Several processes finish it together; one need not: the grace may be shorter.
+            with torch.no_grad(), signals.raising(bool(self.run) and self.engine.world == 1):
+                result = validation.score(student)
+        except (Stop, Exception) as error:
+            if self.run is None or not signals.received or self.engine.world > 1:
+                raise
+            self._save()  # with the unjudged row: the validation is done when the run is continued
+            raise self._interrupted(max(signals.received)) from error
         student.train()
         self.distiller.train()
         if isinstance(result, int | float):
@@ -439,6 +463,7 @@ class _Loop:
             "best": self.best,
             "best_score": self.best_score,
             "waited": self.waited,
+            "unjudged": self.unjudged,
         }
         if engine.main:
             self.history.sync()
@@ -477,7 +502,7 @@ class _Loop:
         if state["source"] and hasattr(self.source, "load_state_dict"):
             self.source.load_state_dict(state["source"][self.engine.rank])
         self.best, self.best_score = state["best"], state["best_score"]
-        self.waited = state["waited"]
+        self.waited, self.unjudged = state["waited"], state.get("unjudged", {})
         return History(on_disk, state["rows"])
 
     def _resume_optimizer(self, player: Player, state: dict[str, Any]) -> None:
@@ -546,22 +571,6 @@ def _showing(progress: Any, engine: Engine) -> Iterator[Show]:
         yield show
     finally:
         show.close()
-
-
-@contextmanager
-def _signals(watch: bool) -> Iterator[list[int]]:
-    """Collect SIGTERM and SIGINT instead of dying of them, so that the step can be finished."""
-    received: list[int] = []
-    if not watch or threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    kinds = (signal.SIGTERM, signal.SIGINT)
-    before = {k: signal.signal(k, lambda number, _: received.append(number)) for k in kinds}
-    try:
-        yield received
-    finally:
-        for kind, handler in before.items():
-            signal.signal(kind, handler)
 
 
 def _is_finite(value: float) -> bool:

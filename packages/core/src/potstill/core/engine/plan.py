@@ -126,7 +126,8 @@ class Validation:
 
     Args:
         score: Gets the student (its moving average, where there is one) in eval mode and returns
-            a number, or several by name.
+            a number, or several by name. A signal may end it by an exception, and a continued run
+            calls it again: what it changes of the student it must put back in a ``finally``.
         every: Steps between validations; the last step is always validated.
         patience: Stop after so many validations without improvement.
         mode: Whether more is better.

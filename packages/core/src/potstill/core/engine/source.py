@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data.distributed import DistributedSampler
 
 from potstill.core.engine.batches import Shard
+from potstill.core.engine.signals import begin
 from potstill.core.engine.signature import describe, sketch
 from potstill.core.errors import ConfigError
 from potstill.core.seed import generator, key, seeded
@@ -172,7 +173,7 @@ class _Loaded:
             generator=generator("loader", shard.seed),
             prefetch_factor=loader.prefetch_factor,
         )
-        return iter(again)
+        return begin(again)
 
     def fingerprint(self) -> str:
         loader, order = self.loader, self._order(0, 0)
@@ -278,7 +279,7 @@ class _Streamed:
         for epoch in count(begun):
             _set_epoch(epoch, self.batches, *(getattr(self.batches, n, None) for n in _PARTS))
             found, mine = 0, None
-            for found, batch in enumerate(self.batches, 1):
+            for found, batch in enumerate(begin(self.batches), 1):
                 mine = batch if (found - 1) % shard.world == shard.rank else mine
                 if found % shard.world == 0:
                     taken += 1
