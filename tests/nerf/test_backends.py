@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -150,6 +151,46 @@ def test_cuda_backends_say_why_they_cannot_run(name):
         backends.resolve(name)
 
 
+def pretend_card(monkeypatch, name, **modules):
+    """A CUDA device with compute capability 8.9, and these modules in the place of packages."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
+    for module, content in modules.items():
+        monkeypatch.setitem(sys.modules, module.replace("_DOT_", "."), content)
+    backend = {**ENCODERS, **MARCHERS}[name]
+    monkeypatch.delitem(vars(backend), "missing", raising=False)  # looked for anew, and forgotten
+    monkeypatch.setitem(vars(backend), "missing", type(backend).missing.func(backend))
+    return backend
+
+
+def test_instructions_for_tiny_cuda_nn_name_the_card_of_this_machine(monkeypatch):
+    backend = pretend_card(monkeypatch, "tcnn", tinycudann=None)
+    assert "TCNN_CUDA_ARCHITECTURES=89 " in backend.missing
+    assert "setuptools<81" in backend.missing
+    assert f"nvcc of CUDA {(torch.version.cuda or '?').split('.')[0]}" in backend.missing
+
+
+@pytest.mark.parametrize("built", [True, False])
+def test_nerfacc_is_there_when_its_extension_is(monkeypatch, built):
+    extension = SimpleNamespace(_C=object() if built else None)
+    modules = {"nerfacc": SimpleNamespace(), "nerfacc_DOT_cuda_DOT__backend": extension}
+    backend = pretend_card(monkeypatch, "nerfacc", nerfacc_DOT_cuda=SimpleNamespace(), **modules)
+    assert ("no nvcc to compile it" in backend.missing) != built
+    assert MARCHERS.resolve("auto", "cuda").name == ("nerfacc" if built else "torch")
+    assert MARCHERS.resolve("auto", "cuda", ("contracted space",)).name == "torch"
+    if built:
+        with pytest.raises(BackendError, match="does not do contracted space; or use .* 'torch'"):
+            MARCHERS.resolve("nerfacc", "cuda", ("contracted space",))
+
+
+def test_places_are_rounded_once_without_float64_too():
+    x = torch.rand(100_000)
+    for scale in Levels.geometric(16, 2, 19, 16, 2048).scale:
+        exact = (x.double() * scale + 0.5).float()
+        assert (reference.placed(x, scale) != exact).float().mean() < 1e-4
+        assert (x * scale + 0.5 != exact).any()
+
+
 def test_unknown_backends_and_wrong_devices_are_refused():
     with pytest.raises(ConfigError, match="did you mean 'triton'"):
         ENCODERS.resolve("tritn")
@@ -161,7 +202,8 @@ def test_unknown_backends_and_wrong_devices_are_refused():
 
 def test_without_a_compiler_torch_is_used(monkeypatch):
     monkeypatch.setitem(vars(ENCODERS["native"]), "missing", "no C++ compiler was found")
-    assert ENCODERS.resolve("auto", "cpu").name == "torch"
+    with pytest.warns(UserWarning, match="'torch' runs instead of 'native': no C"):
+        assert ENCODERS.resolve("auto", "cpu").name == "torch"
     with pytest.raises(BackendError, match="no C\\+\\+ compiler was found; or use backend 'torch'"):
         ENCODERS.resolve("native")
     module = torch.nn.Module()

@@ -54,6 +54,19 @@ def test_a_named_one_is_refused_on_another_device():
     assert backends().resolve("torch", "mps").name == "torch"
 
 
+def test_what_a_backend_lacks_is_not_asked_of_it():
+    double = backends(lacks=("float64",))
+    assert double.resolve("auto", "cpu").name == double.resolve("native", "cpu").name == "native"
+    assert double.resolve("auto", "cpu", ("float64",)).name == "torch"
+    with pytest.raises(BackendError, match="it does not do float64; or use backend 'torch'"):
+        double.resolve("native", "cpu", ("float64",))
+
+
+def test_advice_is_made_for_this_machine_and_only_when_it_is_asked_for():
+    made = Backend("x", "", abs, packages=("no_such_package",), install=lambda: "build for 89")
+    assert made.missing.endswith("; build for 89")
+
+
 @pytest.mark.skipif(GPU, reason="needs a machine without CUDA")
 def test_a_cuda_backend_says_first_that_there_is_no_gpu():
     backend = Backend("fused", "one kernel", abs, ("cuda",), ("no_such_package",))

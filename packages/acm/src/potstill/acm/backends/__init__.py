@@ -38,7 +38,9 @@ def _has_grouped_mm() -> None:
 
 BACKENDS: Backends[Callable[[Tensor, Tensor, Learners], Tensor]] = Backends(
     "acm",
-    Backend("triton", "one fused Triton kernel", _triton, ("cuda",), ("triton",)),
+    Backend(
+        "triton", "one fused Triton kernel", _triton, ("cuda",), ("triton",), lacks=("float64",)
+    ),
     Backend("sorted_prefix", "dense products over tokens sorted by choice", sorted_prefix),
     Backend("grouped_mm", "grouped products, no waiting", grouped_mm, check=_has_grouped_mm),
     Backend("gathered", "learner by learner; what graph capture understands", gathered),
@@ -75,10 +77,9 @@ def run(x: Tensor, choices: Tensor, learners: Learners, backend: str = "auto") -
         )
     if torch.compiler.is_compiling():  # what is missing was said before
         call = BACKENDS["gathered" if backend == "auto" else backend].run
-    elif backend == "auto" and x.dtype == torch.float64:  # no kernel of Triton
-        call = BACKENDS["sorted_prefix"].run
     else:
-        call = BACKENDS.resolve(backend, x.device).run
+        needs = ("float64",) if x.dtype == torch.float64 else ()
+        call = BACKENDS.resolve(backend, x.device, needs).run
     kind = x.device.type
     if not torch.is_autocast_enabled(kind):
         return call(x, choices, learners)

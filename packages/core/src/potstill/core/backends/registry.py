@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -28,8 +28,10 @@ class Backend(Generic[F]):
         run: The implementation; heavy packages are imported when it is called.
         devices: Types of the devices that it runs on; any when empty.
         packages: Packages that it imports.
-        install: Command or advice that makes them available; ``pip install`` of each by default.
+        install: Command or advice that makes them available, or a function that makes it for this
+            machine; ``pip install`` of each by default.
         check: Function that raises `BackendError` where something else is missing.
+        lacks: What it does not do, in words that callers of `Backends.resolve` need.
     """
 
     name: str
@@ -37,8 +39,9 @@ class Backend(Generic[F]):
     run: F
     devices: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
-    install: str = ""
+    install: str | Callable[[], str] = ""
     check: Callable[[], object] | None = None
+    lacks: tuple[str, ...] = ()
 
     @cached_property
     def missing(self) -> str:
@@ -48,8 +51,9 @@ class Backend(Generic[F]):
         for package in self.packages:
             try:
                 import_module(package)
-            except (ImportError, OSError) as error:  # OSError: a library, driver or GPU is missing
-                advice = self.install or f"pip install {package}"
+            except Exception as error:  # any: tinycudann raises NameError without its extension
+                advice = self.install() if callable(self.install) else self.install
+                advice = advice or f"pip install {package}"
                 return f"{package} cannot be imported ({error}); {advice}"
         try:
             if self.check is not None:
@@ -88,21 +92,27 @@ class Backends(dict[str, Backend[F]]):
             f"{nearest(name, ('auto', *self))}"
         )
 
-    def resolve(self, name: str = "auto", device: torch.device | str | None = None) -> Backend[F]:
+    def resolve(
+        self,
+        name: str = "auto",
+        device: torch.device | str | None = None,
+        needs: Collection[str] = (),
+    ) -> Backend[F]:
         """The backend that ``name`` means here.
 
         Args:
             name: Name of a backend, which is taken or refused and never replaced; or ``"auto"``,
                 the first one that can run; a warning says why one that needs no package cannot.
             device: Device of the tensors; not looked at when None.
+            needs: What this call needs of what some backends lack.
 
         Raises:
             ConfigError: An unknown name.
-            BackendError: It cannot run here, or not on that device.
+            BackendError: It cannot run here, or not on that device, or lacks what is needed.
         """
         kind = None if device is None else torch.device(device).type
+        able = [b for b in self.values() if _runs_on(b, kind) and not _lacking(b, needs)]
         if name == "auto":
-            able = [b for b in self.values() if _runs_on(b, kind)]
             chosen = next(b for b in able if not b.missing)
             for b in able[: able.index(chosen)] if kind else ():
                 if b.check and not b.packages:  # nothing has to be installed, so it is expected
@@ -116,8 +126,10 @@ class Backends(dict[str, Backend[F]]):
         reason = backend.missing
         if not reason and not _runs_on(backend, kind):
             reason = f"it runs on {' and '.join(backend.devices)}, got tensors on {kind}"
+        if not reason and (lacking := _lacking(backend, needs)):
+            reason = f"it does not do {' and '.join(lacking)}"
         if reason:
-            other = next(b for b in self.values() if _runs_on(b, kind) and not b.missing)
+            other = next(b for b in able if not b.missing)
             raise BackendError(
                 f"{self.function}: backend {name!r} cannot run here: {reason}; or use backend "
                 f"{other.name!r}"
@@ -140,3 +152,7 @@ class Backends(dict[str, Backend[F]]):
 
 def _runs_on(backend: Backend[F], kind: str | None) -> bool:
     return kind is None or not backend.devices or kind in backend.devices
+
+
+def _lacking(backend: Backend[F], needs: Collection[str]) -> list[str]:
+    return [need for need in needs if need in backend.lacks]

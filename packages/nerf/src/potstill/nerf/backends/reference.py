@@ -7,7 +7,7 @@ from torch import Tensor
 
 from potstill.nerf.backends.levels import PRIMES, Levels
 
-__all__ = ["corner_rows", "encode", "march"]
+__all__ = ["corner_rows", "encode", "march", "placed"]
 
 
 def encode(x: Tensor, table: Tensor, levels: Levels) -> Tensor:
@@ -25,7 +25,7 @@ def encode(x: Tensor, table: Tensor, levels: Levels) -> Tensor:
     for level in range(len(levels.scale)):
         scale = float(levels.scale[level])
         # Rounded once, as a fused multiply-add: this is what decides parity with tiny-cuda-nn.
-        p = (x.double() * scale + 0.5).float()
+        p = placed(x, scale) if x.device.type == "mps" else (x.double() * scale + 0.5).float()
         cell = p.detach().floor()
         f = (p - cell).to(table.dtype)  # [B 3]
         rows = corner_rows(cell.long(), levels, level)  # [B 8]
@@ -35,6 +35,26 @@ def encode(x: Tensor, table: Tensor, levels: Levels) -> Tensor:
         ).flatten(1)  # [B 8], x fastest
         outputs.append((weights[:, :, None] * table[rows]).sum(1))
     return torch.cat(outputs, dim=1)
+
+
+def placed(x: Tensor, scale: float) -> Tensor:
+    """``x * scale + 0.5`` rounded once, in float32 alone: MPS has no float64.
+
+    Source: Dekker, 1971: products and sums with their rounding errors.
+    """
+    (a, b), (c, d) = _halves(x), _halves(x.new_tensor(scale))
+    product = x * scale
+    error = ((a * c - product) + a * d + b * c) + b * d
+    total = product + 0.5
+    half = total - product
+    return total + ((product - (total - half)) + (0.5 - half) + error)
+
+
+def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Two numbers of 12 bits whose sum is x."""
+    large = x * 4097
+    high = large - (large - x)
+    return high, x - high
 
 
 def corner_rows(cell: Tensor, levels: Levels, level: int) -> Tensor:

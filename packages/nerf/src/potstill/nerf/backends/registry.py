@@ -31,8 +31,7 @@ ENCODERS: Backends[_Encode] = Backends(
         tcnn.encode,
         ("cuda",),
         ("tinycudann",),
-        install="TCNN_CUDA_ARCHITECTURES=90 pip install --no-build-isolation "
-        "'git+https://github.com/NVlabs/tiny-cuda-nn/#subdirectory=bindings/torch'",
+        install=tcnn.advice,
     ),
     Backend(
         "native",
@@ -53,6 +52,8 @@ MARCHERS: Backends[_March] = Backends(
         nerfaccgrid.march,
         ("cuda",),
         ("nerfacc",),
+        check=nerfaccgrid.extension,
+        lacks=(nerfaccgrid.CONTRACTED,),
     ),
     Backend(
         "native",

@@ -12,7 +12,19 @@ from torch import Tensor
 from potstill.core import BackendError, ShapeError
 from potstill.nerf.backends.levels import Levels
 
-__all__ = ["config", "encode", "from_params", "to_params"]
+__all__ = ["advice", "config", "encode", "from_params", "to_params"]
+
+
+def advice() -> str:
+    """How to build tiny-cuda-nn for the card and the torch of this machine."""
+    major = (torch.version.cuda or "?").split(".")[0]
+    capability = "{}{}".format(*torch.cuda.get_device_capability())
+    return (
+        f"with nvcc of CUDA {major}, as torch's, on PATH: pip install 'setuptools<81' ninja, then "
+        f"TCNN_CUDA_ARCHITECTURES={capability} pip install --no-build-isolation "
+        "'git+https://github.com/NVlabs/tiny-cuda-nn/#subdirectory=bindings/torch' (pip clones its "
+        "submodules; an archive lacks them)"
+    )
 
 
 def config(levels: Levels) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from potstill.core import DataError
 from potstill.nerf.backends import MARCHERS
+from potstill.nerf.backends.nerfaccgrid import CONTRACTED
 from potstill.nerf.render.occupancy import Occupancy
 from potstill.nerf.space import Rays, Space
 
@@ -85,11 +86,16 @@ def march(
         space: Region, with the lengths of the intervals.
         occupancy: Cells that are worth samples.
         jitter: Place of the samples in their intervals, [R] in [0, 1]; the middle when None.
-        backend: Name of the backend that marches.
+        backend: Name of the backend that marches; ``"auto"`` takes the best one that knows the
+            space and runs on the device of the rays.
+
+    Raises:
+        BackendError: The backend cannot run here, or does not do this space.
     """
     if jitter is None:
         jitter = torch.full_like(rays.base, 0.5)
-    t, dt, ray, counts = MARCHERS.resolve(backend, rays.origins.device).run(
+    needs = (CONTRACTED,) if space.kind == "contracted" else ()
+    t, dt, ray, counts = MARCHERS.resolve(backend, rays.origins.device, needs).run(
         rays.origins,
         rays.directions,
         rays.base,
