@@ -45,6 +45,7 @@ from .store.data import locate as locate
 from .store.export import to_exported as to_exported
 from .store.export import to_onnx as to_onnx
 from .vocabulary.distiller import Distiller as Distiller
+from .vocabulary.mean import Mean as Mean
 from .vocabulary.objective import Criterion as Criterion
 from .vocabulary.objective import Losses as Losses
 from .vocabulary.objective import Objective as Objective

@@ -135,16 +135,19 @@ class Taid(nn.Module):
         """`taid` at the current tau; in training the state moves on."""
         loss = taid(z_s, z_t, target, tau=self.tau.clone(), **options)
         if self.training:
-            self.update(loss.detach().mean())
+            self.update(loss.detach().mean(), getattr(loss, "count", len(z_s)))
         return loss
 
     @torch.no_grad()
-    def update(self, loss: Tensor) -> None:
-        """Move tau, given the loss of a step."""
+    def update(self, loss: Tensor, count: float | Tensor = 1) -> None:
+        """Move tau, given the loss of a step, a mean over ``count`` rows of this process."""
         loss = loss.to(self.tau)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(loss)
-            loss = loss / torch.distributed.get_world_size()
+            shared = torch.stack([loss, torch.ones_like(loss)]) * torch.as_tensor(count).clamp_min(
+                1
+            )
+            torch.distributed.all_reduce(shared)
+            loss = shared[0] / shared[1]
         gain = (self.previous - loss) / (self.previous + 1e-15)
         first = self.previous.isnan()
         momentum = self.beta * self.momentum + (1 - self.beta) * gain

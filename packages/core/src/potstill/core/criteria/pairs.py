@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from potstill.core.errors import ShapeError
+from potstill.core.vocabulary.mean import Mean, labels_key
 
 __all__ = ["masked_mean", "pair", "wide"]
 
@@ -71,8 +72,11 @@ def masked_mean(name: str, values: Tensor, mask: Tensor | None) -> Tensor:
         raise ShapeError(
             f"{name}: mask must be {list(values.shape)} or its leading axes, got {list(mask.shape)}"
         )
-    weight = mask.to(values.dtype)
+    weight, count = mask.to(values.dtype), mask.sum()
+    key = labels_key(mask, 0)
     each = values.numel() / max(weight.numel(), 1)
     weight = weight.reshape(mask.shape + (1,) * (values.ndim - mask.ndim))
     # What is masked may be NaN, and 0 * NaN is NaN.
-    return (values.masked_fill(weight == 0, 0) * weight).sum() / (weight.sum().clamp_min(1) * each)
+    total = (values.masked_fill(weight == 0, 0) * weight).sum()
+    value = total / (weight.sum().clamp_min(1) * each)
+    return value if torch.compiler.is_exporting() else Mean.known(value, count.detach(), key)

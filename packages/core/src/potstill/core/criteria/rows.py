@@ -25,6 +25,7 @@ from torch import Tensor
 
 from potstill.core.criteria.blocks import Gradient, blocks, compute_dtype, together
 from potstill.core.errors import ConfigError, ShapeError
+from potstill.core.vocabulary.mean import Mean, labels_key
 
 __all__ = [
     "Reduction",
@@ -49,7 +50,8 @@ class RowOptions(TypedDict, total=False):
             row of weight 0 does not count, whatever it holds. May be learned.
         ignore_index: Rows whose label in ``target`` equals this do not count (default -100).
         reduction: ``"mean"`` (default): sum over classes, weighted mean over the rows that count,
-            the divisor being at least 1, so that no row at all gives 0; ``"sum"``; ``"none"``:
+            the divisor being at least 1, so that no row at all gives 0, as a
+            `potstill.core.Mean` where rows are masked or weighted; ``"sum"``; ``"none"``:
             one value a row, shape [rows], rows that do not count give 0.
         dim: The class axis, by default the last. Logits of more than three axes must name it:
             segmentation [N C H W] passes 1.
@@ -162,12 +164,10 @@ def evaluate(
         context = (labels, *context)
     elif target is not None and not target.is_floating_point():
         _, valid = valid_rows(name, target, ignore_index, shape)
-    if valid is not None and valid.device.type == "cpu" and not torch.compiler.is_compiling():
-        valid = None if bool(valid.all()) else valid  # no mask, no cost
     for piece in context:
         if isinstance(piece, Tensor) and piece.ndim and len(piece) != len(z_s):
             raise ShapeError(f"{name}: {len(z_s)} rows need {len(z_s)} entries, got {len(piece)}")
-    scale = _scale(name, reduction, factor, weight, valid, z_s, shape)
+    scale, count = _scale(name, reduction, factor, weight, valid, z_s, shape)
 
     differentiable = [piece for piece in (*context, scale) if isinstance(piece, Tensor)]
     plain = (
@@ -177,9 +177,13 @@ def evaluate(
     )
     if plain:
         values = _whole(form, z_s, z_t, context, scale)
-        return values if reduction == "none" else values.sum()
-    sweep = partial(_sweep, form, context, scale, reduction != "none")
-    return together(sweep, z_s, z_t)
+        value = values if reduction == "none" else values.sum()
+    else:
+        value = together(partial(_sweep, form, context, scale, reduction != "none"), z_s, z_t)
+    if reduction != "mean" or count is None or torch.compiler.is_exporting():
+        return value
+    key = labels_key(target, ignore_index) if weight is None and target is not None else None
+    return Mean.known(value, count, key)
 
 
 def flatten(
@@ -257,8 +261,8 @@ def _scale(
     valid: Tensor | None,
     z_s: Tensor,
     shape: torch.Size,
-) -> float | Tensor:
-    """What each row is multiplied by before the sum: a number where all rows are alike."""
+) -> tuple[float | Tensor, Tensor | None]:
+    """What rows are multiplied by, a number where all are alike, and the count if not all count."""
     if reduction not in ("mean", "sum", "none"):
         raise ConfigError(f"{name}: reduction must be mean, sum or none, got {reduction!r}")
     if weight is not None and weight.shape != shape:
@@ -266,14 +270,18 @@ def _scale(
             f"{name}: weight must be {list(shape)} like the rows of z_s, got {list(weight.shape)}"
         )
     if weight is None and valid is None:
-        return factor / len(z_s) if reduction == "mean" else factor
+        return factor / len(z_s) if reduction == "mean" else factor, None
     kind = compute_dtype(z_s.dtype)
     rows = z_s.new_ones(len(z_s), dtype=kind) if weight is None else weight.reshape(-1).to(kind)
     if valid is not None:
         rows = rows * valid
+    count = rows.sum()
+    looked_at = weight is None and z_s.device.type == "cpu" and not torch.compiler.is_compiling()
+    if looked_at and bool(count == len(z_s)):  # no mask, no cost
+        return factor / len(z_s) if reduction == "mean" else factor, count
     if reduction == "mean":
-        rows = rows / rows.sum().clamp_min(1)
-    return rows * factor
+        rows = rows / count.clamp_min(1)
+    return rows * factor, count.detach()
 
 
 def _whole(

@@ -151,22 +151,30 @@ class Engine:
             return nullcontext()
         return _unsynchronised(module) if self.sharded else self._accelerator.no_sync(module)
 
-    def backward(self, loss: Tensor) -> None:
-        """Backward, with the loss scaled where the precision needs it."""
-        self._accelerator.backward(loss)
+    def exchange(self, module: nn.Module) -> None:
+        """Between forward and backward: let sharded gradients travel with this one after all."""
+        if self.sharded:
+            module.set_requires_gradient_sync(True)  # type: ignore[operator]
+
+    def backward(self, loss: Tensor, again: bool = False) -> None:
+        """Backward, with the loss scaled where the precision needs it.
+
+        ``again`` keeps what another backward through the same forward needs.
+        """
+        self._accelerator.backward(loss, retain_graph=again)
 
     def clip(self, parameters: Sequence[nn.Parameter], limit: float) -> float:
         """Scale gradients to a total norm of at most ``limit``; returns the norm before."""
         norm: Any = self._accelerator.clip_grad_norm_(parameters, limit)
         return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
 
-    def mean(self, values: Tensor) -> Tensor:
-        """Mean over the processes of a 1-D tensor."""
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum over the processes of a 1-D tensor."""
         if self.world == 1:
             return values
         values = values.clone()
         dist.all_reduce(values)
-        return values / self.world
+        return values
 
     def agree(self, value: Any) -> Any:
         """The main process's ``value``, in every process."""

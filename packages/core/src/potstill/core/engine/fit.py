@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from potstill.core.engine.player import Defaults, Player, players_of
 from potstill.core.engine.signals import Signals, Stop
 from potstill.core.engine.signature import differences, signature
 from potstill.core.engine.source import Source, as_source
+from potstill.core.engine.update import Outcome, Update
 from potstill.core.errors import CheckpointError, ConfigError, Interrupted, NonFiniteError
 from potstill.core.files import atomic
 from potstill.core.seed import seed_all
@@ -78,7 +79,10 @@ def fit(
         lr: Learning rate, > 0.
         optimizer: Factory, called as ``optimizer([(name, parameter), ...], lr=lr)``.
         schedule: Factor of the learning rate as a function of progress in [0, 1].
-        accumulate: Micro-batches per step; their gradients are averaged.
+        accumulate: Micro-batches per step. Their terms, like those of several processes, average
+            as in one large batch: by the counts of criteria that mask or return a `Mean`, else by
+            the rows of a term's first tensor. Terms that count different items, labels and edges
+            say, cost a backward each in all micro-batches but the last.
         clip: Largest total norm of the gradient; the norm is logged as ``grad_norm``.
         ema: Decay of a moving average of the student, in (0, 1).
         stages: Intervals with their own objective, parameters and learning rate, or with several
@@ -304,46 +308,39 @@ class _Loop:
         self, player: Player, batches: Iterator[Any], local: int, received: list[int], row: Row
     ) -> bool:
         """The updates of a player in a step, into its columns; says whether a signal came."""
-        engine, count = self.engine, self.accumulate * player.times
-        sums: list[float] = []
+        engine = self.engine
+        outcomes: list[Outcome] = []
         norms: list[float] = []
-        for micro in range(count):
-            last = (micro + 1) % self.accumulate == 0
-            batch = engine.place(next(batches))
-            with engine.accumulating(player.module, last):
-                with engine.autocast():
-                    losses: Losses = player.module(batch, local)
-                sums = self._collect(losses, sums, received)
-                engine.backward(losses.total / self.accumulate)
-            self.taken += 1
-            if last and (norm := player.update()) is not None:
+        for _ in range(player.times):
+            update, before = Update(player, self.accumulate), self.taken
+            for micro in range(self.accumulate):
+                batch = engine.place(next(batches))
+                with engine.accumulating(player.module, micro + 1 == self.accumulate):
+                    with engine.autocast():
+                        losses: Losses = player.module(batch, local)
+                    update.add(losses, [float(bool(received)), self.now() - self.began])
+                self.taken += 1
+            outcomes.append(outcome := update.finish())
+            if outcome.broken is not None:
+                player.optimizer.zero_grad(set_to_none=True)
+                self.taken = before + outcome.broken
+                raise NonFiniteError(self._describe(update.losses[outcome.broken]))
+            if (norm := player.update()) is not None:
                 norms.append(norm)
 
-        loss, stopped, elapsed, *terms = [value / count for value in sums]
-        self.elapsed = elapsed
-        row[f"{player.prefix}loss"] = loss
+        def mean(values: Iterable[float]) -> float:
+            return sum(values) / player.times
+
+        stopped, self.elapsed = map(max, zip(*(o.state for o in outcomes), strict=True))
+        row[f"{player.prefix}loss"] = mean(o.loss for o in outcomes)
         if len(self.plan.stages) > 1:
             row["stage"] = float(self.stage)
-        for name, term in zip(losses.terms, terms, strict=True):
-            row[player.prefix + name] = term
+        for name in outcomes[0].terms:
+            row[player.prefix + name] = mean(o.terms[name] for o in outcomes)
         row[f"{player.prefix}lr"] = player.optimizer.param_groups[0]["lr"]
         if norms:
-            row[f"{player.prefix}grad_norm"] = sum(norms) / len(norms)
+            row[f"{player.prefix}grad_norm"] = mean(norms)
         return bool(stopped)
-
-    def _collect(self, losses: Losses, sums: list[float], received: list[int]) -> list[float]:
-        """Add up loss, signal, time and terms, averaged over the processes, before the backward.
-
-        Every process sees the same numbers, so all of them stop together.
-        """
-        wide = torch.float32 if self.engine.device.type == "mps" else torch.float64
-        state = [float(bool(received)), self.now() - self.began]
-        values = torch.stack([v.detach().to(wide) for v in (losses.total, *losses.terms.values())])
-        known = torch.tensor(state, dtype=wide, device=values.device)
-        numbers = self.engine.mean(torch.cat([values[:1], known, values[1:]])).tolist()
-        if not all(map(_is_finite, [numbers[0], *numbers[3:]])):
-            raise NonFiniteError(self._describe(losses))
-        return [a + b for a, b in zip(sums or [0.0] * len(numbers), numbers, strict=True)]
 
     def _describe(self, losses: Losses) -> str:
         values = {name: float(value) for name, value in losses.terms.items()}

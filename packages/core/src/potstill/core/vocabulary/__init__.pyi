@@ -1,4 +1,5 @@
 from .distiller import Distiller as Distiller
+from .mean import Mean as Mean
 from .objective import Criterion as Criterion
 from .objective import Losses as Losses
 from .objective import Objective as Objective

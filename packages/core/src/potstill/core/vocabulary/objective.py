@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from potstill.core.errors import ObjectiveError, nearest
+from potstill.core.vocabulary.mean import counted
 from potstill.core.vocabulary.schedule import Weight
 
 __all__ = ["Criterion", "Losses", "Objective"]
 
 Criterion = Callable[..., Tensor]
-"""Pure ``(student, teacher, *context) -> scalar``: a function or a small module."""
+"""Pure ``(student, teacher, *context) -> scalar``: a function or a small module. What averages over
+something other than the rows of its first tensor (a mask, edges) returns a `Mean`."""
+
+
+class Part(NamedTuple):
+    """A term as a part of the total.
+
+    Attributes:
+        value: A mean, times the weight of the term, with gradient.
+        items: Number or weight of what the mean is over.
+        key: Parts with one key are over the same items.
+    """
+
+    value: Tensor
+    items: float | Tensor
+    key: Hashable
 
 
 class Losses(NamedTuple):
@@ -24,11 +40,14 @@ class Losses(NamedTuple):
         total: Weighted sum of the terms, a scalar with gradient.
         terms: The unweighted terms, detached scalars.
         weights: The weights that were applied.
+        parts: What ``total`` is the sum of, with counts, by which `fit` averages over micro-batches
+            and processes. Without them it averages totals, each with the same weight.
     """
 
     total: Tensor
     terms: dict[str, Tensor]
     weights: dict[str, float]
+    parts: tuple[Part, ...] = ()
 
 
 class Objective(nn.Module):
@@ -155,20 +174,23 @@ class Objective(nn.Module):
                 f"Objective: no term has weight at step {step}; known: {', '.join(self.names)}"
             )
         values = {name: self._evaluate(name, given[name]) for name in weights}
-        total = torch.stack([weights[name] * value for name, value in values.items()]).sum()
-        return Losses(total, {name: value.detach() for name, value in values.items()}, weights)
+        parts = tuple(p._replace(value=weights[n] * p.value) for n, p in values.items())
+        total = torch.stack([part.value for part in parts]).sum()
+        terms = {name: part.value.detach() for name, part in values.items()}
+        return Losses(total, terms, weights, parts)
 
-    def _evaluate(self, name: str, arguments: Sequence[Any]) -> Tensor:
+    def _evaluate(self, name: str, arguments: Sequence[Any]) -> Part:
         if not isinstance(arguments, tuple | list):
             raise ObjectiveError(
                 f"Objective: term {name!r} takes a tuple of arguments, got "
                 f"{type(arguments).__name__}"
             )
-        value = self._terms[name][1](*arguments)
+        criterion = self._terms[name][1]
+        value = criterion(*arguments)
         if not (isinstance(value, Tensor) and value.ndim == 0):
             got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
             raise ObjectiveError(f"Objective: term {name!r} must be a scalar tensor, got {got}")
-        return value
+        return Part(*counted(criterion, arguments, value))
 
     def extra_repr(self) -> str:
         """Names and weights, for ``print``."""
