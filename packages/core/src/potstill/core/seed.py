@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-__all__ = ["generator", "key", "seed_all", "seeded"]
+__all__ = ["generator", "kept_streams", "key", "seed_all", "seeded"]
 
 
 def key(*parts: int | str) -> int:
@@ -47,16 +47,34 @@ def seed_all(*parts: int | str) -> None:
 
 
 @contextmanager
-def seeded(*parts: int | str) -> Iterator[None]:
-    """Set the global streams of the CPU from ``parts`` in a block, and give them back after it."""
+def kept_streams(devices: bool = True) -> Iterator[None]:
+    """Give the global streams of torch, numpy and python back after a block.
+
+    Args:
+        devices: Those of all devices in use too, which waits for them.
+    """
     before = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
-    value = key(*parts)
-    torch.default_generator.manual_seed(value)
-    np.random.seed(value)  # noqa: NPY002
-    random.seed(value)
+    cuda = torch.cuda.get_rng_state_all() if devices and torch.cuda.is_initialized() else []
+    apple = devices and torch.backends.mps.is_available()
+    mps = torch.mps.get_rng_state() if apple else None
     try:
         yield
     finally:
         torch.set_rng_state(before[0])
         np.random.set_state(before[1])  # noqa: NPY002
         random.setstate(before[2])
+        if cuda:
+            torch.cuda.set_rng_state_all(cuda)
+        if mps is not None:
+            torch.mps.set_rng_state(mps)
+
+
+@contextmanager
+def seeded(*parts: int | str) -> Iterator[None]:
+    """Set the global streams of the CPU from ``parts`` in a block, and give them back after it."""
+    value = key(*parts)
+    with kept_streams(devices=False):
+        torch.default_generator.manual_seed(value)
+        np.random.seed(value)  # noqa: NPY002
+        random.seed(value)
+        yield

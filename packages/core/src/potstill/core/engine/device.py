@@ -203,15 +203,29 @@ class Engine:
         Collective when sharded; then only the main process gets it, the others an empty one.
         """
         if self.sharded:
-            return get_model_state_dict(module, options=_whole())
-        return {k: v.detach().to("cpu", copy=True) for k, v in module.state_dict().items()}
+            state: dict[str, Any] = get_model_state_dict(module, options=_whole())
+        else:
+            state = {k: v.detach().to("cpu", copy=True) for k, v in module.state_dict().items()}
+        return {plain_name(name): value for name, value in state.items()}
 
     def put_state(self, module: nn.Module, state: dict[str, Any]) -> None:
-        """Load what `state_of` gave."""
+        """Load what `state_of` gave, compiled or not."""
+        names = {plain_name(name): name for name in module.state_dict()}
+        state = {names.get(name, name): value for name, value in state.items()}
         if self.sharded:
             set_model_state_dict(module, state, options=_from_main())
         else:
             module.load_state_dict(state)
+
+    def tied(self, module: nn.Module) -> dict[str, str]:
+        """Names of weights that are others under a second name, with the first one."""
+        first: dict[Tensor, str] = {}
+        found = {}
+        for name, value in module.state_dict(keep_vars=True).items():
+            kept = first.setdefault(value, plain_name(name))
+            if kept != plain_name(name):
+                found[plain_name(name)] = kept
+        return found
 
     def state_of_optimizer(self, module: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
         """The whole state of ``optimizer`` and of the loss scaler; collective when sharded."""
@@ -269,6 +283,11 @@ class Engine:
     def __repr__(self) -> str:
         ranks = f", {self.parallel} {self.rank}/{self.world}" if self.world > 1 else ""
         return f"Engine({self.device}, {self.precision}{ranks})"
+
+
+def plain_name(name: str) -> str:
+    """The name of a parameter without what `torch.compile` puts into it."""
+    return name.replace("_orig_mod.", "")
 
 
 def resolve_device(device: str) -> torch.device:

@@ -19,14 +19,14 @@ from potstill.core.engine.batches import Shard
 from potstill.core.engine.device import Engine
 from potstill.core.engine.history import History, Row, Show, plot_curves
 from potstill.core.engine.plan import MakeOptimizer, Plan, Run, Stage, Validation
-from potstill.core.engine.player import Defaults, Player, players_of
+from potstill.core.engine.player import Defaults, Player, players_of, resting
 from potstill.core.engine.signals import Signals, Stop
 from potstill.core.engine.signature import differences, signature
 from potstill.core.engine.source import Source, as_source
 from potstill.core.engine.update import Outcome, Update
 from potstill.core.errors import CheckpointError, ConfigError, Interrupted, NonFiniteError
 from potstill.core.files import atomic
-from potstill.core.seed import seed_all
+from potstill.core.seed import kept_streams, seed_all
 from potstill.core.store import checkpoint
 from potstill.core.vocabulary.distiller import Distiller
 from potstill.core.vocabulary.objective import Losses
@@ -118,6 +118,8 @@ def fit(
         True
     """
     with ExitStack() as stack:
+        stack.enter_context(kept_streams())
+        asleep = resting(distiller)
         restore = stack.enter_context(_Restore(distiller))  # first: also where options are refused
         if not lr > 0:
             raise ConfigError(f"fit: lr must be positive, got {lr}")
@@ -141,8 +143,9 @@ def fit(
             warnings.warn(caveat, stacklevel=2)
         own = {n: p.requires_grad for n, p in distiller.named_parameters()}
         defaults = Defaults(
-            distiller.objective, optimizer, lr, schedule, clip, lambda name: own.get(name, True)
-        )
+            distiller.objective, optimizer, lr, schedule, clip,
+            lambda name: own.get(name, True), asleep,
+        )  # fmt: skip
         loop = _Loop(
             distiller=distiller,
             source=source,
@@ -239,7 +242,7 @@ class _Loop:
 
     def train(self, show: Show) -> list[Row]:
         """Run to the end of the budget, or until validation says stop."""
-        self.distiller.train()
+        self.defaults.wake(self.distiller)
         batches = self.source.stream(self.taken, self.shard)
         try:
             with Signals(watch=self.run is not None) as signals:
@@ -389,7 +392,7 @@ class _Loop:
             self._save()  # with the unjudged row: the validation is done when the run is continued
             raise self._interrupted(max(signals.received)) from error
         student.train()
-        self.distiller.train()
+        self.defaults.wake(self.distiller)
         if isinstance(result, int | float):
             result = {validation.key or "score": float(result)}
         scores = {name: float(value) for name, value in self.engine.agree(dict(result)).items()}
@@ -422,10 +425,12 @@ class _Loop:
         if self.engine.main:
             from safetensors.torch import save_file
 
-            # One file that anybody can load; clones, since safetensors refuses tied weights.
-            whole = {name: value.clone().contiguous() for name, value in weights.items()}
+            # One file that anybody can load, tied weights once, as `safetensors.torch.load_model`
+            # reads them.
+            tied = self.engine.tied(student)
+            whole = {n: v.contiguous() for n, v in weights.items() if n not in tied}
             with atomic(self.run.folder / "student.safetensors") as temporary:
-                save_file(whole, temporary)
+                save_file(whole, temporary, metadata={"format": "pt", **tied})
             if self.history.rows:
                 plot_curves(self.history.rows, self.run.folder / "curves.png")
 
@@ -482,6 +487,11 @@ class _Loop:
                 f"fit: {path.parent.parent} holds a run with another "
                 f"{'; another '.join(differing.values())}; choose another folder, restore the "
                 'option, or continue deliberately with Run(folder, resume="anyway")'
+            )
+        if self.plan.steps is not None and state["step"] > self.plan.steps:
+            raise CheckpointError(
+                f"fit: {path.parent.parent} holds a run of {state['step']} steps already, got a "
+                f"budget of {self.plan.steps}; choose another folder, or give at least as many"
             )
         self.step, self.taken, self.elapsed = state["step"], state["taken"], state["elapsed"]
         self.saved_at = self.elapsed

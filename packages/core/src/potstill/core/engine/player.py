@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -14,7 +15,7 @@ from potstill.core.vocabulary.distiller import Distiller
 from potstill.core.vocabulary.objective import Objective
 from potstill.core.vocabulary.schedule import Schedule, constant
 
-__all__ = ["Defaults", "Player", "players_of"]
+__all__ = ["Defaults", "Player", "players_of", "resting"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Defaults:
         schedule: Factor of the learning rate.
         clip: Largest total norm of the gradient.
         trains: Whether the parameter of that name may train at all.
+        resting: Modules that were in eval mode inside a part that was not: they stay so.
     """
 
     objective: Objective
@@ -36,6 +38,13 @@ class Defaults:
     schedule: Schedule | None
     clip: float | None
     trains: Callable[[str], bool]
+    resting: Sequence[nn.Module] = ()
+
+    def wake(self, distiller: Distiller) -> None:
+        """Training mode, apart from what rests, such as the norms of a frozen part."""
+        distiller.train()
+        for module in self.resting:
+            module.training = False
 
 
 class Player:
@@ -66,7 +75,7 @@ class Player:
         self.active: frozenset[str] | None = None
 
         self.take_turn()
-        distiller.to(engine.device).train()
+        defaults.wake(distiller.to(engine.device))
         self.module: nn.Module = engine.wrap(distiller)
         named = [(n, p) for n, p in distiller.named_parameters() if p.requires_grad]
         if not named:
@@ -77,6 +86,12 @@ class Player:
             )
         make = (turn and turn.optimizer) or defaults.optimizer
         optimizer = make(named, lr=(turn and turn.lr) or stage.lr or defaults.lr)
+        closure = inspect.signature(optimizer.step).parameters.get("closure")
+        if closure is not None and closure.default is inspect.Parameter.empty:
+            raise ConfigError(
+                f"fit: the optimizer must step without a closure, got {type(optimizer).__name__}, "
+                "which evaluates the loss several times a step; use Adam, AdamW or SGD"
+            )
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
         self.trained = [parameter for _, parameter in named]
@@ -126,6 +141,12 @@ class Player:
             criterion = self.objective.module(name)
             if criterion is not None and name not in active:  # type: ignore[operator]
                 criterion.requires_grad_(False)
+
+
+def resting(distiller: Distiller) -> list[nn.Module]:
+    """Modules in eval mode inside a part of the distiller that is in training mode."""
+    parts = [part for part in distiller.children() if part.training]
+    return [module for part in parts for module in part.modules() if not module.training]
 
 
 def players_of(

@@ -195,7 +195,10 @@ def signature(
         "global batch" if batch else "number of processes": (batch or 1) * shard.world,
         **options,
         "clip": defaults.clip,
-        "student": [[n, list(p.shape)] for n, p in distiller.student.named_parameters()],
+        "student": [
+            [n.replace("_orig_mod.", ""), list(p.shape)]
+            for n, p in distiller.student.named_parameters()
+        ],
         "number of stages": len(plan.stages),
     }
     teachers = [m.model for m in distiller.modules() if isinstance(m, Frozen)]
