@@ -100,3 +100,4 @@ def test_in_a_browser_both_models_are_asked_and_drawn(address, browser):
     assert "digits: GCN" in browser.script("return document.getElementById('about').innerText")
     assert browser.script("return document.getElementById('b-gnn').style.width") != ""
     assert not browser.script("return document.getElementById('picture').hidden")
+    assert all("favicon.ico" in error for error in browser.errors())  # its policy allows it all

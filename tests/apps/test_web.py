@@ -255,6 +255,12 @@ def test_drop_watch_and_compare_in_chromium(address, browser, photograph, tmp_pa
     if keep := os.environ.get("POTSTILL_SCREENSHOT"):
         shot.save(keep)
 
+    assert all("favicon.ico" in error for error in browser.errors())  # its policy allows it all
+    script("document.body.append(Object.assign(document.createElement('script'),"
+           "{textContent: 'window.foreign = 1'}));")  # fmt: skip
+    assert script("return window.foreign") is None
+    assert "Content Security Policy" in browser.errors()[0]
+
     # a damaged file is told, not swallowed
     path.write_bytes(b"no image")
     browser.ask("POST", f"/element/{chooser}/value", {"text": str(path)})

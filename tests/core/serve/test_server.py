@@ -70,11 +70,13 @@ class Site:
         return {"x": "x" * 2**25}
 
     async def events(self, request):
+        size = int(request.query_params.get("size", 1))
+
         async def values():
             self.watching += 1
             try:
                 while True:
-                    yield {"a": 1}
+                    yield "x" * size
                     await asyncio.sleep(0.01)
             finally:
                 self.watching -= 1
@@ -267,25 +269,18 @@ def test_work_ends_at_its_next_step_when_its_client_goes(site, port):
 def test_a_stream_ends_when_its_client_goes(site, port):
     with socket.create_connection(("127.0.0.1", port)) as client:
         client.sendall(request("GET /events").encode())
-        assert b'data: {"a": 1}\n\n' in client.recv(2**16) + client.recv(2**16)
-        assert site.watching == 1
+        assert b"\r\n\r\n" in client.recv(2**16)
+        wait(lambda: site.watching == 1)
     wait(lambda: site.watching == 0)
 
 
 def test_a_reader_who_stops_reading_is_left(site, port):
-    """After two seconds; meanwhile one part of the answer waits in memory, not 32 MiB."""
-    server = socket.create_connection(("127.0.0.1", port))
-    server.sendall(request("GET /large").encode())
+    """After two seconds; meanwhile one part of the answer waits in memory."""
     assert raw(port, request("GET /large"))[0] == 200  # a reader gets all of it
-    time.sleep(2.5)
-    received = 0
-    try:
-        while part := server.recv(2**20):
-            received += len(part)
-    except ConnectionResetError:
-        pass
-    assert received < 2**25
-    server.close()
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        client.sendall(request("GET /events?size=1000000").encode())
+        wait(lambda: site.watching == 1)
+        wait(lambda: site.watching == 0)
 
 
 def test_a_body_has_a_deadline_and_a_common_limit():
@@ -295,26 +290,24 @@ def test_a_body_has_a_deadline_and_a_common_limit():
 
     scope = {"method": "POST", "headers": [(b"host", b"localhost")]}
 
-    async def ask(guard, *parts):
-        parts = iter(parts)
-
+    async def ask(guard, part, pause):
         async def receive():
-            for part in parts:
-                return {"type": "http.request", "body": part, "more_body": True}
-            await asyncio.sleep(60)
+            await asyncio.sleep(pause)
+            return {"type": "http.request", "body": part, "more_body": True}
 
-        await guard(scope, receive, lambda message: None)
+        await asyncio.wait_for(guard(scope, receive, lambda message: None), 30)
 
-    late = Guard(app, {"localhost"}, False, 100, patience=0.05)
-    with pytest.raises(Refused, match="the body took over 0.05 s") as error:
-        asyncio.run(ask(late, b"x" * 10))
+    late = Guard(app, {"localhost"}, False, 2**20, patience=0.05)
+    for pause in (0.01, 60):  # byte by byte, or not at all
+        with pytest.raises(Refused, match=r"the body took over 0.05 s") as error:
+            asyncio.run(ask(late, b"x", pause))
     assert error.value.status == 408
     assert late.held == 0
 
     crowded = Guard(app, {"localhost"}, False, 100, patience=60)
     crowded.held = 350
     with pytest.raises(Refused, match="others are sending much") as error:
-        asyncio.run(ask(crowded, b"x" * 60))
+        asyncio.run(ask(crowded, b"x" * 60, 0))
     assert (error.value.status, error.value.retry, crowded.held) == (503, 1, 350)
 
 
@@ -377,7 +370,7 @@ def test_a_hundred_clients_slow_and_broken_ones_among_them(site, port):
 
     asked, held = asyncio.run(crowd())
     assert len(asked) == 44
-    assert most == before
+    assert most <= before
     assert held < 2**26
     assert raw(port, request("GET /"))[0] == 200
 
@@ -422,18 +415,11 @@ def test_what_is_missing_is_named_with_what_installs_it(monkeypatch, missing):
 
 
 PROGRAM = """
-from potstill.core.serve import Events, Server, Work
-import asyncio
-
-async def events(request):
-    async def values():
-        while True:
-            yield 1
-            await asyncio.sleep(0.01)
-    return Events(values())
+from potstill.core.serve import Server, Work
 
 async def steps(request):
     def forever(piece):
+        print("begun", flush=True)
         while True:
             piece.check()
     return await work.answer(request, forever)
@@ -462,7 +448,7 @@ def test_signals_end_the_server_in_order_in_the_middle_of_work(number):
         except ConnectionRefusedError:
             time.sleep(0.02)
     client.sendall(request("GET /steps").encode())
-    time.sleep(0.3)
+    assert child.stdout.readline() == "begun\n"
     child.send_signal(number)
     status, _, body = parsed(client.makefile("rb").read())
     client.close()
