@@ -221,6 +221,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         service = Service(options.dataset, options.teacher, options.seed)
     except PotstillError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        return 130
     console.print(service.text)
     console.print(f"serving at {server.address}, Ctrl-C ends")
     work = Work()

@@ -103,6 +103,14 @@ def test_every_domain_has_an_entry_point() -> None:
     assert names == set(workspace.DOMAINS)
 
 
+def test_what_listens_stands_on_the_one_server() -> None:
+    """`potstill.core.serve` checks callers and has limits; what is written by hand has not."""
+    files = [path for folder in ("apps", "packages") for path in (ROOT / folder).rglob("*.py")]
+    listens = re.compile(r"\b(http\.server|socketserver|uvicorn|asyncio\.start_server)\b")
+    found = {path.parent for path in files if listens.search(path.read_text(encoding="utf-8"))}
+    assert found == {ROOT / "packages/core/src/potstill/core/serve"}
+
+
 @pytest.mark.parametrize("name", PACKAGES)
 def test_tests_of_a_package_need_the_package_only(name: str) -> None:
     """So that they prove its wheel; tests of apps and benchmarks are in folders of their own."""
