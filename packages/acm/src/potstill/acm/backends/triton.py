@@ -65,7 +65,7 @@ NARROW = (
     Tiles(False, 64, 64, 32, 8),
     Tiles(False, 32, 64, 32, 4),
     Tiles(False, 32, 32, 32, 4),
-    Tiles(True, 64, 32, 64, 8),
+    Tiles(True, 64, 32, 32, 8),
     Tiles(True, 32, 32, 32, 4),
 )
 """For float32, and for widths that cannot be read as vectors: both need many registers."""
