@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from potstill.core import Distiller, Objective, fit
 from potstill.core.errors import BackendError, ConfigError, DataError, ShapeError
 from potstill.core.testing import (
     assert_criterion,
@@ -333,3 +334,37 @@ def test_edges_written_to_through_numpy_are_seen():
 def skip_without(backend):
     if why := CONTRASTS[backend].missing:
         pytest.skip(why)
+
+
+class Graphs(Distiller):
+    def forward(self, batch, step):
+        x, z_t, edges = batch
+        z = self.student(x)
+        terms = {name: (z, z_t, edges) for name in self.objective.names}
+        return self.objective(step, terms)
+
+
+@pytest.mark.parametrize("reduction", ["edge", "node"])
+def test_graphs_in_micro_batches_are_one_batch(reduction):
+    """Two graphs with other numbers of nodes and edges, alone and as one graph of two parts."""
+    torch.manual_seed(0)
+    first, second = (torch.randn(4, 3), torch.randn(4, 2)), (torch.randn(7, 3), torch.randn(7, 2))
+    star, ring = torch.tensor([[1, 2, 0], [0, 0, 3]]), torch.arange(7)
+    ring = torch.cat([torch.stack([ring, ring.roll(1)]), torch.stack([ring, ring.roll(2)])], 1)
+    ring = ring[:, ring[1] != 3]  # a node without edges
+    whole = (*(torch.cat(pair) for pair in zip(first, second, strict=True)),
+             torch.cat([star, ring + 4], 1))  # fmt: skip
+    found = []
+    for batches in ([whole], [(*first, star), (*second, ring)]):
+        torch.manual_seed(1)
+        student = torch.nn.Linear(3, 2)
+        objective = Objective(
+            soft=(1.0, SoftLabel()), low=(2.0, LowFrequency(reduction)),
+            high=(3.0, HighFrequency(reduction=reduction, backend="torch")),
+        )  # fmt: skip
+        (row,) = fit(
+            Graphs(student, objective), batches, steps=1, accumulate=len(batches), lr=0.1,
+            optimizer=torch.optim.SGD, progress=False,
+        )  # fmt: skip
+        found.append((student.state_dict(), {k: v for k, v in row.items() if k != "seconds"}))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-6, atol=1e-6)

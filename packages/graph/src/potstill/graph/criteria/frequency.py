@@ -15,7 +15,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from potstill.core import ConfigError, ShapeError
+from potstill.core import ConfigError, Mean, ShapeError
 from potstill.graph.data.check import check_ends, is_symmetric
 from potstill.graph.data.tensors import Memo, compress
 from potstill.graph.kernels import CONTRASTS
@@ -151,7 +151,7 @@ class LowFrequency(nn.Module):
     def __init__(self, reduction: Reduction = "edge") -> None:
         super().__init__()
         self.reduction = _check_reduction("LowFrequency", reduction)
-        self._memo = Memo()
+        self._memo, self._items = Memo(), Memo()
 
     def forward(
         self,
@@ -162,7 +162,11 @@ class LowFrequency(nn.Module):
     ) -> Float[Tensor, ""]:
         """See the class."""
         _check("LowFrequency", z_s, z_t)
-        return _match(z_s, self._memo(_low_target, z_t, edge_index, edge_weight, self.reduction))
+        value = _match(z_s, self._memo(_low_target, z_t, edge_index, edge_weight, self.reduction))
+        if self.reduction == "node":
+            return value  # a mean over the rows
+        edges = self._items(_items, z_t, edge_index, edge_weight, self.reduction)
+        return Mean.known(value, edges + len(z_s))  # and the self-loops
 
 
 class HighFrequency(nn.Module):
@@ -222,7 +226,7 @@ class HighFrequency(nn.Module):
         if backend != "auto":
             CONTRASTS.resolve(backend)  # one that cannot run says so before anything starts
         self.backend = backend
-        self._memo = Memo()
+        self._memo, self._items = Memo(), Memo()
 
     def forward(
         self,
@@ -234,7 +238,8 @@ class HighFrequency(nn.Module):
         """See the class."""
         _check("HighFrequency", z_s, z_t)
         made: Contrast = self._memo(self._prepare, z_t, edge_index, edge_weight)
-        return contrast(z_s, made, self.backend)
+        items = self._items(_items, z_t, edge_index, edge_weight, self.reduction)
+        return Mean.known(contrast(z_s, made, self.backend), items)
 
     def _prepare(self, z_t: Tensor, edge_index: Tensor, edge_weight: Tensor | None) -> Contrast:
         count, z_t = len(z_t), _at_least_single(z_t)
@@ -281,6 +286,16 @@ def _low_target(
     entropy = (p * torch.log_softmax(z_t, 1)).sum(1)
     row = torch.zeros_like(entropy).index_add_(0, target, share)
     return _Target(scaled, row, (share * entropy[source]).sum())
+
+
+@torch.no_grad()
+def _items(
+    z_t: Tensor, edge_index: Tensor, edge_weight: Tensor | None, reduction: Reduction
+) -> Tensor:
+    """What a mean is over: the weight of the edges, or the nodes that have edges."""
+    weight = torch.ones_like(edge_index[1]) if edge_weight is None else edge_weight
+    into = weight.new_zeros(len(z_t)).index_add_(0, edge_index[1], weight)
+    return into.sum() if reduction == "edge" else (into > 0).sum()
 
 
 def _shares(target: Tensor, weight: Tensor, count: int, reduction: Reduction) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
-from potstill.core import ConfigError, ShapeError
+from potstill.core import ConfigError, Mean, ShapeError
 from potstill.graph.data.tensors import Memo
 
 __all__ = ["HGMD", "KRD", "entropy", "reliability"]
@@ -111,10 +111,11 @@ class KRD(nn.Module):
         drawn = torch.rand_like(chance) < chance
         source, target = edge_index[:, drawn[edge_index[0]]]
         if not source.numel():
-            return z_s.sum() * 0.0
+            return Mean(z_s.sum() * 0.0, torch.zeros((), device=z_s.device))
         log_q = torch.log_softmax(z_s / self.temperature, 1)[target]
         log_p = torch.log_softmax(z_t / self.temperature, 1)[source]
-        return (log_p.exp() * (log_p - log_q)).sum(1).mean()
+        value = (log_p.exp() * (log_p - log_q)).sum(1).mean()
+        return Mean.known(value, torch.full((), len(log_p), device=value.device))
 
     @torch.no_grad()
     def _follow(self, rho: Tensor, agrees: Tensor) -> None:
@@ -185,7 +186,7 @@ class HGMD(nn.Module):
             joined = torch.rand_like(w) < w
         source, target = edge_index[:, joined]
         if not source.numel():
-            return z_s.sum() * 0.0
+            return Mean(z_s.sum() * 0.0, torch.zeros((), device=z_s.device))
         w = w[joined]
         log_q = torch.log_softmax(z_s / self.temperature, 1)[target]
         p = torch.softmax(z_t / self.temperature, 1)
@@ -194,7 +195,9 @@ class HGMD(nn.Module):
             goal = torch.lerp(p[target], goal, w[:, None])
             w = torch.ones_like(w)
         divergence = (torch.xlogy(goal, goal) - goal * log_q).sum(1)
-        return (divergence * w).sum() / w.sum().clamp_min(torch.finfo(w.dtype).tiny)
+        total = w.sum()
+        value = (divergence * w).sum() / total.clamp_min(torch.finfo(w.dtype).tiny)
+        return Mean.known(value, total.detach())
 
     def chance(self, z_s: Tensor, z_t: Tensor, edge_index: Tensor) -> Tensor:
         """The probability w of each edge [E]."""
