@@ -53,12 +53,12 @@ def train(words, ignored=0):
 
 
 def proof(tmp_path, call=train, **options):
-    settings = {"kills": 0, "disks": 0, "neighbours": 0, "limit": 60.0, **options}
+    settings = {"kills": (0,), "disks": 0, "neighbours": 0, "limit": 60.0, **options}
     return prove(["{out}", "{share:8}"], tmp_path / "proof", call=call, **settings)
 
 
 def test_killed_runs_end_as_runs_that_are_let_alone(tmp_path):
-    found = proof(tmp_path, kills=4, leave_out=(".*",))
+    found = proof(tmp_path, kills=(4,), leave_out=(".*",))
     assert found.lost == []
     assert sum(case.times for case in found.cases) == 2 + 4
     assert all(len(line) <= 80 for line in found.table())
@@ -68,7 +68,7 @@ def test_contiguous_moments_are_caught(tmp_path, monkeypatch):
     from potstill.core.engine import device
 
     monkeypatch.setattr(device, "_lay_out_like_parameters", lambda optimizer: None)
-    assert "tensors differ" in " ".join(proof(tmp_path, kills=3).lost)
+    assert "tensors differ" in " ".join(proof(tmp_path, kills=(3,)).lost)
 
 
 @pytest.mark.dist

@@ -182,7 +182,7 @@ def _bench(
 
 def _trust(
     *command: Annotated[str, Parameter(allow_leading_hyphen=True)],
-    kills: int = 20,
+    kills: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = (20,),
     processes: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = (1,),
     disks: int = 2,
     neighbours: int = 1,
@@ -200,7 +200,7 @@ def _trust(
 
     Args:
         command: The command, behind ``--``, with its folder as --out FOLDER or as {out}.
-        kills: Signals at random moments, for each number of processes.
+        kills: Signals at random moments, for each number of processes; the last is for the rest.
         processes: Numbers of processes to try; torchrun starts them where there are several.
         disks: Full disks of each kind, for each number of processes.
         neighbours: Second runs in the same folder, for each number of processes.

@@ -87,7 +87,7 @@ def prove(
     command: Sequence[str],
     out: Path,
     *,
-    kills: int = 20,
+    kills: Sequence[int] = (20,),
     processes: Sequence[int] = (1,),
     disks: int = 2,
     neighbours: int = 1,
@@ -110,7 +110,7 @@ def prove(
             folder is ``{out}``, or what follows ``--out`` or ``-o``; ``{share:16}`` is 16 by the
             number of processes, for batches that are each process's own.
         out: Folder for the proof; the command gets ``out/run``.
-        kills: Number of signals for each number of processes.
+        kills: Number of signals, for each number of processes; the last one is for the rest too.
         processes: Numbers of processes; torchrun starts them where there are several.
         disks: Number of full disks of each kind, for each number of processes.
         neighbours: Number of second runs, for each number of processes.
@@ -133,7 +133,7 @@ def prove(
     out = out.absolute()
     words, proof = _with_folder(command, out / "run"), Proof()
     out.mkdir(parents=True, exist_ok=True)
-    for count in processes:
+    for number, count in enumerate(processes):
         shared = [_share(word, count) for word in words]
         attempt = Attempt(shared, out / "run", out / "log.txt", count, limit, call)
         tried = _Tried(attempt, may_differ, leave_out, random.Random(f"{seed}/{count}"), say)
@@ -146,7 +146,7 @@ def prove(
             proof.apart[count] = far
             if not far <= across:
                 case.lost.append(f"weights differ by {far:.2g} from {processes[0]} process(es)")
-        proof.cases += tried.signals(kills)
+        proof.cases += tried.signals(kills[min(number, len(kills) - 1)])
         proof.cases += tried.full_disks(disks, proof.untried)
         proof.cases += tried.neighbours(neighbours)
     return proof

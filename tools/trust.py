@@ -1,0 +1,218 @@
+"""Prove every long job of every package, and write docs/trust.md.
+
+hatch run trust                        everything, about half an hour on two cores
+hatch run trust graph sr --kills 4     some packages, fewer kills; the table keeps the others' rows
+
+Each package names its jobs in its trust.toml; a test asks for all of them. Results are kept as JSON
+beside the proofs, so that one package can be tried again.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tomllib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from datetime import date
+from pathlib import Path
+from subprocess import run
+
+import numpy as np
+from PIL import Image
+from workspace import DOMAINS, ROOT
+
+PAGE = ROOT / "docs" / "trust.md"
+OFTEN = 0.005  # minutes between checkpoints
+
+
+@dataclass
+class Job:
+    """A command behind ``potstill``: small, with its real options.
+
+    Attributes:
+        words: Its words.
+        before: Commands that make what it needs in ``{data}``.
+        leave_out: Patterns of files that hold times.
+        across: Largest difference of a weight between one and two processes; None where each
+            process draws for itself.
+    """
+
+    words: str
+    before: list[str] = field(default_factory=list)
+    leave_out: list[str] = field(default_factory=list)
+    across: float | None = None
+
+
+def jobs_of(package: str) -> dict[str, Job]:
+    """What ``trust.toml`` beside the package's ``pyproject.toml`` names."""
+    text = (ROOT / "packages" / package / "trust.toml").read_text(encoding="utf-8")
+    return {name: Job(**job) for name, job in tomllib.loads(text).items()}
+
+
+JOBS = {package: jobs_of(package) for package in DOMAINS}
+
+
+def prepare(data: Path, package: str) -> None:
+    """Pictures of two classes, and what the jobs of the package start from."""
+    rng = np.random.default_rng(0)
+    for number in range(24):
+        path = data / "pictures" / "ab"[number % 2] / f"{number:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        side = 48 if package == "sr" else 16
+        values = rng.integers(0, 120, (side, side, 3)) + 130 * (number % 2)
+        Image.fromarray(values.astype(np.uint8)).save(path)
+    for words in {words for job in JOBS[package].values() for words in job.before}:
+        run(["potstill", *words.replace("{data}", str(data)).split()], check=True)
+
+
+def prove_jobs(package: str, folder: Path, options: argparse.Namespace) -> None:
+    """Prove the jobs of a package, each in a process of its own; leave JSON of what was found."""
+    from potstill.core import Run
+    from potstill.core.command import main
+    from potstill.core.trust import prove
+
+    Run.__init__.__defaults__ = tuple(  # type: ignore[misc]
+        OFTEN if f.name == "minutes" else f.default for f in fields(Run) if f.default is not MISSING
+    )
+    data = folder / "data" / package
+    prepare(data, package)
+    for name, job in JOBS[package].items():
+        out = folder / package / name.replace(", ", "-")
+        words = f"potstill {job.words} --device cpu --out {{out}}"
+        found = prove(
+            words.replace("{data}", str(data)).split(),
+            out,
+            kills=options.kills,
+            processes=tuple(options.processes),
+            disks=options.disks,
+            seed=options.seed,
+            may_differ=("seconds", "*seconds", "date"),
+            leave_out=job.leave_out,
+            across=job.across,
+            limit=300,
+            call=lambda words: main(words[1:]),
+            say=lambda line, name=name: print(f"{package} {name}: {line}", flush=True),
+        )
+        print("\n".join([f"\n{package} {name}", *found.table(), *found.lost, *found.untried]))
+        report = {**asdict(found), "lost": found.lost, "date": str(date.today())}
+        (folder / f"{package}-{out.name}.json").write_text(json.dumps(report, indent=1))
+
+
+def page(folder: Path) -> str:
+    """The page, from what is known of each job."""
+    rows, losses, untried, apart = [], [], set(), []
+    for package, jobs in JOBS.items():
+        for name in jobs:
+            path = folder / f"{package}-{name.replace(', ', '-')}.json"
+            if not path.exists():
+                rows.append(f"| {package} {name} | not tried | | | | | |")
+                continue
+            found = json.loads(path.read_text())
+            rows.append(row(f"{package} {name}", found["cases"]))
+            losses += [f"- {package} {name}: {line}" for line in found["lost"]]
+            untried |= {f"- {line}" for line in found["untried"]}
+            apart += [f"{package} {name} {far:.1g}" for far in found["apart"].values()]
+    return TEXT.format(
+        table="\n".join(rows),
+        lost="\n".join(losses) or "Nothing.",
+        untried="\n".join(sorted(untried)) or "Nothing was left untried.",
+        apart=", ".join(apart) or "not measured",
+        machine=f"Python {platform.python_version()}, {platform.system()}, one thread a process",
+        date=date.today(),
+        often=60 * OFTEN,
+        more="",
+    )
+
+
+def row(name: str, cases: list[dict]) -> str:
+    """One job: signals on one and on two processes, disks, neighbours, what was lost."""
+
+    def count(processes: int, *words: str) -> int:
+        return sum(
+            case["times"]
+            for case in cases
+            if case["processes"] == processes and any(word in case["what"] for word in words)
+        )
+
+    one, two = (count(processes, "SIG") for processes in (1, 2))
+    disks, seconds = (
+        sum(count(processes, *words) for processes in (1, 2))
+        for words in (("size", "disk"), ("second run",))
+    )
+    repeated, lost = sum(c["repeated"] for c in cases), sum(len(c["lost"]) for c in cases)
+    return f"| {name} | {one} | {two} | {disks} | {seconds} | {repeated} | {lost or 'nothing'} |"
+
+
+TEXT = """# What was tried, and what was lost
+
+Written by `hatch run trust` on {date}: {machine}. Each job is a small one with its real options.
+It runs alone twice, which must leave the same files. Then it gets signals at random moments of its
+work (SIGKILL, SIGTERM to all its processes or to the first only, SIGINT; up to three in a row), its
+disk fills up, and it is started a second time in its own folder. Each time the same command then
+runs to its end, and its folder must hold the same bits as that of the run that was let alone:
+weights tensor by tensor, figures, histories, pictures. Only times may differ, and nothing may be
+left over. Runs are forks of a process that has imported everything; two processes are started by
+the agent of `torchrun`; checkpoints are written every {often:.1g} seconds.
+
+| job | signals | with two processes | full disks | second runs | steps repeated | losses |
+|---|---|---|---|---|---|---|
+{table}
+
+A loss is listed below, with what was lost. Steps repeated are those after the last checkpoint
+before a SIGKILL or a full disk. The weights of two processes differ from those of one by at most:
+{apart}. In the other jobs each process draws for itself.
+
+Any command can be tried: `potstill trust -- COMMAND --out {{out}}`; see [the command line](cli.md).
+
+## What was lost
+
+{lost}
+
+## What could not be tried
+
+{untried}
+{more}"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("packages", nargs="*", metavar="package")
+    parser.add_argument(
+        "--kills", type=int, nargs="+", default=[20, 6], help="signals on one and on two processes"
+    )
+    parser.add_argument("--disks", type=int, default=1, help="full disks of each kind")
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "trust")
+    parser.add_argument("--page", action="store_true", help="only write the page anew")
+    parser.add_argument("--here", action="store_true", help="in this process, and no page")
+    options = parser.parse_args()
+    chosen = options.packages or [*JOBS]
+    if unknown := set(chosen) - set(JOBS):
+        parser.error(f"known packages: {', '.join(JOBS)}; got {', '.join(sorted(unknown))}")
+    options.out = options.out.absolute()
+    options.out.mkdir(parents=True, exist_ok=True)
+    os.environ["OMP_NUM_THREADS"] = "1"  # the same bits, and one core for each
+    if options.here:
+        for package in chosen:
+            prove_jobs(package, options.out, options)
+        return
+    if not options.page:  # two at a time, each package in a process that has imported only it
+        with ThreadPoolExecutor(2) as pool:
+            ended = dict(zip(chosen, pool.map(start, chosen), strict=True))
+        if failed := [package for package, code in ended.items() if code]:
+            sys.exit(f"could not be tried: {', '.join(failed)}")
+    PAGE.write_text(page(options.out), encoding="utf-8")
+    print(f"wrote {PAGE.relative_to(ROOT)}")
+
+
+def start(package: str) -> int:
+    """The same program for one package."""
+    words = [word for word in sys.argv[1:] if word not in JOBS]
+    return run([sys.executable, __file__, package, *words, "--here"]).returncode
+
+
+if __name__ == "__main__":
+    main()
