@@ -96,8 +96,16 @@ def prove_jobs(package: str, folder: Path, options: argparse.Namespace) -> None:
             say=lambda line, name=name: print(f"{package} {name}: {line}", flush=True),
         )
         print("\n".join([f"\n{package} {name}", *found.table(), *found.lost, *found.untried]))
-        report = {**asdict(found), "lost": found.lost, "date": str(date.today())}
-        (folder / f"{package}-{out.name}.json").write_text(json.dumps(report, indent=1))
+        keep(folder / f"{package}-{out.name}.json", asdict(found))
+
+
+def keep(path: Path, report: dict) -> None:
+    """Write what was found; what is known of other numbers of processes stays."""
+    tried = {case["processes"] for case in report["cases"]}
+    before = json.loads(path.read_text()) if path.exists() else {"cases": [], "untried": []}
+    report["cases"] += [case for case in before["cases"] if case["processes"] not in tried]
+    report["untried"] = sorted({*report["untried"], *before["untried"]})
+    path.write_text(json.dumps(report, indent=1))
 
 
 def page(folder: Path) -> str:
@@ -111,7 +119,11 @@ def page(folder: Path) -> str:
                 continue
             found = json.loads(path.read_text())
             rows.append(row(f"{package} {name}", found["cases"]))
-            losses += [f"- {package} {name}: {line}" for line in found["lost"]]
+            losses += [
+                f"- {package} {name}, {case['what']}, {case['processes']} process(es): {line}"
+                for case in found["cases"]
+                for line in case["lost"]
+            ]
             untried |= {f"- {line}" for line in found["untried"]}
             apart += [f"{package} {name} {far:.1g}" for far in found["apart"].values()]
     return TEXT.format(

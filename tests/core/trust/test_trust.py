@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -28,11 +29,17 @@ class Pictures(Distiller):
 
     def forward(self, batch, step):
         x, y = batch
+        time.sleep(0.004)  # so that signals meet it, not what is before and after
         return self.objective(step, task=(self.student(x).mean((2, 3)), y))
 
 
-def train(words, ignored=0):
-    """A command: 30 steps with checkpoints, that ends as every job ends."""
+@pytest.fixture(autouse=True)
+def _no_curves(monkeypatch):
+    monkeypatch.setattr("potstill.core.engine.fit.plot_curves", lambda rows, path: None)
+
+
+def train(words, ignored=0, workers=0):
+    """A command: 40 steps with checkpoints, that ends as every job ends."""
     out, batch = Path(words[0]), int(words[1])
     torch.manual_seed(0)
     student = nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last)
@@ -42,8 +49,8 @@ def train(words, ignored=0):
     try:
         with Engine("cpu") as engine:
             fit(
-                distiller, Batches(TensorDataset(x, y), batch), steps=30, progress=False,
-                engine=engine, run=Run(out, every=2), lr=0.01,
+                distiller, Batches(TensorDataset(x, y), batch, workers=workers), steps=40,
+                progress=False, engine=engine, run=Run(out, every=2), lr=0.01,
                 optimizer=lambda named, lr: torch.optim.Adam([p for _, p in named], lr, fused=True),
             )  # fmt: skip
     except PotstillError as error:
@@ -58,7 +65,7 @@ def proof(tmp_path, call=train, **options):
 
 
 def test_killed_runs_end_as_runs_that_are_let_alone(tmp_path):
-    found = proof(tmp_path, kills=(4,), leave_out=(".*",))
+    found = proof(tmp_path, partial(train, workers=1), kills=(4,), leave_out=(".*",))
     assert found.lost == []
     assert sum(case.times for case in found.cases) == 2 + 4
     assert all(len(line) <= 80 for line in found.table())
@@ -69,6 +76,13 @@ def test_contiguous_moments_are_caught(tmp_path, monkeypatch):
 
     monkeypatch.setattr(device, "_lay_out_like_parameters", lambda optimizer: None)
     assert "tensors differ" in " ".join(proof(tmp_path, kills=(3,)).lost)
+
+
+def test_a_handler_in_a_worker_is_caught(tmp_path, monkeypatch):
+    """A worker that obeys the signal of a scheduler takes the batches with it."""
+    monkeypatch.setattr("potstill.core.engine.batches.begin", iter)
+    lost = " ".join(proof(tmp_path, partial(train, workers=1), kills=(5,)).lost)
+    assert "ended with code 1" in lost or "in a traceback" in lost
 
 
 @pytest.mark.dist
