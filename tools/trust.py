@@ -100,11 +100,11 @@ def prove_jobs(package: str, folder: Path, options: argparse.Namespace) -> None:
 
 
 def keep(path: Path, report: dict) -> None:
-    """Write what was found; what is known of other numbers of processes stays."""
-    tried = {case["processes"] for case in report["cases"]}
-    before = json.loads(path.read_text()) if path.exists() else {"cases": [], "untried": []}
-    report["cases"] += [case for case in before["cases"] if case["processes"] not in tried]
-    report["untried"] = sorted({*report["untried"], *before["untried"]})
+    """Write what was found; what is known from other ways and numbers of processes stays."""
+    before = json.loads(path.read_text()) if path.exists() else {"cases": [], "apart": {}}
+    tried = {(case["what"], case["processes"]) for case in report["cases"]}
+    report["cases"] += [c for c in before["cases"] if (c["what"], c["processes"]) not in tried]
+    report["apart"] = {**before["apart"], **report["apart"]}
     path.write_text(json.dumps(report, indent=1))
 
 
