@@ -128,7 +128,7 @@ def page(folder: Path) -> str:
             apart += [f"{package} {name} {far:.1g}" for far in found["apart"].values()]
     return TEXT.format(
         table="\n".join(rows),
-        lost="\n".join(losses) or "Nothing.",
+        lost="\n".join(losses).replace(f"{folder}/", "") or "Nothing.",
         untried="\n".join(sorted(untried)) or "Nothing was left untried.",
         apart=", ".join(apart) or "not measured",
         machine=f"Python {platform.python_version()}, {platform.system()}, one thread a process",
