@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from datetime import date
 from pathlib import Path
-from subprocess import run
+from subprocess import PIPE, run
 
 import numpy as np
 from PIL import Image
@@ -25,6 +25,7 @@ from workspace import DOMAINS, ROOT
 
 PAGE = ROOT / "docs" / "trust.md"
 OFTEN = 0.005  # minutes between checkpoints
+PROMISED = 20  # signals for each job
 
 
 @dataclass
@@ -69,18 +70,24 @@ def prepare(data: Path, package: str) -> None:
 
 def prove_jobs(package: str, folder: Path, options: argparse.Namespace) -> None:
     """Prove the jobs of a package, each in a process of its own; leave JSON of what was found."""
-    from potstill.core import Run
+    from potstill.core import Run, Training
     from potstill.core.command import main
     from potstill.core.trust import prove
 
-    Run.__init__.__defaults__ = tuple(  # type: ignore[misc]
-        OFTEN if f.name == "minutes" else f.default for f in fields(Run) if f.default is not MISSING
-    )
+    often = f"--checkpoint-minutes {OFTEN}"
+    if "checkpoint_minutes" not in {
+        f.name for f in fields(Training)
+    }:  # jobs have no such option yet
+        defaults = (f for f in fields(Run) if f.default is not MISSING)
+        Run.__init__.__defaults__ = tuple(
+            OFTEN if f.name == "minutes" else f.default for f in defaults
+        )
+        often = ""
     data = folder / "data" / package
     prepare(data, package)
     for name, job in JOBS[package].items():
         out = folder / package / name.replace(", ", "-")
-        words = f"potstill {job.words} --device cpu --out {{out}}"
+        words = f"potstill {job.words} {often} --device cpu --out {{out}}"
         found = prove(
             words.replace("{data}", str(data)).split(),
             out,
@@ -110,12 +117,13 @@ def keep(path: Path, report: dict) -> None:
 
 def page(folder: Path) -> str:
     """The page, from what is known of each job."""
-    rows, losses, untried, apart = [], [], set(), []
+    rows, losses, short, apart = [], [], [], []
     for package, jobs in JOBS.items():
         for name in jobs:
             path = folder / f"{package}-{name.replace(', ', '-')}.json"
             if not path.exists():
                 rows.append(f"| {package} {name} | not tried | | | | | |")
+                short.append(f"- {package} {name} was not tried.")
                 continue
             found = json.loads(path.read_text())
             rows.append(row(f"{package} {name}", found["cases"]))
@@ -124,37 +132,62 @@ def page(folder: Path) -> str:
                 for case in found["cases"]
                 for line in case["lost"]
             ]
-            untried |= {f"- {line}" for line in found["untried"]}
+            short += [f"- {package} {name}: {line}" for line in found["untried"]]
+            one, two = (signals(found["cases"], processes) for processes in (1, 2))
+            if one < PROMISED or not two:
+                short.append(
+                    f"- {package} {name}: {one} of {PROMISED} signals on one process, {two} on two."
+                )
             apart += [f"{package} {name} {far:.1g}" for far in found["apart"].values()]
     return TEXT.format(
         table="\n".join(rows),
         lost="\n".join(losses).replace(f"{folder}/", "") or "Nothing.",
-        untried="\n".join(sorted(untried)) or "Nothing was left untried.",
+        short="\n".join(short) or "Nothing.",
         apart=", ".join(apart) or "not measured",
         machine=f"Python {platform.python_version()}, {platform.system()}, one thread a process",
         date=date.today(),
         often=60 * OFTEN,
-        more="",
+        more=grid(folder),
     )
+
+
+def grid(folder: Path) -> str:
+    """The largest deviation of an update that is cut up, by precision; computed once a folder."""
+    path = folder / "grid.json"
+    if not path.exists():
+        words = [
+            sys.executable,
+            "-c",
+            "import json, split_grid; print(json.dumps(split_grid.grid()))",
+        ]
+        done = run(words, cwd=ROOT / "tools", check=True, stdout=PIPE, text=True)
+        path.write_text(done.stdout.splitlines()[-1])
+    cells = json.loads(path.read_text())
+    kinds = {cell["precision"]: cell["bound"] for cell in cells}
+    lines = [
+        f"| {kind} | {len(same)} | {max(cell['deviation'] for cell in same):.1e} | {bound:.1e} |"
+        for kind, bound in kinds.items()
+        if (same := [cell for cell in cells if cell["precision"] == kind])
+    ]
+    return GRID.format(table="\n".join(lines))
 
 
 def row(name: str, cases: list[dict]) -> str:
     """One job: signals on one and on two processes, disks, neighbours, what was lost."""
 
-    def count(processes: int, *words: str) -> int:
-        return sum(
-            case["times"]
-            for case in cases
-            if case["processes"] == processes and any(word in case["what"] for word in words)
-        )
-
-    one, two = (count(processes, "SIG") for processes in (1, 2))
+    one, two = (signals(cases, processes) for processes in (1, 2))
     disks, seconds = (
-        sum(count(processes, *words) for processes in (1, 2))
-        for words in (("size", "disk"), ("second run",))
+        sum(case["times"] for case in cases if case["what"] in ways)
+        for ways in (("files of limited size", "small disk"), ("second run in the folder",))
     )
     repeated, lost = sum(c["repeated"] for c in cases), sum(len(c["lost"]) for c in cases)
     return f"| {name} | {one} | {two} | {disks} | {seconds} | {repeated} | {lost or 'nothing'} |"
+
+
+def signals(cases: list[dict], processes: int) -> int:
+    """How many signals a job got."""
+    own = (case for case in cases if case["processes"] == processes)
+    return sum(case["times"] for case in own if case["what"].startswith("SIG"))
 
 
 TEXT = """# What was tried, and what was lost
@@ -182,17 +215,33 @@ Any command can be tried: `potstill trust -- COMMAND --out {{out}}`; see [the co
 
 {lost}
 
-## What could not be tried
+## What falls short
 
-{untried}
+{short}
 {more}"""
+
+GRID = """
+## However an update is cut
+
+Micro-batches, processes, blocks of the criteria and masks, each against the same update in one
+piece (`python tools/split_grid.py` prints every cell). The deviation is relative, of gradients and
+loss.
+
+| precision | cells | largest deviation | bound |
+|---|---|---|---|
+{table}
+"""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("packages", nargs="*", metavar="package")
     parser.add_argument(
-        "--kills", type=int, nargs="+", default=[20, 6], help="signals on one and on two processes"
+        "--kills",
+        type=int,
+        nargs="+",
+        default=[PROMISED, 6],
+        help="signals on one and on two processes",
     )
     parser.add_argument("--disks", type=int, default=1, help="full disks of each kind")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
