@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import sys
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
@@ -141,7 +142,7 @@ def page(folder: Path) -> str:
             apart += [f"{package} {name} {far:.1g}" for far in found["apart"].values()]
     return TEXT.format(
         table="\n".join(rows),
-        lost="\n".join(losses).replace(f"{folder}/", "") or "Nothing.",
+        lost=re.sub(r"/\S*/run/", "run/", "\n".join(losses)) or "Nothing.",
         short="\n".join(short) or "Nothing.",
         apart=", ".join(apart) or "not measured",
         machine=f"Python {platform.python_version()}, {platform.system()}, one thread a process",
@@ -205,7 +206,8 @@ the agent of `torchrun`; checkpoints are written every {often:.1g} seconds.
 |---|---|---|---|---|---|---|
 {table}
 
-A loss is listed below, with what was lost. Steps repeated are those after the last checkpoint
+Each row is of the last time that the job was tried, which may have been before what it lost was
+mended. A loss is listed below, with what was lost. Steps repeated are those after the last checkpoint
 before a SIGKILL or a full disk. The weights of two processes differ from those of one by at most:
 {apart}. In the other jobs each process draws for itself.
 
