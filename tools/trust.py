@@ -193,8 +193,8 @@ def signals(cases: list[dict], processes: int) -> int:
 
 TEXT = """# What was tried, and what was lost
 
-Written by `hatch run trust` on {date}: {machine}. Each job is a small one with its real options.
-It runs alone twice, which must leave the same files. Then it gets signals at random moments of its
+Written by `hatch run trust` on {date}: {machine}.
+Each job is a small one with its real options. It runs alone twice, which must leave the same files. Then it gets signals at random moments of its
 work (SIGKILL, SIGTERM to all its processes or to the first only, SIGINT; up to three in a row), its
 disk fills up, and it is started a second time in its own folder. Each time the same command then
 runs to its end, and its folder must hold the same bits as that of the run that was let alone:
@@ -207,8 +207,9 @@ the agent of `torchrun`; checkpoints are written every {often:.1g} seconds.
 {table}
 
 Each row is of the last time that the job was tried, which may have been before what it lost was
-mended. A loss is listed below, with what was lost. Steps repeated are those after the last checkpoint
-before a SIGKILL or a full disk. The weights of two processes differ from those of one by at most:
+mended. A loss is listed below, with what was lost. Steps repeated are those after the last
+checkpoint before a SIGKILL or a full disk. The weights of two processes differ from those of one by
+at most:
 {apart}. In the other jobs each process draws for itself.
 
 Any command can be tried: `potstill trust -- COMMAND --out {{out}}`; see [the command line](cli.md).
