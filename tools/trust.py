@@ -194,7 +194,8 @@ def signals(cases: list[dict], processes: int) -> int:
 TEXT = """# What was tried, and what was lost
 
 Written by `hatch run trust` on {date}: {machine}.
-Each job is a small one with its real options. It runs alone twice, which must leave the same files. Then it gets signals at random moments of its
+Each job is a small one with its real options. It
+runs alone twice, which must leave the same files. Then it gets signals at random moments of its
 work (SIGKILL, SIGTERM to all its processes or to the first only, SIGINT; up to three in a row), its
 disk fills up, and it is started a second time in its own folder. Each time the same command then
 runs to its end, and its folder must hold the same bits as that of the run that was let alone:
