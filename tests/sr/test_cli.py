@@ -48,6 +48,12 @@ def test_table_overwrite_and_modes(folder, weights, tmp_path, capsys):
     assert "must not exist yet" in " ".join(capsys.readouterr().out.split())
     assert main([*words, "--overwrite", "--tile-mode", "recompute"]) == 0
     assert "recompute" in capsys.readouterr().out
+    before = (tmp_path / "x.png").stat().st_mtime_ns
+    assert main([*words, "--skip-existing"]) == 0
+    assert "skipped" in " ".join(capsys.readouterr().out.split())
+    assert (tmp_path / "x.png").stat().st_mtime_ns == before
+    assert main([*words, "--skip-existing", "--overwrite"]) == 2
+    assert "exclude each other" in capsys.readouterr().err
 
 
 def test_the_mode_is_said_before_anything_is_computed(

@@ -1,5 +1,6 @@
 """Jobs: a configuration that becomes a folder, and verbs that repeat it from what lies there."""
 
+import itertools
 import json
 import sys
 from dataclasses import KW_ONLY, dataclass, replace
@@ -266,3 +267,24 @@ def test_a_run_that_can_be_continued_keeps_the_folder(tmp_path):
 
 def raise_(error):
     raise error
+
+
+@pytest.mark.parametrize(("minutes", "steps"), [(5.0, [2, 12]), (0.5, [1, 2, 3, 4, 5])])
+def test_the_first_checkpoint_comes_within_a_minute(tmp_path, monkeypatch, minutes, steps):
+    saved = []
+    monkeypatch.setattr(
+        "potstill.core.engine.fit.checkpoint.save", lambda folder, step, *_: saved.append(step)
+    )
+    now = itertools.count(0, 31)  # seconds of a step
+
+    class Slow(Tiny):
+        def train(self, progress):
+            self.fit(self.distiller(), self.source(), clock=lambda: float(next(now)))
+
+    training = Training(steps=12, lr=0.001, batch=8, optimizer="sgd", checkpoint_minutes=minutes)
+    Slow(Config(1.0, out=tmp_path, training=training)).run(progress=False)
+    assert saved[: len(steps)] == steps
+    with pytest.raises(ConfigError, match="checkpoint_minutes must be positive, got 0"):
+        Training(checkpoint_minutes=0)
+    movable = replace(training, checkpoint_minutes=1.0)
+    Slow(Config(1.0, out=tmp_path, training=movable)).run(progress=False)

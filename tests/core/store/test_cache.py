@@ -1,6 +1,8 @@
 """The teacher cache: what is read is what was written, and only of what it was written for."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -146,3 +148,29 @@ def test_training_from_the_cache(tmp_path, teacher, data) -> None:
     distiller = LogitDistiller(student, objective)
     history = fit(distiller, batches, steps=80, lr=0.05, progress=False)
     assert history[-1]["kd"] < 0.2 * history[0]["kd"]
+
+
+LIMITED = """
+import resource, sys, torch
+from torch import nn
+from potstill.core import DataError, TeacherCache
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+items = [(torch.zeros(4),)] * 1024
+try:
+    TeacherCache.write(sys.argv[1], nn.Linear(4, 64), items, progress=False)
+except DataError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs limits of the system")
+def test_the_space_of_a_cache_is_reserved_first(tmp_path):
+    words = [sys.executable, "-c", LIMITED, str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "logits.npy: File too large; 0.1 MB are needed" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+    items = [(torch.zeros(4),)] * 1024
+    TeacherCache.write(tmp_path, nn.Linear(4, 64), items, progress=False, batch_size=1024)
+    file = (tmp_path / "logits.npy").stat()
+    assert file.st_blocks * 512 >= file.st_size  # no holes, whatever the values

@@ -205,7 +205,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path, monkeypatch):
         raise OSError(28, os.strerror(28))
 
     monkeypatch.setattr(Image.Image, "save", full)
-    with pytest.raises(DataError, match="must be writable, got: No space left on device"):
+    with pytest.raises(DataError, match=r"could not write .*a\.png: No space left on device"):
         write_image(Picture(RGB), tmp_path / "a.png")
     assert not list(tmp_path.iterdir())
 

@@ -22,6 +22,7 @@ from .errors import TapError as TapError
 from .errors import nearest as nearest
 from .files import Files as Files
 from .files import atomic as atomic
+from .files import is_leftover as is_leftover
 from .measure.bench import benchmark as benchmark
 from .measure.counts import count_macs as count_macs
 from .measure.counts import count_parameters as count_parameters

@@ -2,17 +2,45 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
+import re
+import shutil
+import socket
+import time
+import uuid
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from potstill.core.errors import DataError
+from potstill.core.errors import DataError, PotstillError
 
-__all__ = ["Files", "atomic"]
+__all__ = [
+    "Files",
+    "alive",
+    "atomic",
+    "clear",
+    "is_leftover",
+    "machine",
+    "reserve",
+    "temporary_for",
+    "writing",
+]
+
+_MARK = ".writing-"
+_NAME = re.compile(r"\.writing-([0-9a-f]{8})-(\d+)-([0-9a-f]{8})-")
+_OLD = 24 * 3600.0  # seconds after which a file of another machine is a leftover
+_REFUSED = (
+    errno.ENOSPC, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM,
+    getattr(errno, "EDQUOT", errno.ENOSPC),
+)  # fmt: skip
+
+_mine: set[str] = set()  # what this process writes at the moment
+_cleared: set[Path] = set()
 
 
 @contextmanager
@@ -20,8 +48,12 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary path to write; on success it replaces ``path`` in one step.
 
     A reader, or a process that is killed at any moment, sees the old file or the new one, never a
-    half. After an exception the temporary file is gone and ``path`` is as before. The folder is
-    made when missing.
+    half. After an exception the temporary file is gone and ``path`` is as before; what a killed
+    process left is removed by the next one that writes into the folder. The folder is made when
+    missing.
+
+    Raises:
+        DataError: The disk is full, a quota or limit is reached, or the folder cannot be written.
 
     Example:
         >>> import tempfile
@@ -32,16 +64,148 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
         'x,y'
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays: matplotlib, numpy and others choose the format by it.
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    temporary = temporary_for(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.parent not in _cleared:
+            _cleared.add(path.parent)
+            clear(path.parent)
+        _mine.add(temporary.name)
+        try:
+            yield temporary
+            with temporary.open("rb+") as file:  # Windows syncs only what is open for writing
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+        finally:
+            _mine.discard(temporary.name)
+
+
+@contextmanager
+def writing(path: Path, needed: int = 0) -> Iterator[None]:
+    """Turn errors of a disk that is full or cannot be written into one of ours.
+
+    Args:
+        path: What is written.
+        needed: Bytes that it takes, where that is known.
+
+    Raises:
+        DataError: Says what happened to ``path``, and how much space there is.
+    """
     try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except PotstillError:
+        raise
+    except Exception as error:
+        number = _number(error)
+        named = Path(getattr(error, "filename", None) or path)
+        near = path.parent in (named, *named.parents) or named in path.parents
+        if number not in _REFUSED or not near:
+            raise
+        size = f"{needed / 1e6:,.1f} MB are needed, " if needed else ""
+        raise DataError(
+            f"could not write {path}: {os.strerror(number)}; {size}{_free(path)}; free some space "
+            "or choose another folder (what was there before is as it was)"
+        ) from error
+
+
+def _number(error: Exception) -> int:
+    """The system's number of an error, from libraries that only have it in their message too."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    text = str(error)
+    if found := re.search(r"os error (\d+)", text):  # safetensors
+        return int(found[1])
+    short = r"requested and \d+ written|PytorchStreamWriter failed|file write failed|unexpected pos"
+    return errno.ENOSPC if re.search(short, text) else 0  # numpy; torch
+
+
+def _free(path: Path) -> str:
+    there = next(
+        folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir()
+    )
+    return f"{shutil.disk_usage(there).free / 1e6:,.1f} MB are free in {there}"
+
+
+def reserve(path: Path, size: int) -> None:
+    """Have the disk set ``size`` bytes of a file aside, which a memory map does not.
+
+    A page of a map that finds no space kills the process with SIGBUS.
+
+    Raises:
+        OSError: There is not so much space.
+    """
+    with path.open("r+b") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+            return
+        for at in range(0, size, 1 << 20):  # what is there already is written again
+            file.seek(at)
+            held = file.read(min(1 << 20, size - at))
+            file.seek(at)
+            file.write(held.ljust(min(1 << 20, size - at), b"\0"))
+        os.fsync(file.fileno())
+
+
+def temporary_for(path: Path) -> Path:
+    """A name beside ``path`` that no other process uses, on any machine, and that says whose it is.
+
+    The suffix stays: matplotlib, numpy and others choose the format by it.
+    """
+    token = uuid.uuid4().hex[:8]
+    return path.with_name(f"{_MARK}{machine()}-{os.getpid()}-{token}-{path.stem[:40]}{path.suffix}")
+
+
+def is_leftover(path: str | os.PathLike[str]) -> bool:
+    """Whether ``path`` is named as what is being written, or what a killed writer left.
+
+    Example:
+        >>> is_leftover("images/.writing-0a1b2c3d-1-4e5f6a7b-cat.png"), is_leftover("cat.png")
+        (True, False)
+    """
+    return Path(path).name.startswith(_MARK)
+
+
+def clear(folder: Path) -> None:
+    """Remove what writers that are gone have left in ``folder``."""
+    for path in folder.glob(f"{_MARK}*"):
+        with suppress(OSError):
+            if _is_abandoned(path):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _is_abandoned(path: Path) -> bool:
+    found = _NAME.match(path.name)
+    if found and found[1] == machine():
+        pid = int(found[2])
+        if not (path.name in _mine if pid == os.getpid() else alive(pid)):
+            return True
+    return time.time() - path.stat().st_mtime > _OLD
+
+
+def machine() -> str:
+    """Eight digits that tell machines and containers apart: in each container a process is 1."""
+    parts = [socket.gethostname()]
+    with suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text())
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return hashlib.blake2b("\n".join(parts).encode(), digest_size=4).hexdigest()
+
+
+def alive(pid: int) -> bool:
+    """Whether there is a process ``pid`` on this machine; True where that cannot be known."""
+    if os.name == "nt":
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 class Files(Sequence[str]):
@@ -118,7 +282,8 @@ class Files(Sequence[str]):
         """Names in the archive."""
         prefix = "" if self._folder == Path() else f"{self._folder.as_posix()}/"
         for name in self._zip().namelist():
-            if name.startswith(prefix) and not name.endswith("/"):
+            wanted = name.startswith(prefix) and not name.endswith("/")
+            if wanted and not is_leftover(name):
                 yield name.removeprefix(prefix)
 
     def _zip(self) -> zipfile.ZipFile:

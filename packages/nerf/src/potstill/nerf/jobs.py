@@ -75,7 +75,8 @@ class _FieldJob(Job[C]):
             "accumulate": training.accumulate, "clip": training.clip or None,
             "ema": training.ema or None, "seed": training.seed, "rays": training.batch,
             "optimizer": self.optimizer, "engine": self.engine, "every": self.config.every,
-            "samples": self.config.samples, "run": Run(self.config.out),
+            "samples": self.config.samples,
+            "run": Run(self.config.out, minutes=training.checkpoint_minutes),
         }  # fmt: skip
 
 
@@ -155,7 +156,8 @@ class Convert(_FieldJob[ConvertConfig]):
         self.history = self.report.rows
         if self.scene and config.hand_over:
             options |= budget(config.hand_over, steps, seconds)
-            options |= {"run": Run(config.out / "hand-over"), "every": 0, "progress": progress}
+            options |= {"run": dataclasses.replace(options["run"], folder=config.out / "hand-over")}
+            options |= {"every": 0, "progress": progress}
             self.field, rows = hand_over(self.field, self.scene, **options)
             self.history = [*self.history, *rows]
 

@@ -166,6 +166,7 @@ class UpscaleConfig:
         self_ensemble: Average over eight orientations: slower, slightly better.
         format: Format of the output; by default that of the input, PNG where it cannot be written.
         overwrite: Replace existing files.
+        skip_existing: Leave inputs out whose output is there: an interrupted batch goes on.
         json: Print one JSON object for each file instead of a table.
     """
 
@@ -185,4 +186,5 @@ class UpscaleConfig:
     self_ensemble: bool = False
     format: Literal["png", "tiff", "webp", "jpg"] | None = None
     overwrite: bool = False
+    skip_existing: bool = False
     json: bool = False

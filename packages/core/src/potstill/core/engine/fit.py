@@ -24,10 +24,17 @@ from potstill.core.engine.signals import Signals, Stop
 from potstill.core.engine.signature import differences, signature
 from potstill.core.engine.source import Source, as_source
 from potstill.core.engine.update import Outcome, Update
-from potstill.core.errors import CheckpointError, ConfigError, Interrupted, NonFiniteError
+from potstill.core.errors import (
+    CheckpointError,
+    ConfigError,
+    Interrupted,
+    NonFiniteError,
+    PotstillError,
+)
 from potstill.core.files import atomic
 from potstill.core.seed import kept_streams, seed_all
 from potstill.core.store import checkpoint
+from potstill.core.store.lock import Lock
 from potstill.core.vocabulary.distiller import Distiller
 from potstill.core.vocabulary.objective import Losses
 from potstill.core.vocabulary.schedule import Schedule
@@ -131,6 +138,8 @@ def fit(
             run = Run(Path(run))
         engine = engine or stack.enter_context(Engine())
         restore.moved = not engine.sharded
+        if run is not None:
+            claim(run.folder, engine, stack)
         if ema is not None and engine.sharded:
             raise ConfigError("fit: ema needs every process to hold the student; use ddp, not fsdp")
         if engine.sharded and any(stage.turns for stage in stages):
@@ -161,6 +170,18 @@ def fit(
         )
         stack.callback(loop.close)
         return loop.train(stack.enter_context(_showing(progress, engine)))
+
+
+def claim(folder: Path, engine: Engine, stack: ExitStack) -> None:
+    """Lock the folder on the main process; all processes are refused together."""
+    refused = None
+    if engine.main:
+        try:
+            stack.enter_context(Lock(folder))
+        except PotstillError as error:
+            refused = error
+    if refused := engine.agree(refused):
+        raise refused
 
 
 def _steps(
@@ -439,7 +460,8 @@ class _Loop:
     def _checkpoint_due(self, stop: int) -> bool:
         if self.run is None:
             return False
-        by_time = self.elapsed - self.saved_at > 60 * self.run.minutes
+        minutes = self.run.minutes if self.saved_at else min(self.run.minutes, 1.0)
+        by_time = self.elapsed - self.saved_at > 60 * minutes
         by_step = self.run.every is not None and self.step % self.run.every == 0
         return bool(stop) or by_time or by_step
 
@@ -480,7 +502,7 @@ class _Loop:
         if path is None:
             return History(on_disk)
         assert self.run is not None
-        state, anyway = checkpoint.load(path), self.run.resume == "anyway"
+        state, anyway = checkpoint.load(path, checked=True), self.run.resume == "anyway"
         differing = differences(state["signature"], self.signature)
         if differing and not anyway:
             raise CheckpointError(

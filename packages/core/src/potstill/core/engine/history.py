@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 from potstill.core.engine.plan import Run
 from potstill.core.errors import CheckpointError, ConfigError
-from potstill.core.files import atomic
+from potstill.core.files import atomic, writing
 
 __all__ = ["History", "Show", "plot_curves"]
 
@@ -47,6 +47,7 @@ class History:
         self.rows = [json.loads(line) for line in lines]
         with atomic(path) as temporary:
             temporary.write_text("".join(f"{line}\n" for line in lines))
+        self._path = path
         self._file = path.open("a")
         if run.tensorboard:
             self._board = _open_board(run.folder)
@@ -55,8 +56,9 @@ class History:
         """Add a row."""
         self.rows.append(row)
         if self._file is not None:
-            self._file.write(json.dumps(row) + "\n")
-            self._file.flush()
+            with writing(self._path):
+                self._file.write(json.dumps(row) + "\n")
+                self._file.flush()
         if self._board is not None:
             for name, value in row.items():
                 if name != "step":
@@ -65,7 +67,8 @@ class History:
     def sync(self) -> None:
         """Bring all rows to the disk: a checkpoint counts on them."""
         if self._file is not None:
-            os.fsync(self._file.fileno())
+            with writing(self._path):
+                os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the files."""

@@ -15,7 +15,7 @@ import torch
 
 from potstill.core.command.config import record
 from potstill.core.engine.device import Engine
-from potstill.core.engine.fit import fit
+from potstill.core.engine.fit import claim, fit
 from potstill.core.engine.history import Row
 from potstill.core.engine.plan import MakeOptimizer, Run, Stage, Validation
 from potstill.core.engine.training import Training
@@ -88,11 +88,13 @@ class Job(ABC, Generic[C]):
 
     Raises:
         ConfigError: The folder holds a run with another configuration.
+        CheckpointError: Another process writes into the folder at the moment.
     """
 
     optimizers: ClassVar[Mapping[str, Callable[..., torch.optim.Optimizer]]] = OPTIMIZERS
     movable: ClassVar[tuple[str, ...]] = (
         "out", "training.device", "training.parallel", "training.workers",
+        "training.checkpoint_minutes",
     )  # fmt: skip
     find_unused: bool = False
     engine: Engine
@@ -167,6 +169,7 @@ class Job(ABC, Generic[C]):
                     "Training: parallel must be ddp in a job, got fsdp: what is exported are whole "
                     "weights; potstill.core.fit itself trains sharded"
                 )
+            claim(config.out, self.engine, stack)
             if self.engine.main:
                 stack.enter_context(_recorded(config, self.movable))
             seed_all("job", training.seed)
@@ -206,7 +209,7 @@ class Job(ABC, Generic[C]):
         settings: dict[str, Any] = {
             "lr": own.lr or self.lr(), "optimizer": job.optimizer(distiller),
             "schedule": job.schedule(), "engine": self.engine, "progress": progress,
-            "run": Run(self.config.out / folder),
+            "run": Run(self.config.out / folder, minutes=own.checkpoint_minutes),
         }  # fmt: skip
         rows = fit_with(own, distiller, batches, **{**settings, **options})
         self.history += rows
@@ -276,6 +279,8 @@ def fit_with(
     settings |= {"lr": training.lr} if training.lr else {}
     if "optimizer" not in options:
         settings["optimizer"] = _optimizer(training, OPTIMIZERS)
+    if isinstance(run := options.get("run"), str | Path):
+        options["run"] = Run(Path(run), minutes=training.checkpoint_minutes)
     with ExitStack() as stack:
         engine = engine or stack.enter_context(
             Engine(training.device, training.precision, training.parallel)

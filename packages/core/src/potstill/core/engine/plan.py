@@ -171,7 +171,7 @@ class Run:
     Args:
         folder: Made when missing.
         every: Steps between checkpoints, besides those by time and at the end.
-        minutes: Time between checkpoints.
+        minutes: Time between checkpoints; the first is written within a minute.
         keep: How many checkpoints to keep.
         resume: Continue from the newest whole checkpoint, if it is of the same run; ``"anyway"``
             continues deliberately with other data, teacher, terms or optimizer; False refuses a

@@ -41,6 +41,7 @@ class Training:
         parallel: Way in which several processes (torchrun) share the work.
         workers: Processes that load data; 0 loads in the main one.
         seed: Seed of weights, data order, augmentation and dropout.
+        checkpoint_minutes: Time between checkpoints; the first is written within a minute.
     """
 
     alternatives: ClassVar[tuple[str, ...]] = ("epochs", "steps", "seconds")
@@ -62,12 +63,17 @@ class Training:
     parallel: Annotated[Literal["ddp", "fsdp"], _short("parallel")] = "ddp"
     workers: Annotated[int, _short("workers")] = 0
     seed: Annotated[int, _short("seed")] = 0
+    checkpoint_minutes: Annotated[float, _short("checkpoint-minutes")] = 5.0
 
     def __post_init__(self) -> None:
         for name in (*self.alternatives, "lr"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"Training: {name} must be positive, got {value}")
+        if not self.checkpoint_minutes > 0:
+            raise ConfigError(
+                f"Training: checkpoint_minutes must be positive, got {self.checkpoint_minutes}"
+            )
         for name in ("batch", "accumulate"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"Training: {name} must be at least 1, got {getattr(self, name)}")

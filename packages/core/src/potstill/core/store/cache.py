@@ -9,6 +9,7 @@ keyed by (seed, v, i), and student and teacher get the same pixels.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from potstill.core.errors import CheckpointError, ConfigError, DataError
-from potstill.core.files import atomic
+from potstill.core.files import atomic, reserve, writing
 from potstill.core.seed import generator
 from potstill.core.store.data import MapDataset, fingerprint
 from potstill.core.vocabulary.teacher import Frozen
@@ -127,7 +128,7 @@ class TeacherCache:
             ConfigError: Options that contradict each other.
             CheckpointError: The folder holds a cache of another teacher, data set, transform or
                 option; the message names them.
-            DataError: Logits beyond float16.
+            DataError: Logits beyond float16; a disk without the space for all of them.
         """
         if views < 1 or (views > 1 and augment is None):
             raise ConfigError(
@@ -318,8 +319,10 @@ def _create(folder: Path, spec: _Spec) -> None:
     entries = spec.views * spec.items
     folder.mkdir(parents=True, exist_ok=True)
     for name, (dtype, shape) in {**spec.fields(), "done": (np.bool_, ())}.items():
-        with atomic(folder / f"{name}.npy") as path:
+        needed = entries * math.prod(shape) * np.dtype(dtype).itemsize
+        with atomic(folder / f"{name}.npy") as path, writing(folder / f"{name}.npy", needed):
             np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(entries, *shape)).flush()
+            reserve(path, path.stat().st_size)
     with atomic(folder / "cache.json") as path:
         path.write_text(json.dumps(asdict(spec), indent=1))
 

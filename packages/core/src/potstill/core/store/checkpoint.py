@@ -12,17 +12,26 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from potstill.core.errors import CheckpointError
+from potstill.core.files import temporary_for, writing
 
 __all__ = ["load", "newest", "save"]
 
 _FORMAT = 1
+_DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
+    torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16", torch.uint8: "U8",
+    torch.bool: "BOOL", torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
+}  # fmt: skip
 
 
 def save(folder: Path, step: int, state: Mapping[str, Any], keep: int = 2) -> Path:
@@ -39,29 +48,69 @@ def save(folder: Path, step: int, state: Mapping[str, Any], keep: int = 2) -> Pa
 
     Raises:
         CheckpointError: Something in ``state`` is of another type.
+        DataError: The disk is full or cannot be written; older checkpoints are as they were.
     """
     final = folder / f"step-{step:09d}"
     if _is_whole(final):
         return final
-    temporary = folder / f".writing-{final.name}-{os.getpid()}"
-    for left in folder.glob(".writing-*"):
-        shutil.rmtree(left, ignore_errors=True)
-    temporary.mkdir(parents=True)
     tensors: dict[str, Tensor] = {}
     tree = _pack(state, tensors, "state")
-    save_file(tensors, temporary / "state.safetensors")
-    (temporary / "state.json").write_text(json.dumps(tree))
-    files = {name: _describe(temporary / name) for name in ("state.safetensors", "state.json")}
-    manifest = {"format": _FORMAT, "step": step, "files": files}
-    (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
-    for path in temporary.iterdir():
-        _sync(path)
-    shutil.rmtree(final, ignore_errors=True)  # a damaged one, at most
-    temporary.rename(final)
+    needed = sum(t.numel() * t.element_size() for t in tensors.values())
+    temporary = temporary_for(final)
+    with writing(final, needed):
+        for left in folder.glob(".writing-*"):  # a folder has one writer
+            shutil.rmtree(left, ignore_errors=True)
+        try:
+            temporary.mkdir(parents=True)
+            _write(temporary, tree, tensors, step)
+            shutil.rmtree(final, ignore_errors=True)  # a damaged one, at most
+            temporary.rename(final)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
     _sync(folder)
     for old in _all(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def _write(folder: Path, tree: Any, tensors: Mapping[str, Tensor], step: int) -> None:
+    files = {"state.safetensors": _write_tensors(tensors, folder / "state.safetensors")}
+    (folder / "state.json").write_text(json.dumps(tree))
+    files["state.json"] = _describe(folder / "state.json")
+    manifest = {"format": _FORMAT, "step": step, "files": files}
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
+    for path in folder.iterdir():
+        _sync(path)
+
+
+def _write_tensors(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
+    """A safetensors file, one tensor in memory at a time, hashed on the way to the disk.
+
+    Also of tensors that share memory, as tied weights do: they are written each.
+    """
+    # Widest first: readers want each tensor aligned to its elements.
+    tensors = dict(sorted(tensors.items(), key=lambda item: -item[1].element_size()))
+    header, end = {}, 0
+    for name, value in tensors.items():
+        begin, end = end, end + value.numel() * value.element_size()
+        header[name] = {
+            "dtype": _DTYPES[value.dtype],
+            "shape": list(value.shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    digest, size = hashlib.sha256(), 8 + len(text) + end
+    with path.open("wb") as file:
+        for part in chain((len(text).to_bytes(8, "little"), text), map(_bytes, tensors.values())):
+            digest.update(part)
+            file.write(part)
+    return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def _bytes(value: Tensor) -> Any:
+    return value.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def newest(folder: Path) -> Path | None:
@@ -72,13 +121,17 @@ def newest(folder: Path) -> Path | None:
     return next((path for path in reversed(_all(folder)) if _is_whole(path)), None)
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: Path, *, checked: bool = False) -> dict[str, Any]:
     """Read the checkpoint at ``path``, on the CPU.
+
+    Args:
+        path: Folder of the checkpoint.
+        checked: True where `newest` has just given it, which has read all of it once.
 
     Raises:
         CheckpointError: It is missing, incomplete, damaged or of a newer format.
     """
-    if not _is_whole(path):
+    if not (checked or _is_whole(path)):
         raise CheckpointError(
             f"checkpoint.load: {path} is missing, incomplete or damaged; "
             "another checkpoint of the run may be whole (checkpoint.newest finds it)"
@@ -111,7 +164,8 @@ def _describe(path: Path) -> dict[str, Any]:
 def _sync(path: Path) -> None:
     if os.name == "nt" and path.is_dir():
         return  # Windows cannot open folders
-    descriptor = os.open(path, os.O_RDONLY)
+    # Windows syncs only what is open for writing.
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:
@@ -121,8 +175,12 @@ def _sync(path: Path) -> None:
 def _pack(value: Any, tensors: dict[str, Tensor], where: str) -> Any:
     """JSON of ``value``; its tensors go to ``tensors`` and leave their names behind."""
     if isinstance(value, Tensor):
-        # A copy: safetensors refuses views of one storage, which tied weights are.
-        tensors[where] = value.detach().to("cpu", copy=True).contiguous()
+        if value.dtype not in _DTYPES:
+            raise CheckpointError(
+                f"checkpoint.save: {where} must have a dtype of {', '.join(_DTYPES.values())}, got "
+                f"{value.dtype}"
+            )
+        tensors[where] = value
         return {"tensor": where}
     if isinstance(value, Mapping):
         items = [[k, _pack(v, tensors, f"{where}/{k}")] for k, v in value.items()]

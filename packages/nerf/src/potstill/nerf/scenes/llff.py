@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from potstill.core import DataError
+from potstill.core import DataError, is_leftover
 from potstill.nerf.cameras import Cameras
 from potstill.nerf.scenes.scene import Scene, every_eighth, read_images
 from potstill.nerf.scenes.similarity import recentering
@@ -83,6 +83,7 @@ def _images(folder: Path, downsample: int) -> list[Path]:
             f"{', '.join(there) or 'no images* folders'}: choose downsample (--downsample) by them"
         )
     images = sorted(p for p in source.iterdir() if p.suffix.lower() in _SUFFIXES)
+    images = [path for path in images if not is_leftover(path)]
     if not images:
         raise DataError(f"load_llff: {source} must hold images, got none")
     return images

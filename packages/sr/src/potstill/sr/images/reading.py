@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from potstill.core import DataError
+from potstill.core import DataError, is_leftover
 from potstill.sr.images.picture import ORIENTATION, Kind, Picture, opencv, picture_of, stacked
 
 __all__ = ["SUFFIXES", "find_photographs", "read_image"]
@@ -70,6 +70,7 @@ def find_photographs(folder: str | os.PathLike[str]) -> list[Path]:
     if (root / "DIV2K_train_HR").is_dir():
         root = root / "DIV2K_train_HR"
     found = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    found = [path for path in found if not is_leftover(path)]
     if not found:
         raise DataError(
             f"find_photographs: {root} must be a folder with images ({', '.join(SUFFIXES)}), got "

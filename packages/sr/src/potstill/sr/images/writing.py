@@ -89,6 +89,8 @@ def write_image(
                 _write_wide(picture, temporary, form)
             else:
                 _write_pil(picture, temporary, form, quality)
+    except DataError:
+        raise
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"write_image: {path} must be writable, got: {reason}") from error

@@ -18,7 +18,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from potstill.core import ConfigError, PotstillError
+from potstill.core import ConfigError, PotstillError, is_leftover
 from potstill.core.command import progress
 from potstill.sr.config import UpscaleConfig
 from potstill.sr.images.picture import Picture
@@ -45,6 +45,7 @@ def find_inputs(words: Sequence[str]) -> list[Path]:
         path = Path(word)
         if path.is_dir():
             files = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+            files = [path for path in files if not is_leftover(path)]
         elif path.exists() or not glob.has_magic(word):
             files = [path]
         else:
@@ -84,6 +85,8 @@ def run_batch(batch: UpscaleConfig) -> int:
         raise ConfigError(
             f"upscale: out must be a folder for {len(files)} inputs, got the file {batch.out}"
         )
+    if batch.overwrite and batch.skip_existing:
+        raise ConfigError("upscale: overwrite and skip_existing exclude each other, got both")
     size = _target(batch.target)
     model = load_model(batch.model or f"potstill-x{batch.scale or 2}", scale=batch.scale)
     console = Console()
@@ -92,8 +95,11 @@ def run_batch(batch: UpscaleConfig) -> int:
         started = time.perf_counter()
         try:
             target = batch.out if single else _destination(batch, path)
-            with progress(f"{path.name} ({number}/{len(files)})") as shown:
-                row = _one(batch, model, path, target, size, shown)
+            if batch.skip_existing and target.exists():
+                row = {"input": str(path), "output": str(target), "skipped": True}
+            else:
+                with progress(f"{path.name} ({number}/{len(files)})") as shown:
+                    row = _one(batch, model, path, target, size, shown)
         except PotstillError as error:
             row = {"input": str(path), "error": str(error)}
         except MemoryError:
@@ -203,6 +209,9 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
     for row in rows:
         if "error" in row:
             table.add_row(row["input"], "", "", "", "", f"[red]failed:[/red] {row['error']}")
+            continue
+        if "skipped" in row:
+            table.add_row(row["input"], "", "", "", "", f"{row['output']} is there: skipped")
             continue
         mode = row["mode"] + (f" {row['tile']}" if row["tile"] else "")
         said = "; ".join([row["output"], *row["warnings"]])
