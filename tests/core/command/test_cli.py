@@ -316,3 +316,10 @@ def test_bench_runs_the_programs_of_a_clone(run, tmp_path: Path, monkeypatch) ->
         (tmp_path / "benchmarks", ["graph", "cora", "--pairs", "5", "--check"]),
         (tmp_path / "benchmarks", ["all", "--pairs", "20", "--official", "IMDN"]),
     ]
+
+
+def test_a_verb_that_is_no_job_is_refused_on_several_processes(run, monkeypatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, _, error = run("alpha", "train")
+    assert code == 2
+    assert "potstill alpha train: runs in one process, got WORLD_SIZE=2" in error

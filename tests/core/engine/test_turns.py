@@ -228,10 +228,19 @@ class Reweighted(Distiller):
     def forward(self, batch, step):
         x, y, index, x_val, y_val = batch
         if self.turn == "weights":
+            x, y, index = map(of_all_processes, (x, y, index))  # one inner step, of the whole batch
             moved = unrolled(self.student, lambda f: self.lower(f, x, y, index), lr=0.1)
             predicted = torch.func.functional_call(self.student, moved, (x_val,))
             return self.objective(step, upper=(predicted, y_val))
         return self.objective(step, lower=(self.lower(self.student, x, y, index),))
+
+
+def of_all_processes(values):
+    if not torch.distributed.is_initialized():
+        return values
+    parts = [torch.empty_like(values) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(parts, values)
+    return torch.cat(parts)
 
 
 def bilevel(batch=8, run=None, progress=False):
@@ -270,6 +279,26 @@ def test_bilevel_weights_find_the_wrong_labels_and_survive_a_kill(tmp_path):
         bilevel(run=Run(tmp_path, every=4), progress=kill)
     state = bilevel(run=tmp_path)
     assert all(torch.equal(state[name], whole[name]) for name in whole)
+
+
+def killed_bilevel(batch, folder):
+    def kill(row, share):
+        if row["step"] == 21:
+            raise Stop
+
+    with pytest.raises(Stop):
+        bilevel(batch, Run(folder, every=4), kill)
+    return bilevel(batch, folder)
+
+
+@pytest.mark.dist
+def test_two_processes_are_one_bilevel_and_survive_a_kill(tmp_path):
+    alone = bilevel(8)
+    whole, _ = run_ranks(bilevel, 2, 4)
+    for name, value in alone.items():
+        torch.testing.assert_close(whole[name], value, rtol=0, atol=1e-6)
+    for state in run_ranks(killed_bilevel, 2, 4, tmp_path):
+        assert all(torch.equal(state[name], whole[name]) for name in whole)
 
 
 # --- what turns leave alone -----------------------------------------------------------------------

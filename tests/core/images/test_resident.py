@@ -179,8 +179,19 @@ def test_resident_order_is_pinned():
         rows = order[k * 4 * world :][rank : 4 * world : world]
         images, targets = source(step, rank, world)
         assert torch.equal(targets, rows)
-        moved = source._shift_and_flip(source.images[rows], generator("augment", seed, step, rank))
+        drawn, shard = generator("augment", seed, step, 0), Shard(seed, rank, world)
+        moved = source._shift_and_flip(source.images[rows], drawn, shard)
         torch.testing.assert_close(images, source.normalized(moved), rtol=0, atol=0)
+
+
+def test_two_processes_see_what_one_would():
+    images = torch.randn(20, 3, 4, 4)
+    one, two = (ResidentImages(images, torch.arange(20), size, seed=5, shift=1) for size in (8, 4))
+    for step in range(4):
+        whole = one(step, 0, 1)
+        for rank in range(2):
+            for mine, all_of_it in zip(two(step, rank, 2), whole, strict=True):
+                assert torch.equal(mine, all_of_it[rank::2])
 
 
 def test_resident_fingerprint_sees_images_labels_and_options():

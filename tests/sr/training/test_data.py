@@ -91,3 +91,11 @@ def test_a_source_of_batches_that_knows_its_photographs(photograph):
     ]
     assert len({source.fingerprint() for source in (patches, *others)}) == 4
     assert patches.fingerprint() == Patches(pairs, patch=6, batch=4, seed=1).fingerprint()
+
+
+def test_two_processes_see_what_one_would(photograph):
+    pairs = degrade([photograph, photograph[:40]], 2)
+    one, two = (Patches(pairs, patch=8, batch=batch, seed=3) for batch in (8, 4))
+    for rank in range(2):
+        for mine, whole in zip(two(5, rank, 2), one(5, 0, 1), strict=True):
+            assert torch.equal(mine, whole[rank::2])

@@ -116,7 +116,7 @@ class ConvertConfig:
         prior: JSON file of a pose prior; prior.json beside the teacher by default.
         scene: Images to evaluate the student by; not needed.
         clock: Seconds of the wall or of the CPU, in budgets and rows.
-        samples: Samples per step; like the batch of rays, of all processes together.
+        samples: Samples per step, of all processes together; so is the batch, unlike elsewhere.
         feature_until: Share of the budget in which only features count.
         points_until: Share from which on pixels count.
         norm: Norm of the losses.

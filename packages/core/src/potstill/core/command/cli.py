@@ -14,6 +14,7 @@ Exit codes:
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -81,6 +82,8 @@ def _parse(words: list[str], plugins: dict[str, EntryPoint]) -> Callable[[], Any
         sources = [] if config is None else [_file(config, app)]
         app.config = (*sources, configs.strict)
         command, bound, _ = app.parse_args(tokens, exit_on_error=False, print_error=False)
+        if tokens and tokens[0] in plugins and not hasattr(command, "several_processes"):
+            _require_one_process(" ".join(app.parse_commands(tokens)[0]))
         return partial(command, *bound.args, **bound.kwargs)
 
     app.meta.group_parameters = Group("Everywhere", sort_key=9)
@@ -103,6 +106,15 @@ def _parse(words: list[str], plugins: dict[str, EntryPoint]) -> Callable[[], Any
         if isinstance(error, ValueError):  # from the ``__post_init__`` of a configuration
             raise ConfigError(str(error)) from error
         raise
+
+
+def _require_one_process(verb: str) -> None:
+    """Only jobs share their work and write once: each process would do all of another verb."""
+    if (world := os.environ.get("WORLD_SIZE") or "1") != "1":
+        raise ConfigError(
+            f"potstill {verb}: runs in one process, got WORLD_SIZE={world}; start it without "
+            "torchrun, which is for the verbs that train"
+        )
 
 
 def _app(plugins: dict[str, EntryPoint]) -> App:

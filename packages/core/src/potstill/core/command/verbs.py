@@ -45,7 +45,10 @@ def verb(app: App, name: str, job: str, config: type) -> None:
             say(f"page: {result.folder / 'index.html'}")
         elif result.summary:
             table(f"{' '.join(app.name)} {name}", result.summary)
-        say(f"folder: {result.folder}")
+        if result.summary:  # of several processes, the main one
+            say(f"folder: {result.folder}")
 
     summary = (config.__doc__ or "").partition("\n\n")[0]
-    app.command(taking(config, run), name=name, help=" ".join(summary.split()))
+    command: Any = taking(config, run)
+    command.several_processes = True
+    app.command(command, name=name, help=" ".join(summary.split()))

@@ -100,11 +100,11 @@ class ResidentImages(Batches):
 
     def stream(self, start: int, shard: Shard) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches from step ``start`` on, without end."""
-        seed, rank, _ = self._seeded(shard)
+        seed = self._seeded(shard).seed
         for step in count(start):
             rows = torch.tensor(self.indices(step, shard))
-            rng = generator("augment", seed, step, rank)
-            images = self._shift_and_flip(self.images[rows], rng)
+            rng = generator("augment", seed, step, 0)
+            images = self._shift_and_flip(self.images[rows], rng, shard)
             yield self.normalized(images), self.targets[rows]
 
     def fingerprint(self) -> str:
@@ -115,11 +115,22 @@ class ResidentImages(Batches):
     def _seeded(self, shard: Shard) -> Shard:
         return shard if self.seed is None else shard._replace(seed=self.seed)
 
-    def _shift_and_flip(self, images: Tensor, rng: torch.Generator) -> Tensor:
-        """Cut a window out of each image with its border, some from right to left."""
+    def _shift_and_flip(
+        self,
+        images: Tensor,
+        rng: torch.Generator,
+        shard: Shard = Shard(),  # noqa: B008
+    ) -> Tensor:
+        """Cut a window out of each image with its border, some from right to left.
+
+        Drawn for the batches of all processes, so that they do together what one would do.
+        """
         batch, channels, height, width = images.shape
-        down, right = torch.randint(-self.shift, self.shift + 1, (2, batch, 1), generator=rng)
-        flipped = torch.rand(batch, 1, generator=rng) < (0.5 if self.flip else 0.0)
+        mine, total = slice(shard.rank, None, shard.world), batch * shard.world
+        down, right = torch.randint(-self.shift, self.shift + 1, (2, total, 1), generator=rng)[
+            :, mine
+        ]
+        flipped = torch.rand(total, 1, generator=rng)[mine] < (0.5 if self.flip else 0.0)
         column = torch.arange(width).expand(batch, -1)
         rows = torch.arange(height) + down
         columns = torch.where(flipped, width - 1 - column, column) + right

@@ -37,7 +37,9 @@ class Pair(NamedTuple):
 
 
 class Patches:
-    """Random aligned patches: a source for ``fit``, a pure function of (seed, step, rank).
+    """Random aligned patches: a source for ``fit``, a pure function of (seed, step).
+
+    Processes share what is drawn: two with a batch of 4 train as one with a batch of 8.
 
     Every position of every image is equally likely, and so are the eight orientations. Positions
     are drawn with replacement, so there is no epoch: give a budget in steps or seconds.
@@ -76,10 +78,11 @@ class Patches:
         self, step: int, rank: int, world: int
     ) -> tuple[Float[Tensor, "batch 3 h w"], Float[Tensor, "batch 3 H W"]]:
         """``(lr, hr)`` in [0, 1] for a step of one of ``world`` processes."""
-        rng = generator("patches", self.seed, step, rank, world)
-        chosen = torch.multinomial(self.weights, self.batch, replacement=True, generator=rng)
-        draws = torch.rand(self.batch, 3, generator=rng, dtype=torch.float64).tolist()
-        cuts = [self._cut(int(i), *draw) for i, draw in zip(chosen, draws, strict=True)]
+        rng, total = generator("patches", self.seed, step, 0, 1), self.batch * world
+        chosen = torch.multinomial(self.weights, total, replacement=True, generator=rng)
+        draws = torch.rand(total, 3, generator=rng, dtype=torch.float64).tolist()
+        drawn = list(zip(chosen, draws, strict=True))[rank::world]
+        cuts = [self._cut(int(index), *draw) for index, draw in drawn]
         stacks = (torch.from_numpy(np.stack(side)) for side in zip(*cuts, strict=True))
         lr, hr = (stack.permute(0, 3, 1, 2).float().div_(255) for stack in stacks)
         return lr, hr
