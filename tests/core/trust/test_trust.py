@@ -83,13 +83,6 @@ def test_contiguous_moments_are_caught(tmp_path, monkeypatch):
     assert "tensors differ" in " ".join(proof(tmp_path, kills=(3,)).lost)
 
 
-def test_a_handler_in_a_worker_is_caught(tmp_path, monkeypatch):
-    """A worker that obeys the signal of a scheduler takes the batches with it."""
-    monkeypatch.setattr("potstill.core.engine.batches.begin", iter)
-    lost = " ".join(proof(tmp_path, partial(train, workers=1), kills=(5,)).lost)
-    assert "ended with code 1" in lost or "in a traceback" in lost
-
-
 @pytest.mark.dist
 def test_a_mean_over_what_each_process_has_is_caught(tmp_path):
     """A mask that is dropped, so that each process counts for itself."""
