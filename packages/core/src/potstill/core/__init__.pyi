@@ -20,6 +20,7 @@ from .errors import PotstillError as PotstillError
 from .errors import ShapeError as ShapeError
 from .errors import TapError as TapError
 from .errors import nearest as nearest
+from .errors import reading as reading
 from .files import Files as Files
 from .files import atomic as atomic
 from .files import is_leftover as is_leftover

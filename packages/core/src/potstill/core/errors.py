@@ -17,7 +17,9 @@ Messages read ``"<callable>: <argument> must be <requirement>, got <value>; <wha
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 __all__ = [
     "BackendError",
@@ -31,6 +33,7 @@ __all__ = [
     "ShapeError",
     "TapError",
     "nearest",
+    "reading",
 ]
 
 
@@ -96,3 +99,38 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if close:
         return f"did you mean {close[0]!r}?"
     return f"known: {', '.join(known) or 'none'}"
+
+
+@contextmanager
+def reading(
+    path: str | os.PathLike[str], requirement: str, error: type[PotstillError] = DataError
+) -> Iterator[None]:
+    """Turn whatever a damaged file does to its reader into one of our errors that names the file.
+
+    Only the reading belongs into the block. Errors of ours pass; they get the name where they lack
+    it.
+
+    Args:
+        path: The file, or the folder of several.
+        requirement: What it must be, e.g. "a whole cache".
+        error: Class of the error.
+
+    Raises:
+        DataError: Or ``error``: anything went wrong in the block, short of being interrupted.
+
+    Example:
+        >>> with reading("a.json", "JSON"):
+        ...     {}["frames"]
+        Traceback (most recent call last):
+        ...
+        potstill.core.errors.DataError: a.json must be JSON, got KeyError: 'frames'; is it whole?
+    """
+    try:
+        yield
+    except PotstillError as known:
+        if os.path.basename(path) in str(known) or isinstance(known, Interrupted):
+            raise
+        raise type(known)(f"{os.fspath(path)}: {known}") from known
+    except Exception as found:  # whatever a parser raises: that is what this is for
+        said = " ".join(f"{type(found).__name__}: {found}".split())[:300]
+        raise error(f"{os.fspath(path)} must be {requirement}, got {said}; is it whole?") from found

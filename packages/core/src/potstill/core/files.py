@@ -236,7 +236,7 @@ class Files(Sequence[str]):
     def __init__(
         self, source: str | os.PathLike[str], suffixes: str | tuple[str, ...] = ""
     ) -> None:
-        source = Path(source)
+        self.source = source = Path(source)
         paths = (source, *source.parents)
         zips = (path for path in paths if path.suffix == ".zip" and path.is_file())
         self._archive = next(zips, None)

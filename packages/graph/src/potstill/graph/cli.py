@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from potstill.core import ConfigError, atomic
+from potstill.core import ConfigError, atomic, reading
 from potstill.core.command import say, verb
 from potstill.graph.config import DiagnoseConfig, DistillConfig, TrainConfig
 
@@ -60,6 +60,7 @@ def _features(path: Path) -> Any:
             f"predict: features must be an existing .npy or .npz file, got {path}; "
             "numpy.save and scipy.sparse.save_npz write them"
         )
-    if path.suffix == ".npz":
-        return sp.load_npz(path)
-    return np.load(path, mmap_mode="c", allow_pickle=False)
+    with reading(path, "features saved by numpy.save or scipy.sparse.save_npz"):
+        if path.suffix == ".npz":
+            return sp.load_npz(path)
+        return np.load(path, mmap_mode="c", allow_pickle=False)

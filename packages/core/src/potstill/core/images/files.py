@@ -113,7 +113,11 @@ class ImageSet:
             if image is not None:
                 image = self.transform(image) if self.transform else image
                 return (image, self.targets[at]) if self.labels else image
-        raise DataError(f"ImageSet: none of the {len(self)} images can be read")
+        first = next(iter(self.broken), "")
+        raise DataError(
+            f"ImageSet: none of the {len(self)} images of {self.files.source} can be read; "
+            f"{first}: {self.broken.get(first)}"
+        )
 
     def _read(self, index: int) -> Any:
         from PIL import Image

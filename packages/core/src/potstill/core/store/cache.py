@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from potstill.core.errors import CheckpointError, ConfigError, DataError
+from potstill.core.errors import CheckpointError, ConfigError, DataError, reading
 from potstill.core.files import atomic, reserve, writing
 from potstill.core.seed import generator
 from potstill.core.store.data import MapDataset, fingerprint
@@ -85,10 +85,14 @@ class TeacherCache:
 
     def __init__(self, folder: Path, spec: _Spec, mode: Literal["r", "r+"] = "r") -> None:
         self.folder, self.spec = folder, spec
-        self._arrays = {
-            name: np.load(folder / f"{name}.npy", mmap_mode=mode) for name in spec.fields()
-        }
-        self._done = np.load(folder / "done.npy", mmap_mode=mode)
+        with reading(folder, "a whole teacher cache"):
+            self._arrays = {
+                name: np.load(folder / f"{name}.npy", mmap_mode=mode) for name in spec.fields()
+            }
+            self._done = np.load(folder / "done.npy", mmap_mode=mode)
+            for name, array in {**self._arrays, "done": self._done}.items():
+                if array.dtype.hasobject or len(array) != spec.views * spec.items:
+                    raise ValueError(f"{name}.npy of {array.dtype} {list(array.shape)}")
 
     @classmethod
     def write(
@@ -328,10 +332,14 @@ def _create(folder: Path, spec: _Spec) -> None:
 
 
 def _read(folder: Path) -> _Spec:
-    try:
-        return _Spec(**json.loads((folder / "cache.json").read_text()))
-    except (TypeError, ValueError) as error:
-        raise DataError(f"TeacherCache: {folder / 'cache.json'} is damaged ({error})") from error
+    path = folder / "cache.json"
+    with reading(path, "the description of a teacher cache"):
+        found = _Spec(**json.loads(path.read_text()))
+        known = {f.name: f.type for f in fields(_Spec)}
+        for name, value in asdict(found).items():
+            if known[name] == "int" and not isinstance(value, int):
+                raise TypeError(f"{name} is {value!r}")
+    return found
 
 
 def _require_same(folder: Path, wanted: _Spec) -> None:

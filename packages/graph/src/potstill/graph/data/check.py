@@ -13,7 +13,7 @@ from torch_geometric.data import Data
 from torch_geometric.utils import coalesce, contains_isolated_nodes, remove_self_loops
 from torch_geometric.utils import to_undirected as _to_undirected
 
-from potstill.core import ConfigError, DataError, ShapeError
+from potstill.core import ConfigError, DataError, ShapeError, reading
 from potstill.graph.data.tensors import as_features, is_sparse
 
 __all__ = ["check_edges", "check_ends", "check_graph", "check_logits", "is_symmetric"]
@@ -200,7 +200,8 @@ def check_logits(
         )
     if not isinstance(logits, Tensor | np.ndarray):
         # A map is only ever read; copy-on-write lets torch share it without a warning.
-        logits = np.load(logits, mmap_mode="c", allow_pickle=False)
+        with reading(logits, "logits saved by numpy.save"):
+            logits = torch.from_numpy(np.load(logits, mmap_mode="c", allow_pickle=False))
     z = torch.as_tensor(logits).detach()
     z = z if z.dtype == torch.float32 else z.float()
     expected = [num_nodes, "C" if num_classes is None else num_classes]

@@ -15,7 +15,7 @@ from torch_geometric.io import read_planetoid_data
 from torch_geometric.transforms import NormalizeFeatures
 from torch_geometric.utils import remove_self_loops, to_undirected
 
-from potstill.core import ConfigError, DataError, locate, nearest
+from potstill.core import ConfigError, DataError, locate, nearest, reading
 from potstill.core.store import root, sha256
 from potstill.graph.data.check import check_graph
 from potstill.graph.data.splits import cpf_split, per_class_split, take_split
@@ -75,7 +75,9 @@ def load(
     source = DATASETS.get(name.lower())
     if source is None:
         raise ConfigError(f"load: no graph is called {name!r}; {nearest(name.lower(), DATASETS)}")
-    data = source.read(_find(name, source, download))
+    path = _find(name, source, download)
+    with reading(path, f"the graph {name!r}"):
+        data = source.read(path)
     if data.get("train_mask") is not None and data.train_mask.ndim == 2:
         data = take_split(data, seed % data.train_mask.shape[1] if split is None else split)
     elif data.get("train_mask") is None:

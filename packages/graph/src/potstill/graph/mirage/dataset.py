@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils.data import WeightedRandomSampler
 from torch_geometric.data import Data, InMemoryDataset
 
-from potstill.core import ConfigError, DataError, atomic
+from potstill.core import ConfigError, DataError, atomic, reading
+from potstill.graph.data.check import check_ends
 from potstill.graph.mirage.colors import Labels, expand_tree, wl_colors
 from potstill.graph.mirage.mining import Pattern, mine
 
@@ -66,19 +67,19 @@ class DistilledDataset(InMemoryDataset):  # type: ignore[misc]
         Raises:
             DataError: The file is missing, or holds something else.
         """
-        try:
+        with reading(path, "a distilled data set (.npz)"):
             with np.load(path, allow_pickle=False) as file:
                 arrays = {key: torch.from_numpy(file[key]) for key in file.files}
             nodes, edges = arrays.pop("nodes").tolist(), arrays.pop("edges").tolist()
-        except (OSError, ValueError, KeyError) as error:
-            raise DataError(
-                f"DistilledDataset.load: {path} must be a distilled data set (.npz), got: {error}"
-            ) from error
-        parts = {key.removeprefix("field."): value for key, value in arrays.items()}
-        sizes = {k: _sizes(k, nodes, edges) for k in parts}
-        split = {k: v.split(sizes[k], -1 if k == "edge_index" else 0) for k, v in parts.items()}
-        graphs = [Data(**{k: v[i].clone() for k, v in split.items()}) for i in range(len(nodes))]
-        return cls(graphs)
+            parts = {key.removeprefix("field."): value for key, value in arrays.items()}
+            sizes = {k: _sizes(k, nodes, edges) for k in parts}
+            split = {k: v.split(sizes[k], -1 if k == "edge_index" else 0) for k, v in parts.items()}
+            graphs = [
+                Data(**{k: v[i].clone() for k, v in split.items()}) for i in range(len(nodes))
+            ]
+            for graph in graphs:
+                check_ends(graph.edge_index, len(graph.x), "DistilledDataset.load")
+            return cls(graphs)
 
 
 def _sizes(key: str, nodes: list[int], edges: list[int]) -> list[int]:

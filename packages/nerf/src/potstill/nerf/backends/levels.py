@@ -54,6 +54,20 @@ class Levels:
             raise ConfigError(f"Levels: features must be 1, 2, 4 or 8, got {self.features}")
         if not len(self.scale) == len(self.resolution) == len(self.rows) == len(self.offset) > 0:
             raise ConfigError("Levels: scale, resolution, rows and offset must have equal lengths")
+        # Kernels read the table where these numbers say.
+        start = 0
+        for level, (scale, side, rows, offset) in enumerate(
+            zip(self.scale, self.resolution, self.rows, self.offset, strict=True)
+        ):
+            power = rows > 0 and rows & (rows - 1) == 0
+            fits = 0 <= scale < side <= 2**20 and rows > 0 and offset == start
+            if not fits or (side**3 > rows and not power):
+                raise ConfigError(
+                    f"Levels: level {level} must begin at row {start} and have a scale below its "
+                    f"resolution, and 2^k rows where it is hashed, got offset {offset}, scale "
+                    f"{scale}, resolution {side} and {rows} rows"
+                )
+            start += rows
 
     @classmethod
     def geometric(

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 
-from potstill.core import CheckpointError, ConfigError, atomic, nearest
+from potstill.core import CheckpointError, ConfigError, atomic, nearest, reading
 from potstill.core.command import config as configs
 from potstill.nerf.backends.levels import Levels
 from potstill.nerf.encodings.hashgrid import HashGrid
@@ -147,28 +147,26 @@ def load_field(
     """
     path = Path(path)
     path = path / "field.safetensors" if path.is_dir() else path
-    try:
+    with reading(path, "a field's file", CheckpointError):
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get("potstill.nerf", "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError) as error:
-        raise CheckpointError(f"load_field: {path} must be a field's file, got: {error}") from error
+        header.get("format")  # of a mapping
     if header.get("format") != _FORMAT:
         raise CheckpointError(
             f"load_field: {path} must have format {_FORMAT}, got {header.get('format', 'none')}; "
             "was it written by potstill nerf, or by a newer one?"
         )
-    if kind is not None and header["kind"] != kind:
-        raise CheckpointError(f"load_field: {path} must hold a {kind} field, got {header['kind']}")
-    try:
-        field = _rebuild(header, tensors, backend)
-        field.load_state_dict(tensors, strict=True)
-    except (KeyError, TypeError, RuntimeError, ConfigError) as error:
-        if isinstance(error, CheckpointError):
-            raise
+    if kind is not None and header.get("kind") != kind:
         raise CheckpointError(
-            f"load_field: {path} must fit its own header, got: {' '.join(str(error).split())[:300]}"
-        ) from error
+            f"load_field: {path} must hold a {kind} field, got {header.get('kind')}"
+        )
+    with reading(path, "a field that fits its own header", CheckpointError):
+        try:
+            field = _rebuild(header, tensors, backend)
+        except ConfigError as error:  # here it is not the user's
+            raise CheckpointError(f"load_field: {path} must fit its own header: {error}") from error
+        field.load_state_dict(tensors, strict=True)
     return field.eval(), header
 
 

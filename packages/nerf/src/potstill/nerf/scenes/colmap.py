@@ -89,6 +89,11 @@ def load_colmap(folder: Path, *, downsample: int = 1, allow_missing: bool = Fals
 
 
 def _cameras(views: list[_View], lenses: dict[int, _Lens]) -> Cameras:
+    for view in views:
+        if view.camera not in lenses:
+            raise DataError(f"load_colmap: {view.name} must have a known camera, got {view.camera}")
+        if not sum(q * q for q in view.quaternion) > 1e-12:
+            raise DataError(f"load_colmap: {view.name} must have a rotation, got the quaternion 0")
     sizes = {lenses[view.camera][1:3] for view in views}
     if len(sizes) != 1:
         raise DataError(f"load_colmap: cameras must have one image size, got {sorted(sizes)}")

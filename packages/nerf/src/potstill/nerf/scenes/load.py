@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from potstill.core import ConfigError, DataError, nearest
+from potstill.core import ConfigError, DataError, nearest, reading
 from potstill.nerf.scenes.analytic import analytic
 from potstill.nerf.scenes.colmap import find_model, load_colmap
 from potstill.nerf.scenes.llff import load_llff
@@ -52,13 +52,16 @@ def load_scene(
     folder = Path(data)
     chosen = detect(folder) if layout == "auto" else layout
     factor = downsample or 1
-    if chosen == "blender":
-        return load_blender(folder, downsample=factor, allow_missing=allow_missing)
-    if chosen == "llff":
-        return load_llff(folder, downsample=downsample or 8)
-    if chosen == "colmap":
-        return load_colmap(folder, downsample=factor, allow_missing=allow_missing)
-    return load_transforms(folder, downsample=factor, allow_missing=allow_missing, rescale=rescale)
+    with reading(folder, f"a scene in the layout {chosen!r}"):
+        if chosen == "blender":
+            return load_blender(folder, downsample=factor, allow_missing=allow_missing)
+        if chosen == "llff":
+            return load_llff(folder, downsample=downsample or 8)
+        if chosen == "colmap":
+            return load_colmap(folder, downsample=factor, allow_missing=allow_missing)
+        return load_transforms(
+            folder, downsample=factor, allow_missing=allow_missing, rescale=rescale
+        )
 
 
 def detect(folder: Path) -> str:
