@@ -52,14 +52,13 @@ def readers() -> dict[str, tuple[Make, Read]]:
     from torch_geometric.data import Data
 
     from potstill.core import TeacherCache
-    from potstill.core.command.config import dump
-    from potstill.core.command.config import load as load_config
+    from potstill.core.command import dump
+    from potstill.core.command import load as load_config
     from potstill.core.images import ImageSet
     from potstill.core.store import checkpoint
-    from potstill.graph import MLPStudent
-    from potstill.graph.data.check import check_logits
-    from potstill.graph.mirage.dataset import DistilledDataset
-    from potstill.mae.config import Pretrain
+    from potstill.graph import MLPStudent, check_logits
+    from potstill.graph.mirage import DistilledDataset
+            from potstill.mae import Pretrain
     from potstill.nerf import HashConfig, Space, load_field, load_scene, make_field, save_field
     from potstill.sr import IMDN, load_model, read_image, save_model
 

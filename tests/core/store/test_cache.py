@@ -135,7 +135,7 @@ def test_errors(tmp_path, teacher, data) -> None:
     with pytest.raises(DataError, match="float16"):
         write(tmp_path / "large", teacher, data)
     (tmp_path / "large" / "cache.json").write_text(json.dumps({"teacher": 1}))
-    with pytest.raises(DataError, match="damaged"):
+    with pytest.raises(DataError, match="cache.json must be the description of a teacher cache"):
         TeacherCache.open(tmp_path / "large", teacher=teacher, dataset=data)
 
 
