@@ -58,7 +58,7 @@ def readers() -> dict[str, tuple[Make, Read]]:
     from potstill.core.store import checkpoint
     from potstill.graph import MLPStudent, check_logits
     from potstill.graph.mirage import DistilledDataset
-            from potstill.mae import Pretrain
+    from potstill.mae import Pretrain
     from potstill.nerf import HashConfig, Space, load_field, load_scene, make_field, save_field
     from potstill.sr import IMDN, load_model, read_image, save_model
 
