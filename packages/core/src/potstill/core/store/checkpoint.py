@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -32,6 +33,9 @@ _DTYPES = {
     torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16", torch.uint8: "U8",
     torch.bool: "BOOL", torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
 }  # fmt: skip
+_FILES = {"state.safetensors", "state.json"}
+# What reading JSON of a stranger raises: RecursionError where it is nested a thousand deep.
+_UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
 def save(folder: Path, step: int, state: Mapping[str, Any], keep: int = 2) -> Path:
@@ -136,8 +140,14 @@ def load(path: Path, *, checked: bool = False) -> dict[str, Any]:
             f"checkpoint.load: {path} is missing, incomplete or damaged; "
             "another checkpoint of the run may be whole (checkpoint.newest finds it)"
         )
-    tensors = load_file(path / "state.safetensors")
-    state: dict[str, Any] = _unpack(json.loads((path / "state.json").read_text()), tensors)
+    try:
+        tensors = load_file(path / "state.safetensors")
+        state: dict[str, Any] = _unpack(json.loads((path / "state.json").read_text()), tensors)
+    except (*_UNREADABLE, SafetensorError) as error:
+        raise CheckpointError(
+            f"checkpoint.load: {path} has the hashes of its manifest, yet cannot be read "
+            f"({type(error).__name__}: {error}); it was not written by potstill"
+        ) from error
     return state
 
 
@@ -148,10 +158,14 @@ def _all(folder: Path) -> list[Path]:
 def _is_whole(path: Path) -> bool:
     try:
         manifest = json.loads((path / "manifest.json").read_text())
-        return manifest["format"] <= _FORMAT and all(
-            _describe(path / name) == found for name, found in manifest["files"].items()
+        files = manifest["files"]
+        # Exactly these: an empty manifest proves nothing, another name leads out of the folder.
+        return (
+            manifest["format"] <= _FORMAT
+            and set(files) == _FILES
+            and all(_describe(path / name) == files[name] for name in _FILES)
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except _UNREADABLE:
         return False
 
 
