@@ -101,9 +101,11 @@ def test_leftovers_of_killed_writers_are_removed_and_never_read(tmp_path, monkey
         path.write_text("half")
     os.utime(old, (0, 0))
     with atomic(tmp_path / "cat.png") as temporary:
-        files.clear(tmp_path)  # not what is being written
         temporary.write_text("whole")
     assert set(tmp_path.iterdir()) == {tmp_path / "cat.png", living, elsewhere}
+    with atomic(tmp_path / "cat.png") as temporary:
+        temporary.write_text("whole")
+        files.clear(tmp_path)  # not what is being written
 
 
 LIMITED = """
