@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from potstill.core import criteria as c
 from potstill.core.criteria import blocks
@@ -427,3 +428,37 @@ def test_labels_of_dense_predictions_are_shaped_like_their_rows():
     with pytest.raises(ShapeError, match=r"target must be \[2, 3, 4\] like the rows"):
         c.kd(z, z, torch.zeros(2, 5, 3, dtype=torch.long), dim=1)
     c.kd(z, z, torch.zeros(2, 3, 4, dtype=torch.long), dim=1)
+
+
+def test_weights_of_dense_predictions_name_their_class_axis(g):
+    z_s, z_t = torch.randn(2, 2, 5, 3, 4, generator=g)
+    with pytest.raises(ShapeError, match="entropy_weight: dim must name the class axis"):
+        c.entropy_weight(z_s, z_t)
+    with pytest.raises(ShapeError, match="entropy_weight: z_t must be"):
+        c.entropy_weight(z_s, z_t[:1], dim=1)
+    last = [z.movedim(1, -1) for z in (z_s, z_t)]
+    weight = c.entropy_weight(z_s, z_t, dim=1)
+    assert weight.shape == (2, 3, 4)
+    torch.testing.assert_close(weight, c.entropy_weight(*last, dim=-1))
+    c.kd(z_s, z_t, weight=weight, dim=1)
+
+
+class Waits(TorchDispatchMode):
+    """Counts what would wait for a GPU: numbers that are asked for."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", [*ROWS, "dist"])
+def test_no_block_waits_for_the_device(name, z, monkeypatch) -> None:
+    def waits(size):
+        monkeypatch.setitem(blocks.BLOCK, "cpu", size)
+        with Waits() as waits:
+            value_and_gradient(ROWS.get(name, c.dist), *z)
+        return waits.count
+
+    assert waits(1) == waits(1 << 20)

@@ -175,3 +175,33 @@ def test_the_space_of_a_cache_is_reserved_first(tmp_path, monkeypatch):
     TeacherCache.write(tmp_path, nn.Linear(4, 64), items, progress=False)
     file = (tmp_path / "logits.npy").stat()
     assert file.st_blocks * 512 >= file.st_size  # no holes before the first value
+
+
+@pytest.mark.parametrize("kind", ["full", "topk"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_without_a_softmax_are_refused_by_entry(tmp_path, data, kind, value) -> None:
+    class Breaks(nn.Linear):
+        broken = True
+
+        def forward(self, x):
+            z = super().forward(x)
+            return (
+                z.where((x != data.tensors[0][12]).any(1, keepdim=True), value)
+                if self.broken
+                else z
+            )
+
+    teacher = Breaks(4, 6)
+    with pytest.raises(DataError, match=r"must not be NaN or \+inf, got that for entries \[12\]"):
+        write(tmp_path, teacher, data, kind=kind, k=2 if kind == "topk" else 0)
+    Breaks.broken = False  # it goes on behind what was good
+    assert write(tmp_path, teacher, data, kind=kind, k=2 if kind == "topk" else 0).complete
+
+
+def test_classes_masked_by_the_teacher_are_kept(tmp_path, data) -> None:
+    class Masks(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).masked_fill(torch.arange(6) == 2, -float("inf"))
+
+    cache = write(tmp_path, Masks(4, 6), data)
+    assert cache[torch.arange(23)][:, 2].isneginf().all()

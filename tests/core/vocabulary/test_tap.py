@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from potstill.core import Frozen, tap
 from potstill.core.errors import TapError
@@ -137,3 +138,34 @@ def test_a_module_that_runs_twice_gives_its_last_reading():
     with tap(net, "0") as readings:
         out = net(X)
     assert readings["0"].output is out
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, reentrant):
+        super().__init__()
+        self.block, self.reentrant = nn.Sequential(nn.Linear(3, 3), nn.ReLU()), reentrant
+
+    def forward(self, x):
+        return checkpoint(self.block, x, use_reentrant=self.reentrant)
+
+
+def test_a_reading_without_gradient_inside_reentrant_checkpointing_warns():
+    x = X.clone().requires_grad_()
+    net = Checkpointed(reentrant=True)
+    with tap(net, "block", "block.0") as readings:
+        net(x)
+    with pytest.warns(UserWarning, match="'block.0' ran without gradient.*use_reentrant=False"):
+        assert not readings["block.0"].output.requires_grad
+    assert readings["block"].output.requires_grad  # the whole block has one, and no warning
+    assert hooks(net) == 0
+
+
+@pytest.mark.parametrize("case", ["not reentrant", "frozen", "no gradient wanted"])
+def test_readings_that_are_meant_to_have_no_gradient_do_not_warn(case):
+    net = Checkpointed(reentrant=case == "frozen")
+    if case == "frozen":
+        net.requires_grad_(False)
+    x = X.clone().requires_grad_(case != "no gradient wanted")
+    with tap(net, "block.0") as readings, torch.set_grad_enabled(case != "no gradient wanted"):
+        net(x)
+    assert readings["block.0"].output.requires_grad == (case == "not reentrant")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from potstill.core.criteria.divergence import Logits
 from potstill.core.criteria.logit import cross_entropy_rows, softmax_and_log_sum
-from potstill.core.criteria.rows import RowForm, RowOptions, evaluate
+from potstill.core.criteria.rows import RowForm, RowOptions, evaluate, flatten
 from potstill.core.errors import ConfigError
 
 __all__ = ["Taid", "entropy_weight", "taid"]
@@ -168,6 +168,7 @@ def entropy_weight(
     gamma: float = 1.0,
     normalize: bool = True,
     T: float = 1.0,
+    dim: int | None = None,
 ) -> Float[Tensor, "*rows"]:
     """Weights of rows by how ambiguous they are to the models: pass as ``weight=``.
 
@@ -182,18 +183,21 @@ def entropy_weight(
         gamma: Sharpness, >= 0.
         normalize: Whether to divide by the mean weight, so that the size of a loss stays.
         T: Temperature > 0.
+        dim: The class axis, the last by default; dense logits must name theirs.
 
     Raises:
         ConfigError: An unknown kind, or a negative gamma.
+        ShapeError: Shapes that differ, no row, or dense logits without ``dim``.
     """
     if kind not in ("teacher", "student", "both") or gamma < 0:
         raise ConfigError(
             f"entropy_weight: kind must be teacher, student or both and gamma >= 0, got "
             f"{kind!r}, {gamma}"
         )
+    z_s, z_t, shape = flatten("entropy_weight", z_s, z_t, dim)
     chosen = {"teacher": [z_t], "student": [z_s], "both": [z_t, z_s]}[kind]
     with torch.no_grad():
         entropies = [torch.special.entr(torch.softmax(z.float() / T, -1)).sum(-1) for z in chosen]
         mean = torch.stack(entropies).mean(0) / torch.tensor(float(z_t.shape[-1])).log()
-        weight = mean.clamp_min(0) ** gamma
+        weight = mean.clamp_min(0).reshape(shape) ** gamma
         return weight / weight.mean().clamp_min(1e-12) if normalize else weight

@@ -106,7 +106,9 @@ def temperature(name: str, T: float | Tensor) -> float | Tensor:
     """
     if not isinstance(T, Tensor):
         return positive(name, "T", float(T))
-    if not torch.compiler.is_compiling() and not bool((T > 0).all()):
+    if T.device.type != "cpu":  # to ask a GPU is to wait for it: it refuses by itself
+        torch._assert_async((T > 0).all(), f"{name}: T must be > 0 in every row")
+    elif not torch.compiler.is_compiling() and not bool((T > 0).all()):
         raise ConfigError(f"{name}: T must be > 0 in every row, got a minimum of {T.min():.6g}")
     return T.reshape(-1, 1)
 
@@ -307,7 +309,29 @@ def _sweep(
     *,
     wanted: tuple[bool, bool],
 ) -> tuple[Tensor, list[Gradient | None]]:
-    """Values [N] or their sum and, where wanted, the gradients with respect to both logits."""
+    """Values [N] or their sum and, where wanted, the gradients with respect to both logits.
+
+    The closed form comes first, and the reference where a value of that is not finite: asked once
+    after all blocks, since a GPU has to be waited for.
+    """
+    arguments = (form, context, scale, z_s, z_t, wanted)
+    closed = form.closed is not None and wanted == (True, False)
+    values, gradients = _visit(*arguments, closed)
+    if closed and not bool(values.isfinite().all()):
+        values, gradients = _visit(*arguments, closed=False)
+    return values.sum() if reduce else values, gradients
+
+
+def _visit(
+    form: RowForm,
+    context: tuple[Any, ...],
+    scale: float | Tensor,
+    z_s: Tensor,
+    z_t: Tensor,
+    wanted: tuple[bool, bool],
+    closed: bool,
+) -> tuple[Tensor, list[Gradient | None]]:
+    """Values [N] and gradients, block by block."""
     kind = compute_dtype(z_s.dtype)
     values = torch.empty(len(z_s), dtype=kind, device=z_s.device)
     gradients = [Gradient(z) if want else None for z, want in zip((z_s, z_t), wanted, strict=True)]
@@ -318,23 +342,21 @@ def _sweep(
         if isinstance(by, Tensor):
             dead = (by == 0).unsqueeze(1)
             s, t = s.masked_fill(dead, 0), t.masked_fill(dead, 0)
-        found = _block(form, s, t, pieces, wanted)
+        found = _block(form, s, t, pieces, wanted, closed)
         torch.mul(found[0], by, out=values[block])
         column = by.unsqueeze(1) if isinstance(by, Tensor) else by
         for gradient, part in zip(gradients, found[1:], strict=True):
             if gradient is not None and part is not None:
                 gradient.write(block, part, column)
-    return values.sum() if reduce else values, gradients
+    return values, gradients
 
 
 def _block(
-    form: RowForm, s: Tensor, t: Tensor, context: list[Any], wanted: tuple[bool, bool]
+    form: RowForm, s: Tensor, t: Tensor, context: list[Any], wanted: tuple[bool, bool], closed: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Values of one block and their gradients: closed form first, reference otherwise."""
-    if form.closed is not None and wanted == (True, False):
-        values, gradient = form.closed(s, t, *context)
-        if bool(values.isfinite().all()):
-            return values, gradient, None
+    """Values of one block and their gradients, by the closed form or the reference."""
+    if closed and form.closed is not None:
+        return *form.closed(s, t, *context), None
     inputs = [z.detach().requires_grad_(want) for z, want in zip((s, t), wanted, strict=True)]
     with torch.set_grad_enabled(any(wanted)):
         values = form.value(*inputs, *context)

@@ -132,7 +132,8 @@ class TeacherCache:
             ConfigError: Options that contradict each other.
             CheckpointError: The folder holds a cache of another teacher, data set, transform or
                 option; the message names them.
-            DataError: Logits beyond float16; a disk without the space for all of them.
+            DataError: Logits that are NaN, infinite upwards or beyond float16; a disk without the
+                space for all of them. What was written before them stays.
         """
         if views < 1 or (views > 1 and augment is None):
             raise ConfigError(
@@ -229,7 +230,16 @@ class TeacherCache:
         for start in _tracked(range(0, len(todo), batch_size), progress):
             entries = todo[start : start + batch_size]
             logits = model(_inputs([source[int(i)] for i in entries]).to(device))
-            for name, values in self._encode(logits.float().cpu()).items():
+            logits = logits.float().cpu()
+            # Classes may be masked by -inf; of NaN or +inf no softmax can be taken.
+            broken = ~(logits < float("inf")).flatten(1).all(1)
+            if broken.any():
+                raise DataError(
+                    "TeacherCache: logits must not be NaN or +inf, got that for entries "
+                    f"{entries[broken.numpy()][:16].tolist()} (view * items + item); check the "
+                    "teacher's inputs and precision, then call write again: it goes on here"
+                )
+            for name, values in self._encode(logits).items():
                 self._arrays[name][entries] = values
                 self._arrays[name].flush()
             # Marked only once the values are on disk: a mark is a promise.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from potstill.core.errors import TapError, nearest
 from potstill.core.vocabulary.teacher import Frozen
@@ -29,6 +32,7 @@ class Readings(Mapping[str, Reading]):
     def __init__(self, names: tuple[str, ...]) -> None:
         self._names = names
         self._values: dict[str, Reading] = {}
+        self._without_gradient: set[str] = set()
 
     def __getitem__(self, name: str) -> Reading:
         if name not in self._names:
@@ -39,7 +43,15 @@ class Readings(Mapping[str, Reading]):
                 "does it use that module, and was it compiled as a whole (compile the blocks "
                 "with `block.compile()` instead)?"
             )
-        return self._values[name]
+        found = self._values[name]
+        if name in self._without_gradient and not _requires_grad(found.output):
+            warnings.warn(
+                f"tap: {name!r} ran without gradient inside a forward that records one, as under "
+                "reentrant checkpointing: a loss on this reading trains nothing below it; "
+                "checkpoint with use_reentrant=False, or tap the checkpointed module itself",
+                stacklevel=2,
+            )
+        return found
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -58,7 +70,8 @@ def tap(model: nn.Module, *names: str, stop: bool = False) -> Iterator[Readings]
 
     A module that runs several times gives its last reading. Works under DDP, FSDP and
     ``block.compile()``; wrapper prefixes (``module.``, ``_orig_mod.``) need not be given. All
-    hooks are gone when the block is left, also by an exception.
+    hooks are gone when the block is left, also by an exception. Reading a trainable module that
+    ran without gradient inside a forward with gradient (reentrant checkpointing) warns.
 
     Args:
         model: Any module.
@@ -95,9 +108,19 @@ def tap(model: nn.Module, *names: str, stop: bool = False) -> Iterator[Readings]
     forward = model.forward
     own_forward = model.__dict__.get("forward")  # accelerate sets one on the instance
 
+    recording = False
+
+    def begin(*_: Any) -> None:
+        nonlocal recording
+        recording = torch.is_grad_enabled()
+
     def read(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         first = args[0] if args else next(iter(kwargs.values()), None)
         readings._values[name] = Reading(first, output)
+        if recording and not torch.is_grad_enabled() and _trains(targets[name]):
+            readings._without_gradient.add(name)
+        else:
+            readings._without_gradient.discard(name)
         if stop and len(readings._values) == len(names):
             raise _Stop
 
@@ -108,6 +131,7 @@ def tap(model: nn.Module, *names: str, stop: bool = False) -> Iterator[Readings]
             return None
 
     try:
+        handles.append(model.register_forward_pre_hook(begin))
         for name, module in targets.items():
             handles.append(
                 module.register_forward_hook(
@@ -125,6 +149,14 @@ def tap(model: nn.Module, *names: str, stop: bool = False) -> Iterator[Readings]
             del model.__dict__["forward"]
             if own_forward is not None:
                 model.__dict__["forward"] = own_forward
+
+
+def _trains(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
+def _requires_grad(output: Any) -> bool:
+    return any(leaf.requires_grad for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
 
 
 def _strip(path: str) -> str:
