@@ -1,4 +1,4 @@
-"""In other people's hands: modes, random streams, compiled and tied weights, pickles, closures."""
+"""In other people's hands: modes, random streams, compiled, tied and spread models, pickles."""
 
 import copy
 import pickle
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate import dispatch_model
 from safetensors.torch import load_file, load_model
 from torch import nn
 
@@ -18,6 +19,7 @@ from potstill.core import (
     Distiller,
     NonFiniteError,
     Objective,
+    ShapeError,
     Validation,
     after,
     before,
@@ -28,6 +30,9 @@ from potstill.core import (
     linear,
     ramp,
 )
+from potstill.core.adapters import TensorOutput
+from potstill.core.criteria import kd
+from potstill.core.schemes import LogitDistiller
 
 
 class Match(Distiller):
@@ -136,3 +141,57 @@ def test_optimizers_that_want_a_closure_are_refused_by_name():
 
     with pytest.raises(ConfigError, match="must step without a closure, got LBFGS"):
         regression(nn.Linear(3, 2), optimizer=lbfgs)
+
+
+class Returns(nn.Module):
+    """A model of another library: what it returns has the logits somewhere inside."""
+
+    def __init__(self, pack):
+        super().__init__()
+        self.head, self.pack = nn.Linear(3, 4), pack
+
+    def forward(self, x):
+        return self.pack(self.head(x))
+
+
+def logits_of(student, teacher, run=None):
+    distiller = LogitDistiller(student, Objective(kd=(1.0, kd)), teacher)
+    x = torch.linspace(-1, 1, 12).view(4, 3)
+    return fit(distiller, [(x, torch.arange(4))], steps=2, run=run, progress=False)
+
+
+@pytest.mark.parametrize(
+    "pack",
+    [
+        lambda z: (z,),
+        lambda z: {"logits": z, "features": z.sum()},
+    ],
+)
+def test_logits_are_taken_out_of_what_teacher_and_student_return(pack):
+    torch.manual_seed(0)
+    student, teacher = Returns(pack), Returns(pack)
+    plain = copy.deepcopy(student.head)
+    logits_of(student, teacher)
+    logits_of(plain, teacher.head)
+    assert torch.equal(student.head.weight, plain.weight)
+
+
+def test_outputs_that_could_be_several_things_are_refused_and_can_be_chosen():
+    teacher = Returns(lambda z: (z.sum(), z))
+    with pytest.raises(ShapeError, match=r"got 0, 1; choose one: .* TensorOutput\(model, output="):
+        logits_of(nn.Linear(3, 4), teacher)
+    logits_of(nn.Linear(3, 4), TensorOutput(teacher, output=lambda pair: pair[1]))
+
+
+def test_a_teacher_that_a_device_map_spread_stays_where_it_is(tmp_path):
+    torch.manual_seed(0)
+    student, teacher = nn.Linear(3, 4), nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 4))
+    spread = dispatch_model(
+        copy.deepcopy(teacher), {"0": "cpu", "1": "disk"}, "cpu", offload_dir=tmp_path / "off"
+    )
+    homes = {name: p.device for name, p in spread.named_parameters()}
+    again = copy.deepcopy(student)
+    logits_of(student, spread, run=tmp_path / "run")
+    logits_of(again, teacher)
+    assert torch.equal(student.weight, again.weight)
+    assert {name: p.device for name, p in spread.named_parameters()} == homes

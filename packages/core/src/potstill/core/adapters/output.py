@@ -38,12 +38,14 @@ def tensor_of(returned: Any, output: Callable[[Any], Tensor] | None = None) -> T
         if len(entries) > 1 and found is None:
             raise ShapeError(
                 f"tensor_of: {type(returned).__name__} must have logits or a single entry, got "
-                f"{', '.join(map(str, entries))}; choose one: output=lambda found: found[...]"
+                f"{', '.join(map(str, entries))}; choose one: output=lambda found: found[...], "
+                "here or in TensorOutput(model, output=...)"
             )
     if not isinstance(found, Tensor):
         raise ShapeError(
             f"tensor_of: the output of a model must be a tensor, got {type(found).__name__}; "
-            "pass output=, a function that takes the tensor out of what the model returns"
+            "pass output=, a function that takes the tensor out of what the model returns, here or "
+            "in TensorOutput(model, output=...)"
         )
     return found
 

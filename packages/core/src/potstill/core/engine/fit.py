@@ -567,7 +567,8 @@ class _Restore:
         self.grads = {n: p.requires_grad for n, p in distiller.named_parameters()}
         self.teachers = [m for m in distiller.modules() if isinstance(m, Frozen)]
         # A shell moves what is below it, so that comes first, and teachers after.
-        self.homes = [(m, _device_of(m)) for m in (distiller, *map(_model, self.teachers))]
+        movable = [teacher.model for teacher in self.teachers if not teacher.spread]
+        self.homes = [(m, _device_of(m)) for m in (distiller, *movable)]
 
     def __enter__(self) -> _Restore:
         for teacher in self.teachers:
@@ -583,10 +584,6 @@ class _Restore:
                 module.to(home)
         for teacher in self.teachers:
             teacher.release()
-
-
-def _model(teacher: Frozen) -> nn.Module:
-    return teacher.model
 
 
 def _device_of(module: nn.Module) -> torch.device | None:

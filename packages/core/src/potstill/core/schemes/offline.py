@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from potstill.core.adapters.output import tensor_of
 from potstill.core.errors import ObjectiveError
 from potstill.core.vocabulary.distiller import Distiller
 from potstill.core.vocabulary.objective import Losses
@@ -18,7 +19,8 @@ class LogitDistiller(Distiller):
 
     That is the signature of all criteria on logits, so any of them can be a term. A batch is
     ``(x, y)``, or ``(x, y, z_t)`` with the teacher's logits in it (from a `TeacherCache`, say). The
-    teacher runs only where a term needs it.
+    teacher runs only where a term needs it. Models may return what `tensor_of` takes logits from (a
+    ``ModelOutput``, a mapping with ``logits``); wrap others: ``TensorOutput(model, output=...)``.
 
     Example:
         >>> import torch
@@ -41,7 +43,7 @@ class LogitDistiller(Distiller):
 
     def compare(self, step: int, x: Any, y: Tensor, z_t: Tensor | None = None) -> Losses:
         """Evaluate the objective for inputs and targets that both models see."""
-        z_s = self.student(x)
+        z_s = tensor_of(self.student(x))
         names = self.objective.at(step)
         tensors: dict[str, tuple[Tensor, ...]] = {"task": (z_s, y)} if "task" in names else {}
         others = [name for name in names if name != "task"]
@@ -56,4 +58,4 @@ class LogitDistiller(Distiller):
                 f"{type(self).__name__}: a term other than 'task' needs a teacher, got None; pass "
                 "one, or batches (x, y, z_t)"
             )
-        return self.teacher(x)
+        return tensor_of(self.teacher(x))

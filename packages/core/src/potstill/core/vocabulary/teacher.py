@@ -14,7 +14,8 @@ class Frozen(nn.Module):
     """A teacher: in eval mode for ever, without gradients, absent from ``state_dict``.
 
     The model is held outside the module tree, so that no parameter of it reaches an optimizer,
-    a checkpoint or a distributed wrapper; it still follows ``.to(device)``. Its parameters get
+    a checkpoint or a distributed wrapper; it still follows ``.to(device)``, unless a device map has
+    spread it over devices (accelerate's hooks bring inputs there). Its parameters get
     ``requires_grad=False``; its buffers are not written (batch statistics stay as they are).
     `fit` leaves the model as it was before it was frozen.
 
@@ -42,6 +43,11 @@ class Frozen(nn.Module):
         """The wrapped model; tap this one."""
         return self._held[0]
 
+    @property
+    def spread(self) -> bool:
+        """Whether a device map says where the parts of the model are; then they stay there."""
+        return getattr(self.model, "hf_device_map", None) is not None
+
     def freeze(self) -> None:
         """Set eval mode and no gradients; `release` undoes it."""
         if self._before is None:
@@ -63,7 +69,8 @@ class Frozen(nn.Module):
         return self
 
     def _apply(self, fn: Any, recurse: bool = True) -> Frozen:
-        self.model._apply(fn, recurse)
+        if not self.spread:
+            self.model._apply(fn, recurse)
         return self
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
