@@ -60,15 +60,15 @@ def _load(source: Path, flags: tuple[str, ...]) -> ctypes.CDLL:
         )
     arm = platform.machine() in ("arm64", "aarch64")
     flags = (*_FLAGS, "-mcpu=native" if arm else "-march=native", *flags)
-    flags = (*wanted[1:], *flags)
-    parts = (source.read_text(encoding="utf-8"), compiler, *flags, _processor())
+    words = [compiler, *wanted[1:]]
+    parts = (source.read_text(encoding="utf-8"), *words, *flags, _processor())
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     path = Path(base, "potstill", "native", f"{source.stem}-{digest}.so")
     try:
         if not _whole(path):
             with atomic(path) as temporary:
-                _compile([compiler, *wanted[1:]], source, flags, temporary)
+                _compile(words, source, flags, temporary)
             with atomic(path.with_suffix(".sha256")) as temporary:
                 temporary.write_text(_hash(path), encoding="ascii")
         return ctypes.CDLL(str(path))
