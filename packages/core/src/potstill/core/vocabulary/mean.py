@@ -55,10 +55,13 @@ class Mean(Tensor):
     @classmethod
     def known(cls, mean: Tensor, count: float | Tensor, key: Hashable = None) -> Mean:
         """What is a mean already, over ``count`` items, or over 1 where that is less."""
-        value = mean.as_subclass(cls)
+        # A tensor of another class (sharded, wrapped) cannot be of two: it carries the count.
+        plain = type(mean) in (Tensor, nn.Parameter, cls)
+        value: Any = mean.as_subclass(cls) if plain else mean.clone()
         value.count = count
         value.key = key
-        return value
+        made: Mean = value
+        return made
 
     def __repr__(self, **options: Any) -> str:  # type: ignore[override]
         """As the scalar that it is."""
@@ -82,9 +85,10 @@ def counted(
     torch's cross-entropies count the labels that are not ignored. Everything else that does not
     say itself what it counts is taken as a mean over the rows of its first tensor.
     """
-    if isinstance(value, Mean):
-        own = id(value.count) if isinstance(value.count, Tensor) else value.count
-        return value, value.count, own if value.key is None else value.key
+    if isinstance(value, Mean) or hasattr(value, "count"):
+        known: Any = value
+        own = id(known.count) if isinstance(known.count, Tensor) else known.count
+        return value, known.count, own if known.key is None else known.key
     labels = _labels(criterion, arguments)
     if labels is not None:
         return value.where(labels[0] > 0, 0), *labels

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from potstill.core import ConfigError, Objective, ShapeError, Weight
+from potstill.core import ConfigError, Mean, Objective, ShapeError, Weight
 
 __all__ = ["Distance", "FeatureGap", "Progression", "density_gap", "staged"]
 
@@ -139,7 +139,8 @@ class Distance(nn.Module):
         root = (both[0] / count + 1e-16).sqrt()
         # d root / d total = 1 / (2 root count); a sum of zero has no direction
         slope = (world * total / (2 * root * count)).to(total)
-        return root.to(total) + slope - slope.detach()
+        # Over all processes already, so each counts the same.
+        return Mean.known(root.to(total) + slope - slope.detach(), 1)
 
     def extra_repr(self) -> str:
         """The norm, for ``print``."""
@@ -252,4 +253,4 @@ def staged(
 
 def sparsity(*factors: Tensor) -> Tensor:
     """Mean size of the factors: TensoRF's pull towards empty space (Chen et al., Eq. 12)."""
-    return torch.stack([factor.abs().mean() for factor in factors]).sum()
+    return Mean.known(torch.stack([factor.abs().mean() for factor in factors]).sum(), 1)
