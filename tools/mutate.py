@@ -8,17 +8,21 @@ and the rest goes on.
 """
 
 import argparse
+import hashlib
 import io
 import json
 import multiprocessing
 import os
 import random
+import re
 import resource
 import shutil
 import signal
+import struct
 import sys
 import tempfile
 import warnings
+import zipfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -39,6 +43,8 @@ SPECIAL = [
     b"\n",
 ]
 
+WORD = re.compile(rb'-?\d+(\.\d+)?(e-?\d+)?|"[^"\n]{0,80}"|true|false|null')  # of JSON, mostly
+
 Make = Callable[[Path], Path]
 Read = Callable[[Path], Any]
 
@@ -46,20 +52,33 @@ Read = Callable[[Path], Any]
 def readers() -> dict[str, tuple[Make, Read]]:
     """By name: what writes a whole input below a folder and returns its path, and what reads it."""
     import numpy as np
+    import timm
     import torch
     from PIL import Image
     from torch import nn
     from torch_geometric.data import Data
 
-    from potstill.core import TeacherCache
+    from potstill.acm import Activations, acmize, cache_activations, from_pretrained
+    from potstill.acm import save_pretrained as save_adaptive
+    from potstill.core import Files, TeacherCache
     from potstill.core.command import dump
     from potstill.core.command import load as load_config
     from potstill.core.images import ImageSet
     from potstill.core.store import checkpoint
     from potstill.graph import MLPStudent, check_logits
     from potstill.graph.mirage import DistilledDataset
-    from potstill.mae import Pretrain
-    from potstill.nerf import HashConfig, Space, load_field, load_scene, make_field, save_field
+    from potstill.mae import Pretrain, load_weights, write_weights
+    from potstill.nerf import (
+        HashConfig,
+        NearPrior,
+        Space,
+        load_field,
+        load_prior,
+        load_scene,
+        make_field,
+        orbit,
+        save_field,
+    )
     from potstill.sr import IMDN, load_model, read_image, save_model
 
     teacher, items = nn.Linear(3, 4), [torch.ones(3) * i for i in range(6)]
@@ -76,9 +95,34 @@ def readers() -> dict[str, tuple[Make, Read]]:
         MLPStudent(4, 8, 2, 3).save_pretrained(folder / "student")
         return folder / "student"
 
-    def picture(folder: Path) -> Path:
-        Image.effect_noise((24, 20), 80).convert("RGB").save(folder / "picture.png")
-        return folder / "picture.png"
+    def sealed(path: Path) -> Any:
+        """The manifest is made anew, so that what it seals is read."""
+        files = {}
+        for file in (path / "state.safetensors", path / "state.json"):
+            content = file.read_bytes()
+            files[file.name] = {
+                "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()
+            }  # fmt: skip
+        (path / "manifest.json").write_text(json.dumps({"format": 1, "step": 3, "files": files}))
+        return checkpoint.load(path)
+
+    def picture(folder: Path, suffix: str = ".png") -> Path:
+        Image.effect_noise((24, 20), 80).convert("RGB").save(folder / f"picture{suffix}")
+        return folder / f"picture{suffix}"
+
+    def archive(folder: Path) -> Path:
+        with zipfile.ZipFile(folder / "files.zip", "w", zipfile.ZIP_DEFLATED) as file:
+            for name in ("a/1.txt", "b/2.txt"):
+                file.writestr(name, "some text " * 20)
+        return folder / "files.zip"
+
+    def unpacked(path: Path) -> Any:
+        files = Files(path)
+        return [files.read(name) for name in files]
+
+    def pth(folder: Path) -> Path:
+        torch.save({"params": IMDN(2, channels=8, blocks=1).state_dict()}, folder / "weights.pth")
+        return folder / "weights.pth"
 
     def pictures(folder: Path) -> Path:
         (folder / "pictures" / "a").mkdir(parents=True)
@@ -124,6 +168,41 @@ def readers() -> dict[str, tuple[Make, Read]]:
         (folder / "scene" / "images.txt").write_text("".join(lines))
         return folder / "scene"
 
+    def binary(folder: Path) -> Path:
+        names = photos(folder / "scene" / "images", 9)
+        lens = struct.pack("<QiiQQ4d", 1, 7, 1, 8, 6, 9.0, 8.0, 4.5, 2.5)
+        (folder / "scene" / "cameras.bin").write_bytes(lens)
+        views = struct.pack("<Q", len(names))
+        for i, name in enumerate(names):
+            views += struct.pack("<i7di", i, 1, 0, 0, 0, i, 0, 0, 7) + name.encode() + bytes(9)
+        (folder / "scene" / "images.bin").write_bytes(views)
+        return folder / "scene"
+
+    def forward(folder: Path) -> Path:
+        photos(folder / "scene" / "images_8", 9)
+        table = np.zeros((9, 17))
+        table[:, :15] = np.array([[0, 1, 0, 0, 48], [-1, 0, 0, 0, 64], [0, 0, 1, 0, 70]]).ravel()
+        table[:, 15:] = 1, 9
+        np.save(folder / "scene" / "poses_bounds.npy", table)
+        return folder / "scene"
+
+    def prior(folder: Path) -> Path:
+        NearPrior(orbit(6, 3.0, 20, 10, 0.7)).save(folder / "prior.json")
+        return folder / "prior.json"
+
+    shape = {"img_size": 16, "patch_size": 8, "embed_dim": 12, "depth": 1, "num_heads": 2}
+    vit: Any = timm.create_model("vit_tiny_patch16_224", num_classes=2, **shape).eval()
+    vit.acm_origin = ("vit_tiny_patch16_224", {"num_classes": 2, **shape})
+
+    def adaptive(folder: Path) -> Path:
+        save_adaptive(acmize(vit), folder / "adaptive", budget=0.5)
+        return folder / "adaptive"
+
+    def activations(folder: Path) -> Path:
+        images = [torch.zeros(2, 3, 16, 16)]
+        cache_activations(acmize(vit).eval(), vit, images, folder / "activations")
+        return folder / "activations"
+
     def weights(folder: Path) -> Path:
         save_model(IMDN(2, channels=8, blocks=1), folder / "weights.safetensors")
         return folder / "weights.safetensors"
@@ -132,28 +211,47 @@ def readers() -> dict[str, tuple[Make, Read]]:
         return dump(Pretrain(Path("run")), folder / "config.yaml")
 
     return {
+        "acm.activations": (activations, lambda path: Activations(path)[0]),
+        "acm.model": (adaptive, from_pretrained),
+        "core.archive": (archive, unpacked),
         "core.cache": (cache, lambda path: TeacherCache.open(path, teacher=teacher, dataset=items)),
         "core.checkpoint": (
             point, lambda path: (found := checkpoint.newest(path)) and checkpoint.load(found)
         ),
+        "core.checkpoint.sealed": (lambda folder: point(folder) / "step-000000003", sealed),
         "core.config": (config, lambda path: load_config(Pretrain, path)),
         "core.images": (pictures, lambda path: ImageSet(path)[0]),
         "core.pretrained": (student, MLPStudent.from_pretrained),
         "graph.distilled": (distilled, DistilledDataset.load),
         "graph.logits": (logits, lambda path: check_logits(path, 5, 3)),
+        "mae.pth": (
+            lambda folder: write_weights(vit, folder / "w.pth", "timm"),
+            lambda path: load_weights(vit, path),
+        ),
+        "mae.safetensors": (
+            lambda folder: write_weights(vit, folder / "w.safetensors", "timm"),
+            lambda path: load_weights(vit, path),
+        ),
         "nerf.colmap": (colmap, lambda path: load_scene(path, layout="colmap")),
+        "nerf.colmap.bin": (binary, lambda path: load_scene(path, layout="colmap")),
         "nerf.field": (field, load_field),
+        "nerf.llff": (forward, lambda path: load_scene(path, layout="llff")),
+        "nerf.prior": (prior, load_prior),
         "nerf.transforms": (transforms, lambda path: load_scene(path, layout="transforms")),
         "sr.image": (picture, read_image),
+        "sr.image.gif": (lambda folder: picture(folder, ".gif"), read_image),
+        "sr.image.jpg": (lambda folder: picture(folder, ".jpg"), read_image),
+        "sr.image.tiff": (lambda folder: picture(folder, ".tiff"), read_image),
+        "sr.pth": (pth, load_model),
         "sr.weights": (weights, load_model),
     }  # fmt: skip
 
 
 def damaged(content: bytes, rng: random.Random) -> bytes:
-    """Bytes flipped, cut, doubled, inserted, or a word or number replaced."""
+    """Bytes flipped, cut, doubled, inserted, or a word, number or length replaced."""
     for _ in range(rng.choice((1, 1, 2, 5))):
         at, size = rng.randrange(len(content) + 1), rng.choice((1, 2, 4, 8, 100))
-        match rng.randrange(6):
+        match rng.randrange(9):
             case 0:
                 flipped = bytes(b ^ (1 << rng.randrange(8)) for b in content[at : at + size])
                 content = content[:at] + flipped + content[at + size :]
@@ -167,6 +265,15 @@ def damaged(content: bytes, rng: random.Random) -> bytes:
                 content = content[:at] + rng.choice(SPECIAL) + content[at + size :]
             case 5:
                 content = content[:at] + content[at + size :]
+            case 6:  # a length in a header
+                number = rng.choice((0, 1, 2**31 - 1, 2**32 - 1, 2**40, 2**63 - 1, 2**64 - 1))
+                at, size = rng.randrange(min(len(content), 256) + 1), rng.choice((2, 4, 8))
+                packed = struct.pack("<Q", number)[:size]
+                content = content[:at] + packed + content[at + size :]
+            case _ if words := list(WORD.finditer(content[:8192])):
+                word = rng.choice(words)
+                put = rng.choice([*SPECIAL, b'""', b"[" * 20_000])
+                content = content[: word.start()] + put + content[word.end() :]
     return content
 
 

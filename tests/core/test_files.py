@@ -77,11 +77,25 @@ def test_what_cannot_be_read_is_said(tree, tmp_path):
     with pytest.raises(DataError, match=r"must be a folder or a \.zip file, got nothing there"):
         Files(tmp_path / "absent")
     for source in tree:
-        with pytest.raises(DataError, match=r"Files: c\.png must be readable, got "):
+        with pytest.raises(DataError, match=r"must be readable \(c\.png\), got ") as caught:
             Files(source).read("c.png")
+        assert "all.zip" in str(caught.value) or "c.png must" in str(caught.value)
     (tmp_path / "half.zip").write_bytes((tmp_path / "all.zip").read_bytes()[:100])
-    with pytest.raises(DataError, match=r"half\.zip must be a zip file, got .* copied whole"):
+    with pytest.raises(DataError, match=r"half\.zip must be a zip file, got .* is it whole"):
         Files(tmp_path / "half.zip")
+
+
+def test_an_archive_that_unpacks_to_much_more_is_refused(tmp_path):
+    """259 MiB of zeros in 0.26 MB; what a header says less than is there ends as damaged."""
+    path = tmp_path / "bomb.zip"
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("a", "w") as file,
+    ):
+        for _ in range(259):
+            file.write(bytes(1 << 20))
+    with pytest.raises(DataError, match=r"a in .*bomb\.zip must unpack to at most 268,435,456"):
+        Files(path).read("a")
 
 
 def test_leftovers_of_killed_writers_are_removed_and_never_read(tmp_path, monkeypatch):

@@ -11,13 +11,12 @@ import socket
 import time
 import uuid
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from potstill.core.errors import DataError, PotstillError
+from potstill.core.errors import DataError, PotstillError, reading
 
 __all__ = [
     "Files",
@@ -38,6 +37,8 @@ _REFUSED = (
     errno.ENOSPC, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM,
     getattr(errno, "EDQUOT", errno.ENOSPC),
 )  # fmt: skip
+
+_LARGEST = 1 << 28  # bytes of one file in an archive: a megabyte can unpack to a gigabyte
 
 _mine: set[str] = set()  # what this process writes at the moment
 _cleared: set[Path] = set()
@@ -250,15 +251,19 @@ class Files(Sequence[str]):
         """Content of the file called ``name``.
 
         Raises:
-            DataError: It is not there, or cannot be read.
+            DataError: It is not there, cannot be read, or is larger than 256 MiB in an archive.
         """
         path = self._folder / name
-        try:
+        with reading(self._archive or path, f"readable ({name})"):
             if self._archive is None:
                 return path.read_bytes()
-            return self._zip().read(path.as_posix())
-        except (OSError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-            raise DataError(f"Files: {name} must be readable, got {error}") from error
+            member = self._zip().getinfo(path.as_posix())
+            if member.file_size > _LARGEST:  # and no more than it says is unpacked
+                raise DataError(
+                    f"Files: {name} in {self._archive} must unpack to at most {_LARGEST:,} bytes, "
+                    f"got {member.file_size:,}; unpack the archive into a folder"
+                )
+            return self._zip().read(member)
 
     def _all(self) -> Iterator[str]:
         names = self._below() if self._archive is None else self._inside()
@@ -290,12 +295,8 @@ class Files(Sequence[str]):
         """One handle per process: forked workers must not share a file position."""
         assert self._archive is not None
         if os.getpid() not in self._handles:
-            try:
+            with reading(self._archive, "a zip file"):
                 self._handles = {os.getpid(): zipfile.ZipFile(self._archive)}
-            except (OSError, zipfile.BadZipFile) as error:
-                raise DataError(
-                    f"Files: {self._archive} must be a zip file, got {error}; was it copied whole?"
-                ) from error
         return self._handles[os.getpid()]
 
     def __len__(self) -> int:

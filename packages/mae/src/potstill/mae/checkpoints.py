@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from potstill.core import CheckpointError, ConfigError, atomic, nearest
+from potstill.core import CheckpointError, ConfigError, atomic, nearest, reading
 
 __all__ = ["Format", "Weights", "load_weights", "read_weights", "write_weights"]
 
@@ -166,7 +166,9 @@ def load_weights(
     Raises:
         CheckpointError: Another architecture, patch size or grid; the message names them.
     """
-    weights = weights if isinstance(weights, Weights) else read_weights(weights)
+    if not isinstance(weights, Weights):
+        with reading(weights, "a checkpoint that fits", CheckpointError):
+            return load_weights(into, read_weights(weights), resample=resample)
     vit, decoder, projectors = _parts(into)
     missing = _load_encoder(vit, weights.encoder, resample)
     if decoder is not None and weights.decoder:

@@ -16,7 +16,7 @@ from potstill.acm.layers.budget import costs
 from potstill.acm.layers.module import acms
 from potstill.acm.layers.surgery import acmize
 from potstill.acm.store.pretrained import from_pretrained, save_pretrained
-from potstill.core import ConfigError, DataError, atomic
+from potstill.core import ConfigError, DataError, atomic, reading
 
 __all__ = [
     "convert", "dense_model", "example_images", "has_teacher", "image_size", "read_images",
@@ -147,8 +147,10 @@ def read_images(images: ImageConfig, model: nn.Module, limit: int | None = None)
 def _load(model: nn.Module, path: Path) -> None:
     if path.suffix != ".safetensors" or not path.is_file():
         raise DataError(f"acm: checkpoint must be a .safetensors file, got {path}")
+    with reading(path, "a whole safetensors file"):
+        state = load_file(path)
     try:
-        model.load_state_dict(load_file(path))
+        model.load_state_dict(state)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(

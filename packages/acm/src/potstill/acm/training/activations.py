@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from potstill.acm.layers.budget import all_batches, evaluation, images_for, images_of
 from potstill.acm.layers.surgery import dense_readings, sources
-from potstill.core import ConfigError, DataError, atomic, generator
+from potstill.core import ConfigError, DataError, atomic, generator, reading
 
 __all__ = ["Activations", "cache_activations"]
 
@@ -35,16 +35,22 @@ class Activations:
         self.folder = Path(folder)
         try:
             index = json.loads((self.folder / _INDEX).read_text())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise DataError(
                 f"Activations: folder must hold {_INDEX}, got {error}; cache_activations writes it"
             ) from error
-        self.paths: list[str] = index["paths"]
-        self.length: int = index["images"]
-        self._arrays = {
-            path: tuple(np.load(self.folder / f"{i}-{kind}.npy", mmap_mode="r") for kind in _KINDS)
-            for i, path in enumerate(self.paths)
-        }
+        with reading(self.folder, "a whole cache of activations"):
+            self.paths: list[str] = index["paths"]
+            self.length: int = index["images"]
+            self._arrays = {path: self._pair(i) for i, path in enumerate(self.paths)}
+
+    def _pair(self, index: int) -> tuple[np.ndarray, ...]:
+        files = [self.folder / f"{index}-{kind}.npy" for kind in _KINDS]
+        arrays = tuple(np.load(file, mmap_mode="r") for file in files)
+        for file, array in zip(files, arrays, strict=True):
+            if array.dtype != np.float32 or array.ndim < 2 or len(array) != self.length:
+                raise ValueError(f"{file.name} of {array.dtype} {list(array.shape)}")
+        return arrays
 
     def __len__(self) -> int:
         return self.length

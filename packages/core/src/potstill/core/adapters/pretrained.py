@@ -208,7 +208,7 @@ class Pretrained:
         values = _read(caller, folder)
         try:
             model = cls(**{**cls._decoded(folder / _CONFIG, values, arguments), **arguments})
-        except (ConfigError, TypeError, ValueError) as error:
+        except Exception as error:  # whatever a constructor does with arguments of a stranger
             raise CheckpointError(
                 f"{caller}: {folder / _CONFIG} must hold the arguments of {cls.__name__}, got: "
                 f"{error}"
@@ -351,7 +351,7 @@ def _read(caller: str, folder: Path) -> dict[str, Any]:
     path = folder / _CONFIG
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{caller}: {path} must be JSON, got: {error}") from error
     if not isinstance(values, dict):
         raise CheckpointError(

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from torch.optim import Adam
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -20,6 +19,7 @@ from potstill.core.engine.device import Engine
 from potstill.core.engine.history import History, Row, Show, plot_curves
 from potstill.core.engine.plan import MakeOptimizer, Plan, Run, Stage, Validation
 from potstill.core.engine.player import Defaults, Player, players_of, resting
+from potstill.core.engine.restore import Restore
 from potstill.core.engine.signals import Signals, Stop
 from potstill.core.engine.signature import differences, signature
 from potstill.core.engine.source import Source, as_source
@@ -38,7 +38,6 @@ from potstill.core.store.lock import Lock
 from potstill.core.vocabulary.distiller import Distiller
 from potstill.core.vocabulary.objective import Losses
 from potstill.core.vocabulary.schedule import Schedule
-from potstill.core.vocabulary.teacher import Frozen
 
 __all__ = ["fit"]
 
@@ -127,7 +126,7 @@ def fit(
     with ExitStack() as stack:
         stack.enter_context(kept_streams())
         asleep = resting(distiller)
-        restore = stack.enter_context(_Restore(distiller))  # first: also where options are refused
+        restore = stack.enter_context(Restore(distiller))  # first: also where options are refused
         if not lr > 0:
             raise ConfigError(f"fit: lr must be positive, got {lr}")
         if accumulate < 1:
@@ -551,43 +550,6 @@ class _Loop:
         self.players = []
         self.distiller.eval()
         self.engine.release()
-
-
-class _Restore:
-    """What `fit` changes for as long as it runs: objective, turn, flags, device, teachers.
-
-    Attributes:
-        moved: Whether modules go back to their devices; sharded ones stay.
-    """
-
-    moved = True
-
-    def __init__(self, distiller: Distiller) -> None:
-        self.distiller, self.objective = distiller, distiller.objective
-        self.grads = {n: p.requires_grad for n, p in distiller.named_parameters()}
-        self.teachers = [m for m in distiller.modules() if isinstance(m, Frozen)]
-        # A shell moves what is below it, so that comes first, and teachers after.
-        movable = [teacher.model for teacher in self.teachers if not teacher.spread]
-        self.homes = [(m, _device_of(m)) for m in (distiller, *movable)]
-
-    def __enter__(self) -> _Restore:
-        for teacher in self.teachers:
-            teacher.freeze()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.distiller.objective, self.distiller.turn = self.objective, ""
-        for name, parameter in self.distiller.named_parameters():
-            parameter.requires_grad_(self.grads.get(name, parameter.requires_grad))
-        for module, home in self.homes:
-            if self.moved and home is not None:
-                module.to(home)
-        for teacher in self.teachers:
-            teacher.release()
-
-
-def _device_of(module: nn.Module) -> torch.device | None:
-    return next((p.device for p in module.parameters()), None)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from potstill.core.engine.plan import Run
-from potstill.core.errors import CheckpointError, ConfigError
+from potstill.core.errors import CheckpointError, ConfigError, reading
 from potstill.core.files import atomic, writing
 
 __all__ = ["History", "Show", "plot_curves"]
@@ -38,13 +38,15 @@ class History:
         path = run.folder / "history.jsonl"
         lines: list[str] = []
         if rows:
-            lines = path.read_text().splitlines()[:rows] if path.exists() else []
+            with reading(path, "rows of text", CheckpointError):
+                lines = path.read_text().splitlines()[:rows] if path.exists() else []
             if len(lines) < rows:
                 raise CheckpointError(
                     f"fit: {path} has {len(lines)} rows, the checkpoint knows {rows}; restore the "
                     "file, or start in another folder"
                 )
-        self.rows = [json.loads(line) for line in lines]
+        with reading(path, "a row of JSON on each line", CheckpointError):
+            self.rows = [json.loads(line) for line in lines]
         with atomic(path) as temporary:
             temporary.write_text("".join(f"{line}\n" for line in lines))
         self._path = path

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from potstill.core import DataError, Pretrained, adapters
+from potstill.core import DataError, Pretrained, adapters, reading
 from potstill.core.adapters import Loaded, load_teacher
 from potstill.core.images import IMAGENET, Statistics
 from potstill.core.store import root
@@ -92,11 +92,12 @@ def load_model(source: str, encoder: Encoder | None = None, *, pretrained: bool 
         return _from_folder(path)
     described = path.with_suffix(".json")
     if described.is_file():
-        about = json.loads(described.read_text())
         from timm.models.vision_transformer import VisionTransformer
 
-        model: nn.Module = VisionTransformer(**{**about["kwargs"], "num_classes": 0})
-        statistics = tuple(about.get("mean", IMAGENET[0])), tuple(about.get("std", IMAGENET[1]))
+        with reading(described, "the description of a vision transformer"):
+            about = json.loads(described.read_text())
+            model: nn.Module = VisionTransformer(**{**about["kwargs"], "num_classes": 0})
+            statistics = tuple(about.get("mean", IMAGENET[0])), tuple(about.get("std", IMAGENET[1]))
     elif encoder is not None:
         model = create_encoder(encoder)
         statistics = statistics_of(model)

@@ -274,7 +274,7 @@ def load_prior(path: str | os.PathLike[str]) -> PosePrior:
         if kind not in _KINDS:
             raise ConfigError(f"unknown kind {kind!r}; {nearest(kind, _KINDS)}")
         return _KINDS[kind](cameras, **{k: tuple(v) for k, v in document.items()})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # torch and JSON raise a dozen kinds here
         raise DataError(
             f"load_prior: {path} must be a pose prior, got: {error}; `PosePrior.save` writes one"
         ) from error

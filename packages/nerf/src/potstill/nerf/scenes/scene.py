@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from potstill.core import DataError
+from potstill.core import DataError, reading
 from potstill.nerf.cameras import Cameras
 from potstill.nerf.scenes.similarity import normalizing
 from potstill.nerf.space import Space
@@ -133,12 +133,9 @@ def read_images(paths: Sequence[Path], downsample: int = 1) -> Tensor:
 
     images: list[np.ndarray] = []
     for path in paths:
-        try:
-            with Image.open(path) as image:
-                mode = "RGBA" if image.mode in ("RGBA", "LA", "PA") else "RGB"
-                images.append(np.asarray(image.convert(mode)))
-        except OSError as error:
-            raise DataError(f"read_images: {path} must be an image, got: {error}") from error
+        with reading(path, "an image"), Image.open(path) as image:
+            mode = "RGBA" if image.mode in ("RGBA", "LA", "PA") else "RGB"
+            images.append(np.asarray(image.convert(mode)))
         if images[-1].shape != images[0].shape:
             raise DataError(
                 f"read_images: images must have one size, got {_size(images[0])} in "

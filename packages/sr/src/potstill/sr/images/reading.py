@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from potstill.core import DataError, is_leftover
+from potstill.core import DataError, PotstillError, is_leftover
 from potstill.sr.images.picture import ORIENTATION, Kind, Picture, opencv, picture_of, stacked
 
 __all__ = ["SUFFIXES", "find_photographs", "read_image"]
@@ -52,9 +52,9 @@ def read_image(path: str | os.PathLike[str]) -> Picture:
         raise DataError(
             f"read_image: {path} must be an image, got something else; is its suffix right?"
         ) from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        if isinstance(error, DataError):
-            raise
+    except PotstillError:
+        raise
+    except Exception as error:  # decoders raise TypeError, MemoryError and others too
         raise DataError(
             f"read_image: {path} must be a whole image, got a damaged file: {error}"
         ) from error

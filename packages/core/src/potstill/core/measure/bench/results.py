@@ -6,7 +6,7 @@ import csv
 from collections.abc import Iterable
 from pathlib import Path
 
-from potstill.core.errors import DataError
+from potstill.core.errors import DataError, reading
 from potstill.core.files import atomic
 from potstill.core.measure.bench.run import Measured, Result
 from potstill.core.measure.report.table import csv_text
@@ -28,7 +28,7 @@ def read(path: Path) -> list[dict[str, str]]:
     """
     if not path.exists():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
+    with reading(path, "a record of benchmarks"), path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         rows = list(reader)
     if list(reader.fieldnames or ()) != COLUMNS:
