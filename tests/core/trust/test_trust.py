@@ -70,7 +70,7 @@ def proof(tmp_path, call=train, **options):
 
 
 def test_killed_runs_end_as_runs_that_are_let_alone(tmp_path):
-    found = proof(tmp_path, partial(train, workers=1), kills=(4,), leave_out=(".*",))
+    found = proof(tmp_path, partial(train, workers=1), kills=(4,))
     assert found.lost == []
     assert sum(case.times for case in found.cases) == 2 + 4
     assert all(len(line) <= 80 for line in found.table())

@@ -531,7 +531,9 @@ class _Loop:
             self.source.load_state_dict(state["source"][self.engine.rank])
         self.best, self.best_score = state["best"], state["best_score"]
         self.waited, self.unjudged = state["waited"], state.get("unjudged", {})
-        return History(on_disk, state["rows"])
+        history = History(on_disk, state["rows"])
+        history.rows = self.engine.agree(history.rows)  # a finished run returns them everywhere
+        return history
 
     def _resume_optimizer(self, player: Player, state: dict[str, Any]) -> None:
         """The moments of the checkpoint, with the options of now: they are equal, or deliberate."""
