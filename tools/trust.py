@@ -135,7 +135,7 @@ def page(folder: Path) -> str:
         table="\n".join(rows),
         lost=re.sub(r"/\S*/run/", "run/", "\n".join(losses)) or "Nothing.",
         short="\n".join(short) or "Nothing.",
-        apart=", ".join(apart) or "not measured",
+        apart=", ".join(apart) or "no job is held to that yet",
         machine=f"Python {platform.python_version()}, {platform.system()}, one thread a process",
         date=date.today(),
         often=60 * OFTEN,
@@ -200,9 +200,9 @@ the agent of `torchrun`; checkpoints are written every {often:.1g} seconds.
 
 Each row is of the last time that the job was tried, which may have been before what it lost was
 mended. A loss is listed below, with what was lost. Steps repeated are those after the last
-checkpoint before a SIGKILL or a full disk. The weights of two processes differ from those of one by
-at most:
-{apart}. In the other jobs each process draws for itself.
+checkpoint before a SIGKILL or a full disk. Where the weights of two processes must equal those of
+one, they differ by at most: {apart}. In the other jobs each process draws its dropout, noise or
+rays for itself: two processes train another model than one does.
 
 Any command can be tried: `potstill trust -- COMMAND --out {{out}}`; see [the command line](cli.md).
 
