@@ -17,6 +17,7 @@ from potstill.core import (
     DataError,
     Distiller,
     Losses,
+    Mean,
     Objective,
     Run,
     Schedule,
@@ -263,26 +264,34 @@ def decaying(final: float = 0.1, warmup: float = 0.02375) -> Schedule:
 def _validation(scene: Scene, every: int) -> Validation | None:
     if not every:
         return None
-    return Validation(partial(_score, split=scene.test), every, key="psnr", ties="latest")
+    score = partial(_score, split=scene.test)
+    return Validation(score, every, key="psnr", ties="latest", split=True)
 
 
-def _score(student: nn.Module, split: Split) -> dict[str, float]:
+def _score(student: nn.Module, part: slice, split: Split) -> dict[str, Mean]:
     assert isinstance(student, Field)
-    return {"psnr": score(student, split, views=2)}
+    return {"psnr": score_of_views(student, split, 2, part)}
 
 
-@torch.no_grad()
 def score(field: Field, split: Split, views: int | None = None) -> float:
     """Mean PSNR in dB over the first ``views`` views of a split, on white.
 
     Raises:
         DataError: There are no views, or no images.
     """
+    return float(score_of_views(field, split, views))
+
+
+@torch.no_grad()
+def score_of_views(
+    field: Field, split: Split, views: int | None = None, part: slice = slice(None)
+) -> Mean:
+    """`score` over a part of the views."""
     count = min(views or len(split.cameras), len(split.cameras))
     if not count:
         raise DataError("score: views must be at least 1, got none to compare with")
     values = []
-    for view in range(count):
+    for view in range(count)[part]:
         rgb, _, _ = render_image(field, split.cameras, view, field.space, field.occupancy)
         values.append(float(psnr(rgb, split.image(view))))
-    return sum(values) / count
+    return Mean.of(values)

@@ -184,8 +184,20 @@ class Engine:
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 
+    @contextmanager
+    def as_main(self, module: nn.Module) -> Iterator[None]:
+        """In the block buffers are those of the main process: batch statistics differ."""
+        own = {buffer: buffer.clone() for buffer in module.buffers() if self.world > 1}
+        for buffer in own:
+            dist.broadcast(buffer, src=0)
+        try:
+            yield
+        finally:
+            for buffer, value in own.items():
+                buffer.copy_(value)
+
     def gather(self, value: Any) -> list[Any]:
-        """The values of all processes, by rank, on the main one."""
+        """The values of all processes, by rank, in each of them."""
         if self.world == 1:
             return [value]
         values = [None] * self.world

@@ -20,6 +20,7 @@ from potstill.core.engine.history import History, Row, Show, plot_curves
 from potstill.core.engine.plan import MakeOptimizer, Plan, Run, Stage, Validation
 from potstill.core.engine.player import Defaults, Player, players_of, resting
 from potstill.core.engine.restore import Restore
+from potstill.core.engine.scoring import scores
 from potstill.core.engine.signals import Signals, Stop
 from potstill.core.engine.signature import differences, signature
 from potstill.core.engine.source import Source, as_source
@@ -405,7 +406,7 @@ class _Loop:
         try:
             # Several processes finish it together; one need not: the grace may be shorter.
             with torch.no_grad(), signals.raising(bool(self.run) and self.engine.world == 1):
-                result = validation.score(student)
+                found = scores(validation, student, self.engine)
         except (Stop, Exception) as error:
             if self.run is None or not signals.received or self.engine.world > 1:
                 raise
@@ -413,18 +414,15 @@ class _Loop:
             raise self._interrupted(max(signals.received)) from error
         student.train()
         self.defaults.wake(self.distiller)
-        if isinstance(result, int | float):
-            result = {validation.key or "score": float(result)}
-        scores = {name: float(value) for name, value in self.engine.agree(dict(result)).items()}
-        key = validation.key or next(iter(scores))
-        if key not in scores:
-            raise ConfigError(f"Validation: key {key!r} is not among {', '.join(scores)}")
-        if validation.improves(scores[key], self.best_score):
-            self.best_score, self.waited = scores[key], 0
+        key = validation.key or next(iter(found))
+        if key not in found:
+            raise ConfigError(f"Validation: key {key!r} is not among {', '.join(found)}")
+        if validation.improves(found[key], self.best_score):
+            self.best_score, self.waited = found[key], 0
             self.best = self.engine.state_of(student)
         else:
             self.waited += 1
-        return scores
+        return found
 
     def _exhausted(self) -> bool:
         patience = self.validation.patience if self.validation else None

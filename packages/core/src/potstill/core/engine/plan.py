@@ -9,7 +9,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
-from torch import nn
 from torch.optim import Optimizer
 
 from potstill.core.errors import ConfigError
@@ -133,14 +132,19 @@ class Validation:
         mode: Whether more is better.
         key: Which of several numbers decides; the first by default.
         ties: Whether the first or the latest of equally good weights are kept.
+        split: Each of several processes scores a part: ``score(student, part)`` gets the slice of
+            the items that are its own, every W-th, and returns a `Mean`, or several by name, of
+            their values, such as ``Mean.of(values)``, of none too. What is no mean over items
+            (the area under a curve) is scored whole.
     """
 
-    score: Callable[[nn.Module], float | Mapping[str, float]]
+    score: Callable[..., float | Mapping[str, float]]
     every: int
     patience: int | None = None
     mode: Literal["max", "min"] = "max"
     key: str | None = None
     ties: Literal["first", "latest"] = "first"
+    split: bool = False
 
     def __post_init__(self) -> None:
         if self.every < 1:

@@ -63,6 +63,11 @@ class Mean(Tensor):
         made: Mean = value
         return made
 
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Mean:
+        """The mean of numbers, in float64; 0 of none."""
+        return cls(torch.tensor(sum(values), dtype=torch.float64), len(values))
+
     def __repr__(self, **options: Any) -> str:  # type: ignore[override]
         """As the scalar that it is."""
         return repr(self.as_subclass(Tensor))

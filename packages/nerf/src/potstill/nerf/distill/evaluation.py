@@ -10,13 +10,13 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from potstill.core import ConfigError, Validation, generator, psnr
+from potstill.core import ConfigError, Mean, Validation, generator, psnr
 from potstill.core.measure import Clock
 from potstill.nerf.cameras import Cameras
 from potstill.nerf.distill.priors import PosePrior
 from potstill.nerf.distill.results import picture
 from potstill.nerf.fields.base import Field
-from potstill.nerf.from_images import score
+from potstill.nerf.from_images import score_of_views
 from potstill.nerf.render.image import render_image
 from potstill.nerf.scenes.scene import Split
 
@@ -91,11 +91,14 @@ class Evaluation:
 
     def __call__(self, student: Field) -> dict[str, float]:
         """PSNR to the teacher, and to the images where there are some, in dB."""
-        pairs = zip(self._images(student), self.targets, strict=True)
-        values = [float(psnr(a, b)) for a, b in pairs]
-        scores = {"teacher": sum(values) / len(values)}
+        return {name: float(value) for name, value in self._scores(student).items()}
+
+    def _scores(self, student: Field, part: slice = slice(None)) -> dict[str, Mean]:
+        views = range(self.views)[part]
+        ours = ((_render(student, self.cameras, view), self.targets[view]) for view in views)
+        scores = {"teacher": Mean.of([float(psnr(a, b)) for a, b in ours])}
         if self.truth is not None:
-            scores["truth"] = score(student, self.truth, self.views)
+            scores["truth"] = score_of_views(student, self.truth, self.views, part)
         return scores
 
     @cached_property
@@ -108,12 +111,12 @@ class Evaluation:
         if not every:
             return None
 
-        def evaluated(student: nn.Module) -> dict[str, float]:
+        def evaluated(student: nn.Module, part: slice) -> dict[str, Mean]:
             assert isinstance(student, Field)
             with watch.paused():
-                return self(student)
+                return self._scores(student, part)
 
-        return Validation(evaluated, every, key="teacher", ties="latest")
+        return Validation(evaluated, every, key="teacher", ties="latest", split=True)
 
     def pictures(self, student: Field) -> list[dict[str, str]]:
         """Teacher and student from each pose, and the images with both, as PNG in text."""

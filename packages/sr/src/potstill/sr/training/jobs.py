@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from potstill.core import ConfigError, Job, Run, Training, Validation
+from potstill.core import ConfigError, Job, Mean, Run, Training, Validation
 from potstill.core.command import progress as shown
 from potstill.core.engine import fit_with
 from potstill.sr.config import TRAINING, Terms, TrainConfig
-from potstill.sr.evaluation.scores import evaluate, find_set, mean
+from potstill.sr.evaluation.scores import evaluate, find_set
 from potstill.sr.models.imdn import IMDN
 from potstill.sr.models.weights import load_model, save_model
 from potstill.sr.training.data import Pair, Patches, prepare
@@ -54,7 +54,7 @@ class Train(Job[TrainConfig]):
         if self.config.validate is None:
             return None
         score = partial(_psnr, originals=find_set(self.config.validate))
-        return Validation(score, self.config.validate_every)
+        return Validation(score, self.config.validate_every, split=True)
 
     def export(self, folder: Path, history: list[dict[str, float]]) -> dict[str, Any]:
         """Write the weights."""
@@ -134,6 +134,6 @@ def _distiller(student: nn.Module, terms: Terms, teacher: nn.Module | None) -> U
     return UpscalerToUpscaler(student, make_objective(terms, max(len(taps), 1)), teacher, taps)
 
 
-def _psnr(network: IMDN, originals: Sequence[Path]) -> float:
+def _psnr(network: IMDN, part: slice, originals: Sequence[Path]) -> Mean:
     device = next(network.parameters()).device.type  # where it is being trained
-    return mean(evaluate(network, originals, device=device)).ours.psnr
+    return Mean.of([row.ours.psnr for row in evaluate(network, originals[part], device=device)])
