@@ -1,6 +1,6 @@
 """Damage files at random, and say what their readers do.
 
-python tools/mutate.py --count 10000 [--seed 0] [reader ...]
+python tools/mutate.py --count 10000 [--seed 0] [--out runs/trust/mutations.json] [reader ...]
 
 Every input must be read, or refused by an error of ours that names it, within 5 s and 2 GiB. The
 readers run in a forked child with these limits, so that a crash, a hang or a memory bomb is counted
@@ -360,16 +360,26 @@ def mutate(name: str, count: int, seed: int = 0) -> dict[str, Any]:
     return {**row, "faults": faults[:5]}
 
 
+def keep(path: Path, row: dict[str, Any]) -> None:
+    """Put the row among those of the other readers."""
+    rows = json.loads(path.read_text()) if path.exists() else {}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(dict(sorted({**rows, row["reader"]: row}.items())), indent=1))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("readers", nargs="*", help="all by default")
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="JSON that keeps the last row of each reader")
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     bad = 0
     for name in options.readers or readers():
         row = mutate(name, options.count, options.seed)
+        if options.out:
+            keep(options.out, row)
         faults = row.pop("faults")
         print("  ".join(f"{k} {v}" for k, v in row.items()), flush=True)
         print(*(f"    {fault[:200]}" for fault in faults), sep="\n" if faults else "", flush=True)
