@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,7 @@ def test_python_blocks_run(path: Path, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     document = Sybil(parsers=[PythonCodeBlockParser(), SkipParser()]).parse(path)
     document.namespace["__name__"] = "__main__"  # classes know the module that they come from
+    document.namespace["has_wandb"] = find_spec("wandb") is not None
     for example in document.examples():
         try:
             example.evaluate()

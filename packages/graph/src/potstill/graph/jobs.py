@@ -50,7 +50,7 @@ class Train(_GraphJob[TrainConfig]):
         options["run"] /= "teacher"
         self.data = self.load(seed)
         self.teacher = train_teacher(self.data, self.config.recipe(), seed=seed, **options)
-        self.history += self.teacher.history
+        self.history = self.teacher.history
 
     def export(self, folder: Path, history: Any) -> dict[str, Any]:
         """Write ``logits.npy`` [N C] and ``teacher.safetensors``."""
@@ -81,8 +81,8 @@ class Distill(_GraphJob[DistillConfig]):
             done=say if progress and self.engine.main else lambda line: None,
             **self.options(progress),
         )
-        self.history += [row for many in self.comparison.trained.values()
-                         for trained in many for row in trained.history]  # fmt: skip
+        trained = [one for many in self.comparison.trained.values() for one in many]
+        self.history = [*self.history, *(row for one in trained for row in one.history)]
 
     def export(self, folder: Path, history: Any) -> Report:
         """Save the student of the last method; the page has accuracy, size and latency."""
@@ -98,7 +98,7 @@ class Diagnose(_GraphJob[DiagnoseConfig]):
         config, seed = self.config, self.config.training.seed
         options = {"seed": seed, "every": config.every, **self.options(progress)}
         self.found = diagnose(self.load(seed), config.recipe(), config.methods, **options)
-        self.history += [row for s in self.found.students.values() for row in s.history]
+        self.history = [row for s in self.found.students.values() for row in s.history]
 
     def export(self, folder: Path, history: Any) -> Report:
         """Write ``curves.csv``, and the page of the curves."""

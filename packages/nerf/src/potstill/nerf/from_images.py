@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -176,7 +176,7 @@ def train_field(
     run: Run | Path | str | None = None,
     seed: int = 0,
     **options: Any,
-) -> tuple[Field, list[dict[str, float]]]:
+) -> tuple[Field, Sequence[dict[str, float]]]:
     """Train a field on the images of a scene.
 
     A ``grid`` is trained twice: dense and coarse for a quarter of the budget, then at its own
@@ -218,7 +218,7 @@ def train_field(
     source = RaySource(scene.train, rays, background, seed)
     run = Run(Path(run)) if isinstance(run, str | Path) else run
 
-    def learn(field: Field, share: float, part: str, every: int) -> list[dict[str, float]]:
+    def learn(field: Field, share: float, part: str, every: int) -> Sequence[dict[str, float]]:
         distiller = ImagesToField(field, samples, objective, refresh)
         history = fit(
             distiller,
@@ -244,7 +244,7 @@ def train_field(
     )
     history = learn(coarse, 0.25, "coarse", 0)
     field = coarse.refined(final.resolution)
-    return field, history + learn(field, 0.75, "fine", every)
+    return field, [*history, *learn(field, 0.75, "fine", every)]
 
 
 def budget(share: float, steps: int | None, seconds: float | None) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -106,7 +107,7 @@ class Train(_FieldJob[TrainConfig]):
             schedule=decaying(config.training.final, config.training.warmup), **self.options(),
         )  # fmt: skip
 
-    def export(self, folder: Path, history: list[dict[str, float]]) -> dict[str, Any]:
+    def export(self, folder: Path, history: Sequence[dict[str, float]]) -> dict[str, Any]:
         """The field, a pose prior of its cameras, and a picture of two test views."""
         scene, field = self.scene, self.field
         note = f"{scene.name}, {len(history)} steps, backend {self.backend.name}"
@@ -161,7 +162,7 @@ class Convert(_FieldJob[ConvertConfig]):
             self.field, rows = hand_over(self.field, self.scene, **options)
             self.history = [*self.history, *rows]
 
-    def export(self, folder: Path, history: list[dict[str, float]]) -> dict[str, Any]:
+    def export(self, folder: Path, history: Sequence[dict[str, float]]) -> dict[str, Any]:
         """The student, the pose prior, and the report with its page."""
         report, found = self.report, {}
         self.prior.save(folder / "prior.json")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -60,7 +60,7 @@ class Distill(Job[DistillConfig]):
             if self.engine.main:
                 save_pretrained(self.student, config.out / folder / "model")
 
-    def export(self, folder: Path, history: list[Row]) -> Row:
+    def export(self, folder: Path, history: Sequence[Row]) -> Row:
         """Write the trained model, with its teacher beside it."""
         save_with_teacher(
             self.student, folder / "model", self.config.model, budget=self.config.budget

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ from potstill.core import Criterion, Distiller, Stage, Weight, cosine, fit
 
 __all__ = ["distill", "finetune", "pretrain_gates", "run_phase"]
 
-History = list[dict[str, float]]
+History = Sequence[dict[str, float]]
 
 _TRAINABLE = {"distill": ("up", "bias", "down", "shift"), "gate": ("gate.*",), "finetune": ()}
 """Parameters of the adaptive modules that train in each phase; none named: the whole student."""

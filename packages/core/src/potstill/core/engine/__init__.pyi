@@ -1,6 +1,8 @@
 from .batches import Batches as Batches
 from .batches import MapDataset as MapDataset
 from .batches import Shard as Shard
+from .callbacks import Callback as Callback
+from .callbacks import TensorBoard as TensorBoard
 from .device import Engine as Engine
 from .device import resolve_device as resolve_device
 from .history import History as History

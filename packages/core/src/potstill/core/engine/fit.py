@@ -15,6 +15,7 @@ from torch.optim import Adam
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from potstill.core.engine.batches import Shard
+from potstill.core.engine.callbacks import Callback, Callbacks, TensorBoard, followed
 from potstill.core.engine.device import Engine
 from potstill.core.engine.history import History, Row, Show, plot_curves
 from potstill.core.engine.plan import MakeOptimizer, Plan, Run, Stage, Validation
@@ -42,6 +43,8 @@ from potstill.core.vocabulary.schedule import Schedule
 
 __all__ = ["fit"]
 
+_AT_ONCE = 4096  # rows that travel between processes together
+
 
 def fit(
     distiller: Distiller,
@@ -63,7 +66,8 @@ def fit(
     engine: Engine | None = None,
     seed: int = 0,
     progress: bool | str | Callable[[Row, float], None] = True,
-) -> list[Row]:
+    callbacks: Sequence[Callback] = (),
+) -> Sequence[Row]:
     """Train the student of ``distiller`` and the modules in its objective.
 
     Before each step the global random streams are set from (seed, step, rank), and the data order
@@ -99,11 +103,14 @@ def fit(
         engine: Device, precision and processes; ``Engine()`` by default.
         seed: Seeds data order, augmentation and dropout.
         progress: Live line: off, on, on with a label, or a function of (row, share done).
+        callbacks: What follows the run on the main process, such as trackers: see
+            `potstill.core.engine.Callback`.
 
     Returns:
-        One row a step: ``step``, ``loss``, the unweighted terms by name, ``lr``, ``seconds``,
-        validation scores, and ``stage`` and ``grad_norm`` where they apply; with turns, ``loss``,
-        terms, ``lr`` and ``grad_norm`` of each as ``turn/loss`` and so on, means over its updates.
+        One row a step, with ``run`` read back from its ``history.jsonl`` when it is asked for:
+        ``step``, ``loss``, the unweighted terms by name, ``lr``, ``seconds``, validation scores,
+        and ``stage`` and ``grad_norm`` where they apply; with turns, ``loss``, terms, ``lr`` and
+        ``grad_norm`` of each as ``turn/loss`` and so on, means over its updates.
 
     Raises:
         ConfigError: No budget, or options that contradict each other.
@@ -169,7 +176,11 @@ def fit(
             seed=seed,
         )
         stack.callback(loop.close)
-        return loop.train(stack.enter_context(_showing(progress, engine)))
+        show = stack.enter_context(_showing(progress, engine))
+        if run is not None and run.tensorboard:
+            callbacks = [*callbacks, TensorBoard(run.folder / "tensorboard")]
+        start = loop.step - bool(loop.unjudged)
+        return loop.train(show, stack.enter_context(followed(callbacks, start, engine)))
 
 
 def claim(folder: Path, engine: Engine, stack: ExitStack) -> None:
@@ -261,7 +272,7 @@ class _Loop:
 
     # --- the loop -------------------------------------------------------------------------------
 
-    def train(self, show: Show) -> list[Row]:
+    def train(self, show: Show, callbacks: Callbacks) -> Sequence[Row]:
         """Run to the end of the budget, or until validation says stop."""
         self.defaults.wake(self.distiller)
         batches = self.source.stream(self.taken, self.shard)
@@ -275,6 +286,7 @@ class _Loop:
                         self.step += 1
                     row = self._judge(signals)
                     self.history.append(row)
+                    callbacks.row(row)
                     show.update(row, self.plan.fraction(self.step, self.elapsed))
                     if self._checkpoint_due(stop):
                         self._save()
@@ -497,7 +509,7 @@ class _Loop:
         on_disk = self.run if self.engine.main else None
         path = self.engine.agree(on_disk and checkpoint.newest(on_disk.checkpoints))
         if path is None:
-            return History(on_disk)
+            return History(on_disk) if on_disk or not self.run else History.elsewhere()
         assert self.run is not None
         state, anyway = checkpoint.load(path, checked=True), self.run.resume == "anyway"
         differing = differences(state["signature"], self.signature)
@@ -529,8 +541,15 @@ class _Loop:
             self.source.load_state_dict(state["source"][self.engine.rank])
         self.best, self.best_score = state["best"], state["best_score"]
         self.waited, self.unjudged = state["waited"], state.get("unjudged", {})
-        history = History(on_disk, state["rows"])
-        history.rows = self.engine.agree(history.rows)  # a finished run returns them everywhere
+        return self._history(on_disk, state["rows"])
+
+    def _history(self, on_disk: Run | None, rows: int) -> History:
+        """The rows so far, in every process: a finished run returns them everywhere."""
+        history = History(on_disk, rows) if on_disk else History.elsewhere()
+        for start in range(0, rows if self.engine.world > 1 else 0, _AT_ONCE):
+            for row in self.engine.agree(history.rows[start : start + _AT_ONCE]):
+                if not on_disk:
+                    history.append(row)
         return history
 
     def _resume_optimizer(self, player: Player, state: dict[str, Any]) -> None:

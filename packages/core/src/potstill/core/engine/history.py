@@ -1,93 +1,76 @@
-"""What a run leaves behind for people: rows in memory and on disk, a live line, and curves."""
+"""What a run leaves behind for people: rows, a live line, and curves."""
 
 from __future__ import annotations
 
-import json
 import os
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any
 
 from potstill.core.engine.plan import Run
-from potstill.core.errors import CheckpointError, ConfigError, reading
+from potstill.core.engine.rows import Row, Rows
 from potstill.core.files import atomic, writing
 
-__all__ = ["History", "Show", "plot_curves"]
-
-Row = dict[str, float]
+__all__ = ["History", "Row", "Show", "plot_curves"]
 
 _INTERVAL = 10.0  # seconds between plain lines
+_POINTS = 50_000  # of a curve; of longer ones every second, third and so on
 
 
 class History:
-    """The rows of a run; also in ``history.jsonl`` and TensorBoard where there is a folder.
+    """The rows of a run, in ``history.jsonl`` where there is a folder.
 
     Args:
         run: The folder, or None to keep rows in memory only.
         rows: How many rows of an interrupted run are still valid.
+
+    Attributes:
+        rows: The rows so far; with a folder they are read back from it when they are asked for.
+
+    Raises:
+        CheckpointError: The file has lost rows.
     """
 
     def __init__(self, run: Run | None, rows: int = 0) -> None:
-        self.rows: list[Row] = []
-        self._file: TextIO | None = None
-        self._board: Any = None
+        self.rows: list[Row] | Rows = []
+        self._file: IO[bytes] | None = None
         if run is None:
             return
         path = run.folder / "history.jsonl"
-        lines: list[str] = []
-        if rows:
-            with reading(path, "rows of text", CheckpointError):
-                lines = path.read_text().splitlines()[:rows] if path.exists() else []
-            if len(lines) < rows:
-                raise CheckpointError(
-                    f"fit: {path} has {len(lines)} rows, the checkpoint knows {rows}; restore the "
-                    "file, or start in another folder"
-                )
-        with reading(path, "a row of JSON on each line", CheckpointError):
-            self.rows = [json.loads(line) for line in lines]
-        with atomic(path) as temporary:
-            temporary.write_text("".join(f"{line}\n" for line in lines))
-        self._path = path
-        self._file = path.open("a")
-        if run.tensorboard:
-            self._board = _open_board(run.folder)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.rows = Rows(path, rows)
+            self._file = path.open("r+b")
+
+    @classmethod
+    def elsewhere(cls) -> History:
+        """Of a process that writes no files: what it keeps is in a temporary one."""
+        history = cls(None)
+        history.rows = Rows(None)
+        return history
 
     def append(self, row: Row) -> None:
         """Add a row."""
-        self.rows.append(row)
-        if self._file is not None:
-            with writing(self._path):
-                self._file.write(json.dumps(row) + "\n")
-                self._file.flush()
-        if self._board is not None:
-            for name, value in row.items():
-                if name != "step":
-                    self._board.add_scalar(name, value, int(row["step"]))
+        if isinstance(self.rows, list):
+            self.rows.append(row)
+            return
+        with writing(self.rows.path or Path(tempfile.gettempdir(), "history.jsonl")):
+            self.rows.written(row, self._file)
 
     def sync(self) -> None:
         """Bring all rows to the disk: a checkpoint counts on them."""
-        if self._file is not None:
-            with writing(self._path):
+        if self._file is not None and isinstance(self.rows, Rows) and self.rows.path:
+            with writing(self.rows.path):
                 os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the file; the rows can be read as long as it is there."""
         if self._file is not None:
             self._file.close()
-        if self._board is not None:
-            self._board.close()
-
-
-def _open_board(folder: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ConfigError(
-            "Run: tensorboard=True needs TensorBoard; pip install 'potstill-core[tensorboard]'"
-        ) from error
-    return SummaryWriter(folder / "tensorboard")
 
 
 class Show:
@@ -163,22 +146,27 @@ def _terms(row: Row) -> str:
     return "  ".join(f"{name} {value:.4g}" for name, value in row.items() if name not in hidden)
 
 
-def plot_curves(rows: Sequence[Row], path: Path) -> None:
+def plot_curves(rows: Iterable[Row], path: Path) -> None:
     """Draw every column of ``rows`` that varies over the steps, one panel each."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    names = [name for name in names if name not in ("step", "stage", "seconds")]
-    columns = min(3, len(names))
-    lines = -(-len(names) // columns)
+    curves: dict[str, tuple[array[float], array[float]]] = {}  # steps and values
+    for row in rows:
+        for name, value in row.items():
+            if name not in ("step", "stage", "seconds"):
+                points = curves.setdefault(name, (array("d"), array("d")))
+                points[0].append(row["step"])
+                points[1].append(value)
+    columns = min(3, len(curves))
+    lines = -(-len(curves) // columns)
     figure = Figure(figsize=(4 * columns, 2.6 * lines), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(lines, columns, squeeze=False).flat
-    for name, panel in zip(names, panels, strict=False):
-        points = [(row["step"], row[name]) for row in rows if name in row]
-        steps, values = zip(*points, strict=True)
-        panel.plot(steps, values, linewidth=1.2, marker="." if len(points) < 30 else "")
+    for (name, points), panel in zip(curves.items(), panels, strict=False):
+        sparse = max(len(points[0]) // _POINTS, 1)
+        steps, values = (one[::sparse] for one in points)
+        panel.plot(steps, values, linewidth=1.2, marker="." if len(steps) < 30 else "")
         panel.set_title(name, fontsize=10)
         panel.set_xlabel("step", fontsize=8)
         panel.tick_params(labelsize=8)

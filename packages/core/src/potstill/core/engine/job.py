@@ -66,7 +66,7 @@ class Result(NamedTuple):
 
     folder: Path
     summary: dict[str, Any]
-    history: list[Row]
+    history: Sequence[Row]
     report: Report | None
 
 
@@ -101,7 +101,7 @@ class Job(ABC, Generic[C]):
 
     def __init__(self, config: C) -> None:
         self.config = config
-        self.history: list[Row] = []
+        self.history: Sequence[Row] = []
 
     # --- what a domain writes -------------------------------------------------------------------
 
@@ -118,7 +118,7 @@ class Job(ABC, Generic[C]):
         return None
 
     @abstractmethod
-    def export(self, folder: Path, history: list[Row]) -> Report | Mapping[str, Any]:
+    def export(self, folder: Path, history: Sequence[Row]) -> Report | Mapping[str, Any]:
         """Write what is deployed into ``folder``, and say what was reached; main process only."""
 
     # --- what a domain may write ----------------------------------------------------------------
@@ -193,7 +193,7 @@ class Job(ABC, Generic[C]):
         training: Training | None = None,
         progress: Progress = True,
         **options: Any,
-    ) -> list[Row]:
+    ) -> Sequence[Row]:
         """`potstill.core.fit` with the options of the job.
 
         Args:
@@ -212,7 +212,7 @@ class Job(ABC, Generic[C]):
             "run": Run(self.config.out / folder, minutes=own.checkpoint_minutes),
         }  # fmt: skip
         rows = fit_with(own, distiller, batches, **{**settings, **options})
-        self.history += rows
+        self.history = [*self.history, *rows] if self.history else rows
         return rows
 
     def _unwritten(self, name: str) -> NotImplementedError:
@@ -254,7 +254,7 @@ def fit_with(
     *,
     engine: Engine | None = None,
     **options: Any,
-) -> list[Row]:
+) -> Sequence[Row]:
     """`potstill.core.fit` with options of training, where there is no job.
 
     Args:

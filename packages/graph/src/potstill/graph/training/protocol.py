@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -73,7 +73,7 @@ class Trained:
 
     model: Any
     accuracy: dict[str, float]
-    history: list[dict[str, float]] = field(repr=False)
+    history: Sequence[dict[str, float]] = field(repr=False)
 
     @property
     def epochs(self) -> int:
@@ -323,7 +323,7 @@ def _fit(
     engine: Engine | None,
     score: Callable[[nn.Module], Any] | None = None,
     **options: Any,
-) -> list[dict[str, float]]:
+) -> Sequence[dict[str, float]]:
     if "checked" not in data:
         data = check_graph(data)
     with ExitStack() as stack:

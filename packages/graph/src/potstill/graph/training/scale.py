@@ -8,6 +8,7 @@ and step, so that processes share a global batch and interrupted runs continue e
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -218,7 +219,7 @@ def distill_in_batches(
     seed: int = 0,
     student: nn.Module | None = None,
     **options: Any,
-) -> tuple[Any, list[dict[str, float]]]:
+) -> tuple[Any, Sequence[dict[str, float]]]:
     """Train a student on batches; memory does not depend on the size of the graph.
 
     Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -108,7 +109,7 @@ class Pretraining(_ImageJob[Pretrain]):
         self.vit = self.trained.student.encoder.vit
         return self.trained
 
-    def export(self, folder: Path, history: list[dict[str, float]]) -> dict[str, Any]:
+    def export(self, folder: Path, history: Sequence[dict[str, float]]) -> dict[str, Any]:
         """Write the student for potstill and for timm, and draw what it paints."""
         student: Any = self.trained.student
         origin, licence = "", ""
@@ -153,7 +154,7 @@ class Finetuning(_ImageJob[Finetune]):
         scales = layer_scales(self.vit, self.config.layer_decay)
         return partial(super().optimizer(distiller), scales=scales, betas=(0.9, 0.999))
 
-    def export(self, folder: Path, history: list[dict[str, float]]) -> dict[str, Any]:
+    def export(self, folder: Path, history: Sequence[dict[str, float]]) -> dict[str, Any]:
         """Write the classifier, and count its hits on test images."""
         found: dict[str, Any] = {"classes": list(self.images.classes)}
         if self.config.data.test:

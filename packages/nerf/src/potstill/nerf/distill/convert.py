@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -224,7 +224,7 @@ def convert(
         student=student.kind,
         progression=distiller.progression,
         clock=clock,
-        rows=history,
+        rows=list(history),
         occupied=given.occupied,
         head=given.head,
         parameters=count_parameters(student),
@@ -234,7 +234,9 @@ def convert(
     )
 
 
-def hand_over(student: Field, scene: Scene, **options: Any) -> tuple[Field, list[dict[str, float]]]:
+def hand_over(
+    student: Field, scene: Scene, **options: Any
+) -> tuple[Field, Sequence[dict[str, float]]]:
     """Fine-tune a converted student on images, where there are some after all.
 
     The student keeps the occupancy grid that it was given: outside of it, it has learned nothing.

@@ -56,7 +56,7 @@ class Train(Job[TrainConfig]):
         score = partial(_psnr, originals=find_set(self.config.validate))
         return Validation(score, self.config.validate_every, split=True)
 
-    def export(self, folder: Path, history: list[dict[str, float]]) -> dict[str, Any]:
+    def export(self, folder: Path, history: Sequence[dict[str, float]]) -> dict[str, Any]:
         """Write the weights."""
         scale = self.config.student.scale
         return {"weights": save_model(self.student, folder / f"imdn-x{scale}.safetensors").name}
@@ -74,7 +74,7 @@ def train(
     validate_every: int = 1000,
     run: Run | None = None,
     progress: bool | str | Callable[[dict[str, float], float], None] = True,
-) -> list[dict[str, float]]:
+) -> Sequence[dict[str, float]]:
     """Train ``student`` on random patches; afterwards it holds the averaged or the best weights.
 
     Source of the plain recipe (patches of 192/s, batch 16, L1, Adam): Hui et al., ACM MM 2019,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ class Train(Job[Config]):
         """The best weights by the error on inputs that training did not see."""
         return Validation(lambda student: -self.error(student), every=100)
 
-    def export(self, folder: Path, history: list[dict[str, float]]) -> Mapping[str, Any]:
+    def export(self, folder: Path, history: Sequence[dict[str, float]]) -> Mapping[str, Any]:
         """Write the student, and how far it is from its teacher."""
         error = self.error(self.student)
         self.student.save_pretrained(folder / "student", metrics={"error": error})
