@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,10 @@ import scipy.sparse as sp
 import torch
 from sklearn.datasets import load_digits
 
+from potstill.core import Training
 from potstill.core.command.cli import main
+from potstill.graph import load
+from potstill.graph.config import DiagnoseConfig, DistillConfig, TrainConfig
 
 QUICK = ["--epochs", "6", "--hidden", "8"]
 
@@ -40,13 +44,21 @@ def test_distill_writes_page_and_student(tmp_path, capsys):
     assert found[0].shape == (1797,)
 
 
-def test_a_teacher_is_trained_once_and_its_logits_are_used(tmp_path, capsys):
+def test_a_teacher_is_trained_once_and_its_logits_are_used(tmp_path, capsys, monkeypatch):
     first = tmp_path / "teacher"
     assert main(["graph", "train", "--out", str(first), *QUICK]) == 0
     assert np.load(first / "logits.npy").shape == (1797, 10)
-    words = ["graph", "distill", "--logits", str(first / "logits.npy"), "--seeds", "1"]
-    assert main([*words, "--methods", "glnn", "--out", str(tmp_path / "student"), *QUICK]) == 0
+    words = ["graph", "distill", "--logits", str(first / "logits.npy"), "--methods", "glnn"]
+    seen = []
+    monkeypatch.setattr(
+        "potstill.graph.jobs.load", lambda *a, seed, **o: seen.append(seed) or load(*a, seed=seed)
+    )
+    out = ["--out", str(tmp_path / "student"), *QUICK]
+    assert main([*words, "--seeds", "2", *out]) == 0
+    assert seen == [0]  # the split that the teacher knows serves both seeds
     assert "GLNN" in capsys.readouterr().out
+    assert main([*words, "--seed", "1", "--out", str(tmp_path / "other")]) == 2
+    assert "trained on the labels of this split" in capsys.readouterr().err
 
 
 def test_inductive_scores_are_shown(tmp_path, capsys):
@@ -72,6 +84,8 @@ def test_diagnose_writes_curves(tmp_path):
         (["distill", "--epohcs", "3"], "--epochs"),
         (["predict", "nowhere", "x.npy"], "nowhere"),
         (["distill", "--reduction", "sum"], "reduction"),
+        (["distill", "--logits", "z.npy", "--methods", "krd"], "take krd-entropy"),
+        (["distill", "--logits", "z.npy", "--hold-out", "0.2"], "without hold_out, got both"),
     ],
 )
 def test_wrong_usage_is_one_line(words, message, tmp_path, capsys, monkeypatch):
@@ -80,6 +94,26 @@ def test_wrong_usage_is_one_line(words, message, tmp_path, capsys, monkeypatch):
     error = capsys.readouterr().err
     assert message in error
     assert len(error.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no numbers", b"\x80\x04.", b"PK\x03\x04", np.array(["a", "b"])], ids=repr
+)
+def test_junk_instead_of_logits_is_named(content, tmp_path, capsys):
+    path = tmp_path / "z.npy"
+    np.save(path, content) if isinstance(content, np.ndarray) else path.write_bytes(content)
+    words = ["graph", "distill", "--logits", str(path), "--out", str(tmp_path / "out"), *QUICK]
+    assert main(words) == 1
+    assert "z.npy must be logits" in capsys.readouterr().err
+
+
+def test_options_choose_the_folder():
+    first, same = DistillConfig(), DistillConfig(training=Training(batch=1, device="cpu"))
+    others = [DistillConfig(hidden=7), TrainConfig(), DiagnoseConfig(), DistillConfig("cora")]
+    assert first.out == same.out
+    assert len({config.out for config in (first, *others)}) == 5
+    assert str(first.out).startswith("runs/graph/distill-digits-gcn-")
+    assert DistillConfig(out=Path("mine")).out == Path("mine")
 
 
 def test_a_folder_of_another_run_is_refused(tmp_path, capsys):

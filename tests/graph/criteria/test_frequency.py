@@ -173,7 +173,7 @@ pairs = pairs[:, pairs[0] != pairs[1]]
 for contrast._KEEP in (2**28, 0):
     for classes in (1, 7, 40):
         z_s, z_t = torch.randn(2, 20, classes, generator=rng)
-        made = HighFrequency(1.5, backend="torch")._prepare(z_t, pairs, None)
+        made = HighFrequency(1.5, backend="torch")._prepare(z_t, pairs, None, z_s.dtype)
         expected, exact = contrast.edge_contrast(z_s, made, True)
         value, slope = edge_contrast(z_s, made, True)
         torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)

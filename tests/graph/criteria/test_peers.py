@@ -80,12 +80,51 @@ def test_hgmd_with_every_neighbour(mode):
     assert z_s.grad.isfinite().all()
 
 
+def test_krd_as_published_starts_with_every_edge_and_the_node_itself():
+    z_s, z_t = logits()
+    krd = KRD(rho=torch.ones(3), warmup=2, loops=True)
+    loops = torch.cat([EDGES, torch.arange(3).expand(2, -1)], 1)
+    both = [(z_t[j].softmax(0) * (z_t[j].log_softmax(0) - z_s[i].log_softmax(0))).sum()
+            for j, i in loops.T.tolist()]  # fmt: skip
+    for _ in range(2):
+        torch.testing.assert_close(krd(z_s, z_t, EDGES), sum(both) / 6)
+        assert float(krd.a) == 1
+    torch.testing.assert_close(krd(z_s, z_t, EDGES), sum(both[3:]) / 3)  # nobody is reliable
+
+
+def test_hgmd_as_published_mixes_by_beta_and_joins_less_and_less():
+    z_s, z_t = logits()
+    torch.manual_seed(0)
+    fixed = HGMD(alpha=1e6, mode="mixup", loops=True)(z_s, z_t, EDGES)
+    drawn = [HGMD(alpha=1e6, mode="mixup", beta=0.25, loops=True)(z_s, z_t, EDGES)
+             for _ in range(20)]  # fmt: skip
+    assert len({float(value) for value in drawn}) == 20
+    own = HGMD(alpha=1e-9, mode="mixup", loops=True)(z_s, z_t, EDGES)  # nobody joins
+    p, log_q = z_t.softmax(1), z_s.log_softmax(1)
+    torch.testing.assert_close(own, (p * (p.log() - log_q)).sum(1).mean())
+    everyone = torch.cat([EDGES[0], torch.arange(3)]), torch.cat([EDGES[1], torch.arange(3)])
+    p, log_q = p[everyone[0]], log_q[everyone[1]]
+    torch.testing.assert_close(fixed, (p * (p.log() - log_q)).sum(1).mean())
+    falling = HGMD(alpha=5.0, span=10)
+    first = falling.chance(z_s, z_t, EDGES)
+    for _ in range(10):
+        falling(z_s, z_t, EDGES)
+    torch.testing.assert_close(
+        falling.chance(z_s, z_t, EDGES), HGMD(alpha=0.05).chance(z_s, z_t, EDGES)
+    )
+    torch.testing.assert_close(first, HGMD(alpha=5.0).chance(z_s, z_t, EDGES))
+
+
 def test_options_are_checked():
+    with pytest.raises(ConfigError, match="alpha, beta and span must be > 0, got 1.0, 1.0, 0"):
+        HGMD(beta=0)
+    with pytest.raises(ConfigError, match="warmup >= 0, got 1.0, 1.0, 0.99 and -1"):
+        KRD(warmup=-1)
     with pytest.raises(ConfigError, match="temperature and power must be > 0"):
         KRD(temperature=0)
     with pytest.raises(ShapeError, match=r"rho must be \[3\], got \[2\]"):
         KRD(rho=torch.zeros(2))(*logits(), EDGES)
     with pytest.raises(ConfigError, match="mode must be weight or mixup, got 'mix'"):
         HGMD(mode="mix")
-    with pytest.raises(ConfigError, match="alpha must be > 0"):
+    with pytest.raises(ConfigError, match="alpha, beta and span must be > 0, got 1.0, 0"):
         HGMD(alpha=0)

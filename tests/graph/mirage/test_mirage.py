@@ -25,6 +25,7 @@ from potstill.graph.mirage import (
     train_classifier,
     wl_colors,
 )
+from potstill.graph.mirage.colors import tree_sizes
 
 
 def random_graph(rng, edge_labels=True):
@@ -84,6 +85,38 @@ def test_expanded_trees_are_the_definition():
             tree = expand_tree(graph, 0, hops)
             assert tree.edge_index.shape == (2, len(tree.nodes) - 1)
             assert canonical(tree, graph) == tree_of(graph, 0, hops)
+
+
+def test_trees_are_counted_without_being_expanded(monkeypatch):
+    graphs = graphs_of(3)
+    for graph in graphs:
+        for hops in (0, 1, 3):
+            sizes = [len(expand_tree(graph, i, hops).nodes) - 1 for i in range(graph.num_nodes)]
+            assert tree_sizes(graph, hops).tolist() == sizes
+    # A hub whose tree is too large stands in one graph, and in no pattern.
+    star = to_undirected(torch.stack([torch.zeros(60).long(), torch.arange(1, 61)]))
+    wide = Data(x=torch.eye(2).repeat(31, 1)[:61], edge_index=star, y=torch.tensor([0]),
+                edge_attr=torch.zeros(120, 2))  # fmt: skip
+    expanded = []
+    monkeypatch.setattr("potstill.graph.mirage.dataset.expand_tree",
+                        lambda g, n, *o: expanded.append(n) or expand_tree(g, n, *o))  # fmt: skip
+    found = distill([*graphs, wide], 2, support=2, max_nodes=40)
+    colors = len(torch.cat(wl_colors(graphs, 2)).unique())
+    assert len(expanded) <= sum(int(g.root_mask.sum()) for g in found) < colors
+
+
+@pytest.mark.parametrize("key", ["x", "edge_attr", "y"])
+def test_one_graph_without_labels_does_not_cost_the_others_theirs(key):
+    graphs = [g for g in graphs_of(11) if g.num_edges]
+    count = graphs[3].num_nodes
+    graphs[3][key] = None
+    graphs[3].num_nodes = count
+    with pytest.raises(DataError, match=f"every graph must have {key}, got none in graph 3"):
+        distill(graphs, 1, support=2)
+    if key == "edge_attr":
+        with pytest.raises(DataError, match=f"got 1 of {len(graphs)} graphs without"):
+            wl_colors(graphs, 1)
+        assert wl_colors(graphs, 1, use_edge_labels=False)
 
 
 def test_huge_trees_are_refused():

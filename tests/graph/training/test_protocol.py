@@ -5,6 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch_geometric.nn import GraphConv
 
 from potstill.core import Engine, Frozen, Objective, fit
@@ -13,8 +15,8 @@ from potstill.core.testing import requires_cuda
 from potstill.graph.criteria.frequency import HighFrequency, LowFrequency, SoftLabel
 from potstill.graph.data.check import check_graph
 from potstill.graph.data.datasets import load
-from potstill.graph.models.networks import MLPStudent
-from potstill.graph.training.distiller import GraphToMLP
+from potstill.graph.models.networks import GCNTeacher, MLPStudent
+from potstill.graph.training.distiller import GraphToMLP, Supervised
 from potstill.graph.training.protocol import (
     METHODS,
     distill,
@@ -23,6 +25,7 @@ from potstill.graph.training.protocol import (
     run_protocol,
     teacher_logits,
     train_teacher,
+    with_reliability,
 )
 from potstill.graph.training.recipes import NAMES, Recipe, recipe_for
 
@@ -50,7 +53,8 @@ def test_the_house_program_runs_as_printed(graph):
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_lowers_its_loss(graph, method):
     data = check_graph(graph)
-    z = teacher_logits(train_teacher(data, SHORT).model, data)
+    teacher = train_teacher(data, SHORT).model
+    z, data = teacher_logits(teacher, data), with_reliability(data, teacher)
     trained = distill(data, None if method == "mlp" else z, SHORT, method)
     assert trained.history[-1]["loss"] < trained.history[0]["loss"]
     assert set(trained.accuracy) == {"val", "test"}
@@ -137,6 +141,59 @@ def test_the_gpu_trains_what_the_cpu_does(graph):
         assert data.x.device.type == "cpu", "the caller's graph was moved"
         losses.append([row["loss"] for row in teacher.history + student.history])
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+def test_methods_that_need_the_teacher_itself_are_refused_without(graph):
+    data = check_graph(graph)
+    with pytest.raises(ConfigError, match="krd must have the reliability .* take krd-entropy"):
+        distill(data, torch.zeros(30, 3), SHORT, "krd")
+    with pytest.raises(ConfigError, match="z_teacher must come without hold_out_rate, got both"):
+        run_protocol(data, SHORT, ("glnn",), hold_out_rate=0.2, z_teacher=torch.zeros(30, 3))
+    assert run_protocol(data, replace(SHORT, epochs=2), ("krd",))["krd"].accuracy["test"] >= 0
+
+
+class _Waits(TorchDispatchMode):
+    """Counts what a GPU waits for: numbers that are asked for, and masks as indices."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = str(function).partition(".")[2]
+        masks = any(t.dtype == torch.bool for t in tree_leaves(args[1:]) if torch.is_tensor(t))
+        if "_local_scalar_dense" in name or "nonzero" in name or (name[:6] == "index." and masks):
+            self.found.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("teacher", [False, True])
+def test_a_step_never_waits_for_the_gpu(graph, teacher):
+    data = check_graph(graph)
+    data.z_teacher = torch.randn(30, 3).double()  # of a teacher in double precision
+    if teacher:
+        distiller = Supervised(GCNTeacher(5, 8, 2, 3), objective_for("mlp", SHORT))
+    else:
+        distiller = GraphToMLP(MLPStudent(5, 8, 2, 3), objective_for("ff-g2m", SHORT))
+    with _Waits() as first:
+        distiller(data, 0).total.backward()
+    with _Waits() as second:
+        distiller(data, 1).total.backward()
+    assert first.found, "the count sees nothing"
+    assert second.found == []
+
+
+def test_a_teacher_in_double_precision_is_converted_once(graph):
+    data = check_graph(graph)
+    z_s, z_t = torch.randn(2, 30, 3)
+    for criterion in (SoftLabel(), LowFrequency(), HighFrequency(backend="torch")):
+        single = criterion(z_s, z_t, data.edge_index)
+        value = criterion(z_s, z_t.double(), data.edge_index)
+        torch.testing.assert_close(value, single)
+        made = criterion._memo._made
+        kinds = {part.dtype for part in made if torch.is_tensor(part) and part.ndim == 2}
+        assert kinds == {torch.float32}
+        assert criterion(z_s.double(), z_t, data.edge_index).dtype == torch.float64
 
 
 def test_held_out_nodes_are_scored_apart():

@@ -36,5 +36,6 @@ from .training.protocol import objective_for as objective_for
 from .training.protocol import run_protocol as run_protocol
 from .training.protocol import teacher_logits as teacher_logits
 from .training.protocol import train_teacher as train_teacher
+from .training.protocol import with_reliability as with_reliability
 from .training.recipes import Recipe as Recipe
 from .training.recipes import recipe_for as recipe_for

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,9 +11,12 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from potstill.core import ConfigError, Training, nearest
+from potstill.core.command import as_dict
 from potstill.graph.training.recipes import FULL_BATCH, NAMES, Recipe, check_training, recipe_for
 
 __all__ = ["DiagnoseConfig", "DistillConfig", "TrainConfig"]
+
+_RUNS = Path("runs/graph")
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,8 @@ class TrainConfig:
     Attributes:
         dataset: Name of a graph: digits, cora, citeseer, photo, cs, ... (digits needs no files).
         teacher: Architecture of the teacher.
-        out: Folder of the results.
+        out: Folder of the results; the default stands for one below it for each verb and set of
+            options.
         layers: Layers of teacher and student.
         hidden: Width of their hidden layers.
         patience: Epochs without a better validation accuracy before training stops.
@@ -33,7 +39,7 @@ class TrainConfig:
 
     dataset: str = "digits"
     teacher: Literal["GCN", "SAGE", "GAT"] = "GCN"
-    out: Annotated[Path, Parameter(alias="-o")] = Path("runs/graph")
+    out: Annotated[Path, Parameter(alias="-o")] = _RUNS
     layers: int | None = None
     hidden: int | None = None
     patience: int | None = None
@@ -43,6 +49,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_training(self.training)
         self.recipe()  # checks every number
+        if self.out == _RUNS:
+            object.__setattr__(self, "out", _folder(self))
 
     def recipe(self) -> Recipe:
         """The tuned recipe of data set and teacher, with what was given."""
@@ -92,7 +100,8 @@ class DistillConfig(StudentsConfig):
     Attributes:
         seeds: Number of seeds, from ``--seed`` on; FF-G2M's own five begin at 2022.
         hold_out: Share of the test nodes that training never sees; 0 is the transductive case.
-        logits: The teacher's logits of all nodes as ``.npy`` [N C], instead of training a teacher.
+        logits: The teacher's logits of all nodes as ``.npy`` [N C], instead of training a teacher;
+            all seeds then share the split of the first, which must be that of the teacher.
         kind: Kind of the numbers in ``logits``.
     """
 
@@ -112,6 +121,11 @@ class DistillConfig(StudentsConfig):
                 "distill: logits must come without hold_out, got both; a teacher of the whole "
                 "graph has seen the nodes that are held out"
             )
+        if self.logits is not None and "krd" in self.methods:
+            raise ConfigError(
+                "distill: krd must come without logits, got both; it adds noise to what the "
+                "teacher reads: take krd-entropy, which needs logits only"
+            )
 
 
 @dataclass(frozen=True)
@@ -129,3 +143,17 @@ class DiagnoseConfig(StudentsConfig):
         super().__post_init__()
         if self.every < 1:
             raise ConfigError(f"diagnose: every must be at least 1, got {self.every}")
+
+
+def _folder(config: TrainConfig) -> Path:
+    """A folder for these options: other ones do not meet a run that is there."""
+    movable = {"out", "download"}
+    values = {k: v for k, v in as_dict(config).items() if k not in movable}
+    values["training"] = {k: v for k, v in values["training"].items() if k not in _MOVABLE}
+    key = hashlib.sha256(json.dumps(values).encode()).hexdigest()[:8]
+    verb = type(config).__name__.removesuffix("Config").lower()
+    name = f"{verb}-{Path(config.dataset).stem}-{config.teacher}-{key}"
+    return _RUNS / name.lower()
+
+
+_MOVABLE = ("device", "parallel", "workers", "checkpoint_minutes")

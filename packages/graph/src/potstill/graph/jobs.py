@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from torch_geometric.data import Data
 
-from potstill.core import Job, Report, atomic
+from potstill.core import ConfigError, Job, Report, atomic, fingerprint, reading
 from potstill.core.command import say
 from potstill.graph.analysis.comparison import compare
 from potstill.graph.analysis.diagnostics import diagnose
@@ -59,6 +60,8 @@ class Train(_GraphJob[TrainConfig]):
         model = self.teacher.model
         with atomic(folder / "logits.npy") as temporary:
             np.save(temporary, teacher_logits(model, self.data).numpy())
+        with atomic(folder / "logits.json") as temporary:
+            temporary.write_text(json.dumps({"split": _split(self.data)}), encoding="utf-8")
         with atomic(folder / "teacher.safetensors") as temporary:
             save_file({k: v.contiguous() for k, v in model.state_dict().items()}, temporary)
         return {f"{part} accuracy": value for part, value in self.teacher.accuracy.items()}
@@ -66,6 +69,24 @@ class Train(_GraphJob[TrainConfig]):
 
 class Distill(_GraphJob[DistillConfig]):
     """Teacher and students over seeds, compared on one page."""
+
+    def load(self, seed: int) -> Data:
+        """The graph of a seed; of another split than that of the teacher it is refused.
+
+        Raises:
+            ConfigError: The logits are those of a teacher that was trained on other labels.
+        """
+        data, logits = super().load(seed), self.config.logits
+        about = None if logits is None else logits.with_suffix(".json")
+        if about is not None and about.is_file():
+            with reading(about, "what `potstill graph train` wrote"):
+                known = json.loads(about.read_text(encoding="utf-8"))["split"]
+            if known != _split(data):
+                raise ConfigError(
+                    f"distill: {logits} must be of a teacher that was trained on the labels of "
+                    f"this split, got those of another; pass --seed as it was for the teacher"
+                )
+        return data
 
     def train(self, progress: Any) -> None:
         """Train them, seed by seed."""
@@ -88,6 +109,10 @@ class Distill(_GraphJob[DistillConfig]):
         """Save the student of the last method; the page has accuracy, size and latency."""
         self.comparison.save_student(folder / "student")
         return self.comparison.report(f"{self.config.dataset}: {self.config.teacher} to MLP")
+
+
+def _split(data: Data) -> str:
+    return fingerprint(data.y, data.train_mask, data.val_mask)[:12]
 
 
 class Diagnose(_GraphJob[DiagnoseConfig]):

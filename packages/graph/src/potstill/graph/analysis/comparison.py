@@ -141,7 +141,8 @@ def compare(
     """Run the whole protocol for each seed.
 
     Args:
-        graph: The checked graph of a seed (its split may depend on it).
+        graph: The checked graph of a seed (its split may depend on it). With ``logits`` that of
+            the first seed serves all: their teacher has seen the labels of one split.
         recipe: Sizes, weights and optimizer of teacher and students.
         methods: Names from `METHODS`.
         seeds: Seeds, one run each.
@@ -154,9 +155,10 @@ def compare(
         done: Function that gets one line of scores a seed.
         run: Folder with one folder a seed; what is finished there is read back.
     """
-    comparison = Comparison(recipe)
+    comparison, seeds = Comparison(recipe), list(seeds)
     for seed in seeds:
-        comparison.data = graph(seed)
+        if logits is None or not comparison.seeds:
+            comparison.data = graph(seed)
         found = run_protocol(
             comparison.data,
             recipe,

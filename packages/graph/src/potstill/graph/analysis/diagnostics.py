@@ -27,6 +27,7 @@ from potstill.graph.training.protocol import (
     distill,
     teacher_logits,
     train_teacher,
+    with_reliability,
 )
 from potstill.graph.training.recipes import FULL_BATCH, NAMES, Recipe
 
@@ -280,6 +281,8 @@ def diagnose(
 
     teacher = train_teacher(data, recipe, **options("teacher"))
     z_t = teacher_logits(teacher.model, data)
+    if "krd" in (methods := tuple(methods)):
+        data = with_reliability(data, teacher.model, seed)
     data = data.__copy__()
     data.pairs_2 = two_hops(data.edge_index, data.num_nodes)
     found = Diagnosis(data, z_t, measure(z_t, z_t, data.edge_index, data.pairs_2))

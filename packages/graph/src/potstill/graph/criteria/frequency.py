@@ -35,6 +35,10 @@ class _Target(NamedTuple):
     weight: Tensor  # [N], the row sums of `scaled`
     constant: Tensor  # what makes cross-entropy a divergence
 
+    def to(self, kind: torch.dtype) -> _Target:
+        """In the type of the student, once and not in every step."""
+        return _Target(*(part.to(kind) for part in self))
+
 
 class _CrossEntropy(torch.autograd.Function):
     """``-sum(target * log_softmax(z))``, with the gradient made in the same pass."""
@@ -55,10 +59,8 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def _match(z_s: Tensor, target: _Target) -> Tensor:
-    z = _at_least_single(z_s)
-    scaled, weight = target.scaled.to(z.dtype), target.weight.to(z.dtype)
-    value: Tensor = _CrossEntropy.apply(z, scaled, weight)
-    return value + target.constant.to(z.dtype)
+    value: Tensor = _CrossEntropy.apply(_at_least_single(z_s), target.scaled, target.weight)
+    return value + target.constant
 
 
 def match_rows(
@@ -76,7 +78,7 @@ def match_rows(
         target: Distributions, scaled by the share of the node in the mean.
         entropy: ``sum_c p log p`` of what went into the target, scaled alike.
     """
-    return _match(z_s, _Target(target, target.sum(1), entropy.sum()))
+    return _match(z_s, _Target(target, target.sum(1), entropy.sum()).to(_kind(z_s)))
 
 
 class SoftLabel(nn.Module):
@@ -113,7 +115,7 @@ class SoftLabel(nn.Module):
     ) -> Float[Tensor, ""]:
         """See the class."""
         _check("SoftLabel", z_s, z_t)
-        return _match(z_s, self._memo(_soft_target, z_t))
+        return _match(z_s, self._memo(_soft_target, z_t, _kind(z_s)))
 
 
 class LowFrequency(nn.Module):
@@ -162,7 +164,8 @@ class LowFrequency(nn.Module):
     ) -> Float[Tensor, ""]:
         """See the class."""
         _check("LowFrequency", z_s, z_t)
-        value = _match(z_s, self._memo(_low_target, z_t, edge_index, edge_weight, self.reduction))
+        given = (z_t, edge_index, edge_weight, self.reduction, _kind(z_s))
+        value = _match(z_s, self._memo(_low_target, *given))
         if self.reduction == "node":
             return value  # a mean over the rows
         edges = self._items(_items, z_t, edge_index, edge_weight, self.reduction)
@@ -237,12 +240,14 @@ class HighFrequency(nn.Module):
     ) -> Float[Tensor, ""]:
         """See the class."""
         _check("HighFrequency", z_s, z_t)
-        made: Contrast = self._memo(self._prepare, z_t, edge_index, edge_weight)
+        made: Contrast = self._memo(self._prepare, z_t, edge_index, edge_weight, _kind(z_s))
         items = self._items(_items, z_t, edge_index, edge_weight, self.reduction)
         return Mean.known(contrast(z_s, made, self.backend), items)
 
-    def _prepare(self, z_t: Tensor, edge_index: Tensor, edge_weight: Tensor | None) -> Contrast:
-        count, z_t = len(z_t), _at_least_single(z_t)
+    def _prepare(
+        self, z_t: Tensor, edge_index: Tensor, edge_weight: Tensor | None, kind: torch.dtype
+    ) -> Contrast:
+        count, z_t = len(z_t), z_t.to(kind)
         edge_index = check_ends(edge_index, count, "HighFrequency")
         source, target = edge_index
         weight = _weights("HighFrequency", edge_index, edge_weight, z_t)
@@ -263,15 +268,20 @@ class HighFrequency(nn.Module):
 
 
 @torch.no_grad()
-def _soft_target(z_t: Tensor) -> _Target:
+def _soft_target(z_t: Tensor, kind: torch.dtype) -> _Target:
     z_t = _at_least_single(z_t)
     p = torch.softmax(z_t, 1) / len(z_t)
-    return _Target(p, p.new_full((len(p),), 1 / len(p)), (p * torch.log_softmax(z_t, 1)).sum())
+    constant = (p * torch.log_softmax(z_t, 1)).sum()
+    return _Target(p, p.new_full((len(p),), 1 / len(p)), constant).to(kind)
 
 
 @torch.no_grad()
 def _low_target(
-    z_t: Tensor, edge_index: Tensor, edge_weight: Tensor | None, reduction: Reduction
+    z_t: Tensor,
+    edge_index: Tensor,
+    edge_weight: Tensor | None,
+    reduction: Reduction,
+    kind: torch.dtype,
 ) -> _Target:
     """``T[i] = sum_j a[i, j] softmax(z_t[j])``, where a are the shares of the edges in the mean."""
     count, z_t = len(z_t), _at_least_single(z_t)
@@ -285,7 +295,7 @@ def _low_target(
     scaled = product(compress(target, source, share, (count, count)), p)
     entropy = (p * torch.log_softmax(z_t, 1)).sum(1)
     row = torch.zeros_like(entropy).index_add_(0, target, share)
-    return _Target(scaled, row, (share * entropy[source]).sum())
+    return _Target(scaled, row, (share * entropy[source]).sum()).to(kind)
 
 
 @torch.no_grad()
@@ -308,8 +318,12 @@ def _shares(target: Tensor, weight: Tensor, count: int, reduction: Reduction) ->
     return torch.where(linked, 1 / into.where(linked, 1) / linked.sum().clamp_min(1), 0)
 
 
+def _kind(z: Tensor) -> torch.dtype:
+    return torch.float64 if z.dtype == torch.float64 else torch.float32
+
+
 def _at_least_single(z: Tensor) -> Tensor:
-    return z if z.dtype == torch.float64 else z.float()
+    return z.to(_kind(z))
 
 
 def _weights(name: str, edge_index: Tensor, edge_weight: Tensor | None, like: Tensor) -> Tensor:

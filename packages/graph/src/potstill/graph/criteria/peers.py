@@ -1,7 +1,8 @@
 """Criteria of other GNN-to-MLP methods, for comparison: KRD and HGMD.
 
 Both choose, anew in every step, which neighbours teach a node, and both are called like the
-criteria of `potstill.graph.criteria`. They add a term to `SoftLabel`; they do not replace it.
+criteria of `potstill.graph.criteria`. With ``loops`` the node teaches itself too, as one of its
+neighbours, which is how both are published; else they are a term beside `SoftLabel`.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ class KRD(nn.Module):
     Source: Wu et al. (KRD), ICML 2023, Eq. (6)-(9). A neighbour j is drawn with probability
     ``1 - rho_j ** a``; ``L = mean over drawn edges of KL(softmax(z_t[j]/T) || softmax(z_s[i]/T))``.
     The power a follows, with momentum, how often student and teacher agree at each level of rho.
+    Published: rho of `reliability`, momentum 0.9, loops, all edges in the first 50 steps.
 
     Args:
         temperature: T > 0.
@@ -62,6 +64,8 @@ class KRD(nn.Module):
             when None.
         power: Where a starts.
         momentum: Share of the old a that stays, in [0, 1].
+        warmup: Steps in which all edges are taken and a stays.
+        loops: Whether a node is among its own neighbours, always drawn.
 
     Call:
         z_s, z_t: logits [N C]; edge_index: [2 E]; weights are refused: the method has none.
@@ -70,12 +74,13 @@ class KRD(nn.Module):
         Scalar, nats per drawn edge; zero when none is drawn.
 
     Raises:
-        ConfigError: A temperature or power that is not positive, a momentum outside [0, 1], or
-            weights of edges.
+        ConfigError: A temperature or power that is not positive, a momentum outside [0, 1], a
+            ``warmup`` below 0, or weights of edges.
         ShapeError: ``rho`` is not [N].
     """
 
     a: Tensor
+    calls: Tensor
 
     def __init__(
         self,
@@ -83,15 +88,19 @@ class KRD(nn.Module):
         rho: Tensor | None = None,
         power: float = 1.0,
         momentum: float = 0.99,
+        warmup: int = 0,
+        loops: bool = False,
     ) -> None:
         super().__init__()
-        if not (temperature > 0 and power > 0 and 0 <= momentum <= 1):
+        if not (temperature > 0 and power > 0 and 0 <= momentum <= 1 and warmup >= 0):
             raise ConfigError(
-                "KRD: temperature and power must be > 0 and momentum in [0, 1], got "
-                f"{temperature}, {power} and {momentum}"
+                "KRD: temperature and power must be > 0, momentum in [0, 1] and warmup >= 0, got "
+                f"{temperature}, {power}, {momentum} and {warmup}"
             )
         self.temperature, self.momentum, self.rho = temperature, momentum, rho
+        self.warmup, self.loops = warmup, loops
         self.register_buffer("a", torch.tensor(power))
+        self.register_buffer("calls", torch.tensor(0))
         self._memo = Memo()
 
     def forward(
@@ -106,10 +115,15 @@ class KRD(nn.Module):
         rho = self._memo(_relative_entropy, z_t) if self.rho is None else self.rho.to(z_s.device)
         if rho.shape != (len(z_s),):
             raise ShapeError(f"KRD: rho must be [{len(z_s)}], got {list(rho.shape)}")
-        self._follow(rho, z_s.detach().argmax(1) == z_t.argmax(1))
+        started = self.calls >= self.warmup
+        self.calls += 1
+        self._follow(rho, z_s.detach().argmax(1) == z_t.argmax(1), started)
         chance = 1 - rho**self.a
-        drawn = torch.rand_like(chance) < chance
-        source, target = edge_index[:, drawn[edge_index[0]]]
+        drawn = (torch.rand_like(chance) < chance) | ~started
+        edge_index = edge_index[:, drawn[edge_index[0]]]
+        if self.loops:
+            edge_index = _with_loops(edge_index, len(z_s))
+        source, target = edge_index
         if not source.numel():
             return Mean(z_s.sum() * 0.0, torch.zeros((), device=z_s.device))
         log_q = torch.log_softmax(z_s / self.temperature, 1)[target]
@@ -118,7 +132,7 @@ class KRD(nn.Module):
         return Mean.known(value, torch.full((), len(log_p), device=value.device))
 
     @torch.no_grad()
-    def _follow(self, rho: Tensor, agrees: Tensor) -> None:
+    def _follow(self, rho: Tensor, agrees: Tensor, started: Tensor) -> None:
         """Move a towards the power whose curve ``1 - rho ** a`` fits the agreement, bin by bin."""
         level = (rho * _BINS).long().clamp(0, _BINS - 1)
         count = torch.bincount(level, minlength=_BINS)
@@ -126,7 +140,7 @@ class KRD(nn.Module):
         centre = (torch.arange(_BINS, device=rho.device) + 0.5) / _BINS
         powers = torch.logspace(-2, 2, 81, device=rho.device)
         misfit = ((1 - centre ** powers[:, None] - share) ** 2 * count).sum(1)
-        self.a.lerp_(powers[misfit.argmin()].to(self.a.dtype), 1 - self.momentum)
+        self.a.lerp_(powers[misfit.argmin()].to(self.a.dtype), (1 - self.momentum) * started)
 
 
 _BINS = 50
@@ -140,12 +154,17 @@ class HGMD(nn.Module):
     probability ``w = 1 - exp(-alpha cos(p_i, p_j) sqrt(H_t(i) H_s(i)) / H_t(j))``, where p are the
     teacher's distributions and H entropies; no parameters are added.
     ``"weight"``: ``L = sum w KL(p_j || q_i) / sum w`` over the joined edges; ``"mixup"``: the
-    target is ``w p_j + (1 - w) p_i``, and the mean is plain.
+    target is ``b w p_j + (1 - b w) p_i`` with b from Beta(beta, beta), and the mean is plain.
+    Published: mixup with beta 0.25, loops, and alpha from 5 to a hundredth of it in the course of
+    the training.
 
     Args:
         temperature: T > 0, of p and q in the divergence.
         alpha: How eagerly neighbours join, > 0.
         mode: ``"weight"`` or ``"mixup"``.
+        beta: Of the draws of b, > 0; None for b = 1.
+        span: Steps in which alpha falls to a hundredth; None where it stays.
+        loops: Whether a node is among its own neighbours, with w = 1.
 
     Call:
         z_s, z_t: logits [N C]; edge_index: [2 E]; weights are refused: the method has none.
@@ -157,20 +176,31 @@ class HGMD(nn.Module):
         ConfigError: A number that is not positive, an unknown mode, or weights of edges.
     """
 
+    calls: Tensor
+
     def __init__(
         self,
         temperature: float = 1.0,
         alpha: float = 1.0,
         mode: Literal["weight", "mixup"] = "weight",
+        beta: float | None = None,
+        span: int | None = None,
+        loops: bool = False,
     ) -> None:
         super().__init__()
-        if not (temperature > 0 and alpha > 0):
+        if (
+            not min(temperature, alpha, 1 if beta is None else beta, 1 if span is None else span)
+            > 0
+        ):
             raise ConfigError(
-                f"HGMD: temperature and alpha must be > 0, got {temperature} and {alpha}"
+                "HGMD: temperature, alpha, beta and span must be > 0, got "
+                f"{temperature}, {alpha}, {beta} and {span}"
             )
         if mode not in ("weight", "mixup"):
             raise ConfigError(f"HGMD: mode must be weight or mixup, got {mode!r}")
         self.temperature, self.alpha, self.mode = temperature, alpha, mode
+        self.beta, self.span, self.loops = beta, span, loops
+        self.register_buffer("calls", torch.tensor(0))
 
     def forward(
         self,
@@ -184,10 +214,16 @@ class HGMD(nn.Module):
         with torch.no_grad():
             w = self.chance(z_s, z_t, edge_index)
             joined = torch.rand_like(w) < w
-        source, target = edge_index[:, joined]
+            edge_index, w = edge_index[:, joined], w[joined]
+            self.calls += 1
+            if self.loops:
+                edge_index = _with_loops(edge_index, len(z_s))
+                w = torch.cat([w, w.new_ones(len(z_s))])
+            if self.beta is not None and self.mode == "mixup":
+                w = w * _beta(self.beta, w)
+        source, target = edge_index
         if not source.numel():
             return Mean(z_s.sum() * 0.0, torch.zeros((), device=z_s.device))
-        w = w[joined]
         log_q = torch.log_softmax(z_s / self.temperature, 1)[target]
         p = torch.softmax(z_t / self.temperature, 1)
         goal = p[source]
@@ -206,7 +242,18 @@ class HGMD(nn.Module):
         alike = (p[source] * p[target]).sum(1)
         certain = entropy(z_t).clamp_min(1e-9)
         hard = (certain * entropy(z_s).clamp_min(1e-9)).sqrt()
-        return 1 - torch.exp(-self.alpha * alike * hard[target] / certain[source])
+        fall = 1.0 if self.span is None else 100 ** -(self.calls / self.span).clamp_max(1)
+        return 1 - torch.exp(-self.alpha * fall * alike * hard[target] / certain[source])
+
+
+def _beta(level: float, like: Tensor) -> Tensor:
+    """Draws of Beta(level, level), as many as there are edges, from the global stream."""
+    both = torch._standard_gamma(like.new_full((2, *like.shape), level))
+    return both[0] / both.sum(0).clamp_min(torch.finfo(both.dtype).tiny)
+
+
+def _with_loops(edge_index: Tensor, count: int) -> Tensor:
+    return torch.cat([edge_index, torch.arange(count, device=edge_index.device).expand(2, -1)], 1)
 
 
 def _unweighted(name: str, edge_weight: Tensor | None) -> None:

@@ -201,7 +201,7 @@ def check_logits(
     if not isinstance(logits, Tensor | np.ndarray):
         # A map is only ever read; copy-on-write lets torch share it without a warning.
         with reading(logits, "logits saved by numpy.save"):
-            logits = torch.from_numpy(np.load(logits, mmap_mode="c", allow_pickle=False))
+            logits = torch.from_numpy(np.lib.format.open_memmap(logits, "c"))
     z = torch.as_tensor(logits).detach()
     z = z if z.dtype == torch.float32 else z.float()
     expected = [num_nodes, "C" if num_classes is None else num_classes]

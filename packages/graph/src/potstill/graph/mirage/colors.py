@@ -18,7 +18,7 @@ from torch_geometric.data import Data
 
 from potstill.core import ConfigError, DataError
 
-__all__ = ["Tree", "expand_tree", "wl_colors"]
+__all__ = ["Tree", "expand_tree", "tree_sizes", "wl_colors"]
 
 Labels = Literal["given", "constant", "degree"]
 Integers = NDArray[np.int64]
@@ -47,7 +47,8 @@ def wl_colors(
 
     Raises:
         ConfigError: ``hops`` below 0, or unknown ``labels``.
-        DataError: No graphs, or graphs without ``x`` where labels are ``"given"``.
+        DataError: No graphs; graphs without ``x`` where labels are ``"given"``; edges without
+            labels in some of the graphs.
 
     Example:
         >>> path = Data(x=torch.ones(3, 1), edge_index=torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]]))
@@ -103,9 +104,14 @@ def _node_labels(dataset: Sequence[Data], labels: Labels, target: Integers, coun
 
 
 def _edge_labels(dataset: Sequence[Data], count: int) -> Integers:
-    if any(graph.edge_attr is None for graph in dataset):
-        return np.zeros(count, dtype=np.int64)
-    return _distinct(torch.cat([_matrix(graph.edge_attr) for graph in dataset]))
+    found = [_matrix(g.edge_attr) for g in dataset if g.edge_attr is not None and len(g.edge_attr)]
+    lacking = sum(graph.edge_attr is None and graph.num_edges > 0 for graph in dataset)
+    if found and lacking:
+        raise DataError(
+            f"wl_colors: edge_attr must be there for the edges of all graphs or of none, got "
+            f"{lacking} of {len(dataset)} graphs without; add it, or pass use_edge_labels=False"
+        )
+    return _distinct(torch.cat(found)) if found else np.zeros(count, dtype=np.int64)
 
 
 def _matrix(values: Tensor) -> Tensor:
@@ -117,6 +123,16 @@ def _distinct(rows: Tensor) -> Integers:
         return np.zeros(0, dtype=np.int64)
     inverse: Integers = torch.unique(rows, dim=0, return_inverse=True)[1].numpy()
     return inverse
+
+
+def tree_sizes(graph: Data, hops: int) -> Tensor:
+    """Edges of the computation tree of every node [N] float64, counted without a tree."""
+    count = int(graph.num_nodes or 0)
+    source, target = graph.edge_index
+    size = torch.ones(count, dtype=torch.float64)
+    for _ in range(hops):
+        size = torch.ones_like(size).index_add_(0, target, size[source])
+    return size - 1
 
 
 class Tree(NamedTuple):

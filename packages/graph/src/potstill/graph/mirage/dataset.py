@@ -14,7 +14,7 @@ from torch_geometric.data import Data, InMemoryDataset
 
 from potstill.core import ConfigError, DataError, atomic, reading
 from potstill.graph.data.check import check_ends
-from potstill.graph.mirage.colors import Labels, expand_tree, wl_colors
+from potstill.graph.mirage.colors import Labels, expand_tree, tree_sizes, wl_colors
 from potstill.graph.mirage.mining import Pattern, mine
 
 __all__ = ["DistilledDataset", "WeightedGraphSampler", "distill"]
@@ -137,13 +137,15 @@ def distill(
         labels: As of `wl_colors`.
         max_size: Largest number of trees in a pattern.
         max_patterns: As of `mine`.
-        max_nodes: Largest tree that is expanded.
+        max_nodes: Largest tree that is expanded; only trees of the result are.
         progress: Is told in words how far it is.
 
     Raises:
         ConfigError: Not exactly one of the three ways to say how much.
-        DataError: A class without any pattern, or a pattern explosion.
+        DataError: A class without any pattern, or a pattern explosion; graphs without a class;
+            nodes or edges that have labels in some of the graphs only.
     """
+    _check_labels(dataset)
     if sum(value is not None for value in (support, graphs_per_class, budget_edges)) != 1:
         raise ConfigError(
             "distill: give exactly one of support, graphs_per_class and budget_edges, got "
@@ -173,6 +175,19 @@ def distill(
             )
         graphs += [trees.graph(pattern, int(label)) for pattern in chosen]
     return DistilledDataset(graphs)
+
+
+def _check_labels(dataset: Sequence[Data]) -> None:
+    """A graph that lacks what the others have would lose it for all of them."""
+    for key in ("y", "x", "edge_attr"):
+        bare = key == "edge_attr"
+        there = [g.get(key) is not None or (bare and not g.num_edges) for g in dataset]
+        some = key == "y" or any(g.get(key) is not None for g in dataset)
+        if some and not all(there):
+            raise DataError(
+                f"distill: every graph must have {key}, got none in graph {there.index(False)}; "
+                f"add it there{'' if key == 'y' else ', or remove it from all graphs'}"
+            )
 
 
 def _fill(
@@ -214,11 +229,16 @@ class _Trees:
         for number, color in enumerate(colors):
             for node, value in enumerate(color.tolist()):
                 self.shown.setdefault(value, (number, node))
+        sizes = (tree_sizes(graph, hops) for graph in dataset)
+        self.sizes = dict(
+            pair for color, size in zip(colors, sizes, strict=True)
+            for pair in zip(color.tolist(), size.tolist(), strict=True)
+        )  # fmt: skip
         self.made: dict[int, Data] = {}
 
     def transaction(self, number: int) -> set[int]:
         """The trees of a graph that have more than one node."""
-        return {color for color in self.sets[number] if self.tree(color).num_edges}
+        return {color for color in self.sets[number] if self.sizes[color]}
 
     def tree(self, color: int) -> Data:
         if color not in self.made:
@@ -235,7 +255,7 @@ class _Trees:
 
     def size(self, pattern: Pattern) -> int:
         """Edges of the synthetic graph."""
-        return sum(self.tree(color).num_edges for color in pattern.items)
+        return int(sum(self.sizes[color] for color in pattern.items))
 
     def graph(self, pattern: Pattern, label: int) -> Data:
         """The disjoint union of the trees of a pattern."""

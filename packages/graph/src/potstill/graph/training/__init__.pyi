@@ -8,6 +8,7 @@ from .protocol import objective_for as objective_for
 from .protocol import run_protocol as run_protocol
 from .protocol import teacher_logits as teacher_logits
 from .protocol import train_teacher as train_teacher
+from .protocol import with_reliability as with_reliability
 from .recipes import FULL_BATCH as FULL_BATCH
 from .recipes import NAMES as NAMES
 from .recipes import Recipe as Recipe

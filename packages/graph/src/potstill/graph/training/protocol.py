@@ -20,15 +20,16 @@ from potstill.core import (
     Training,
     Validation,
     accuracy,
+    generator,
     nearest,
     seed_all,
 )
 from potstill.core.engine import fit_with
 from potstill.graph.criteria.frequency import HighFrequency, LowFrequency, SoftLabel
-from potstill.graph.criteria.peers import HGMD, KRD
+from potstill.graph.criteria.peers import HGMD, KRD, reliability
 from potstill.graph.data.check import check_graph
 from potstill.graph.data.splits import hold_out
-from potstill.graph.data.tensors import rows
+from potstill.graph.data.tensors import is_sparse, rows
 from potstill.graph.models.networks import MLPStudent, make_teacher
 from potstill.graph.training.distiller import GraphToMLP, Supervised
 from potstill.graph.training.recipes import FULL_BATCH, Recipe, check_training
@@ -43,6 +44,7 @@ __all__ = [
     "run_protocol",
     "teacher_logits",
     "train_teacher",
+    "with_reliability",
 ]
 
 Progress = bool | str | Callable[[Any, float], None]
@@ -140,7 +142,8 @@ def distill(
         z_teacher: The teacher's logits [N C], e.g. of `teacher_logits` or `check_logits`; None for
             the method ``mlp``.
         recipe: Sizes, weights and optimizer.
-        method: One of `METHODS`, or an objective with the term ``task`` and any others.
+        method: One of `METHODS`, or an objective with the term ``task`` and any others. ``krd``
+            reads ``data.reliability`` [N], which `with_reliability` measures.
         seed: Seed of weights and dropout; it takes the place of that of ``training``.
         student: Module to train instead of the recipe's MLP.
         validation: Score of a student; accuracy on the validation nodes by default.
@@ -153,8 +156,8 @@ def distill(
         The student with the weights of its best validation epoch.
 
     Raises:
-        ConfigError: An unknown method, or an option of ``training`` that a step on a whole graph
-            cannot honour.
+        ConfigError: An unknown method, ``krd`` without reliability, or an option of ``training``
+            that a step on a whole graph cannot honour.
         DataError: The graph does not fit into memory.
 
     Example:
@@ -170,12 +173,13 @@ def distill(
     if student is None:
         sizes = (data.x.shape[1], recipe.hidden, recipe.layers, data.num_classes)
         student = MLPStudent(*sizes, dropout=recipe.student_dropout)
-    objective = method if isinstance(method, Objective) else objective_for(method, recipe)
+    if not isinstance(method, Objective):
+        method = objective_for(method, recipe, data.get("reliability"))
     taught = data.__copy__()
     taught.z_teacher = z_teacher
     own = _settled(replace(training, seed=seed), recipe, recipe.lr)
     history = _fit(
-        GraphToMLP(student, objective), taught, recipe, own, engine, validation,
+        GraphToMLP(student, method), taught, recipe, own, engine, validation,
         progress=progress, run=run,
     )  # fmt: skip
     with torch.no_grad():
@@ -183,11 +187,16 @@ def distill(
         return Trained(student, evaluate(data, student(x)), history)
 
 
-def objective_for(method: str, recipe: Recipe) -> Objective:
+def objective_for(method: str, recipe: Recipe, rho: Tensor | None = None) -> Objective:
     """The terms of a method, weighted as FF-G2M does: labels and teacher share a weight of one.
 
+    Args:
+        method: One of `METHODS`.
+        recipe: Weights and temperatures.
+        rho: Reliability of the teacher [N], for ``krd``.
+
     Raises:
-        ConfigError: An unknown method.
+        ConfigError: An unknown method, or ``krd`` without ``rho``.
     """
     make = METHODS.get(method.lower())
     if make is None:
@@ -195,6 +204,13 @@ def objective_for(method: str, recipe: Recipe) -> Objective:
             f"objective_for: no method is called {method!r}; {nearest(method, METHODS)}"
         )
     terms = make(recipe)
+    if method.lower() == "krd":
+        if rho is None:
+            raise ConfigError(
+                "objective_for: krd must have the reliability of the teacher, got None; pass the "
+                "teacher to with_reliability, or take krd-entropy, which needs its logits only"
+            )
+        terms["krd"].rho = rho
     if not terms:
         return Objective(task=(1.0, F.cross_entropy))
     share = 1 - recipe.task_weight
@@ -211,10 +227,40 @@ METHODS: dict[str, Callable[[Recipe], dict[str, nn.Module]]] = {
         "low": LowFrequency(recipe.reduction),
         "high": HighFrequency(recipe.tau),
     },
-    "krd": lambda recipe: {"soft": SoftLabel(), "krd": KRD(recipe.temperature)},
-    "hgmd": lambda recipe: {"soft": SoftLabel(), "hgmd": HGMD(recipe.temperature)},
+    "krd": lambda recipe: {"krd": KRD(recipe.temperature, momentum=0.9, warmup=50, loops=True)},
+    "krd-entropy": lambda recipe: {"soft": SoftLabel(), "krd": KRD(recipe.temperature)},
+    "hgmd": lambda recipe: {
+        "hgmd": HGMD(recipe.temperature, 5.0, "mixup", beta=0.25, span=recipe.epochs, loops=True)
+    },
+    "hgmd-weight": lambda recipe: {"soft": SoftLabel(), "hgmd": HGMD(recipe.temperature)},
 }
-"""Terms besides ``task``, by method."""
+"""Terms besides ``task``, by method; ``krd`` and ``hgmd`` are as published."""
+
+
+@torch.no_grad()
+def with_reliability(data: Data, teacher: nn.Module, seed: int = 0) -> Data:
+    """A shallow copy of a graph with the ``reliability`` [N] of a teacher, as KRD measures it.
+
+    Noise is added to all features, so that sparse ones become dense.
+
+    Args:
+        data: A checked graph.
+        teacher: Any module with ``forward(x, edge_index)``.
+        seed: Of the noise.
+    """
+    x = data.x.to_dense() if is_sparse(data.x) else data.x
+
+    def logits(noisy: Tensor) -> Tensor:
+        moved = data.__copy__()
+        moved.x = noisy
+        return teacher_logits(teacher, moved)
+
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(generator("reliability", seed).initial_seed())
+        rho = reliability(logits, x)
+    data = data.__copy__()
+    data.reliability = rho
+    return data
 
 
 @torch.no_grad()
@@ -261,7 +307,8 @@ def run_protocol(
             transductive protocol. Scores are then also ``inductive`` (those nodes: students see
             their features only, the teacher their edges too) and ``production`` (both, weighted by
             the rate).
-        z_teacher: Logits [N C] of a teacher that is not ours; then none is trained.
+        z_teacher: Logits [N C] of a teacher that is not ours; then none is trained, and no node can
+            be held out.
         training: Options that win over the recipe; its ``lr`` is that of the students.
         engine: Device and precision; those of ``training`` by default.
         progress: Label to progress option of `fit`.
@@ -269,7 +316,16 @@ def run_protocol(
 
     Returns:
         By name; the teacher is ``"teacher"``.
+
+    Raises:
+        ConfigError: ``z_teacher`` with ``hold_out_rate``, or with ``krd``.
     """
+    if z_teacher is not None and hold_out_rate:
+        raise ConfigError(
+            "run_protocol: z_teacher must come without hold_out_rate, got both; a teacher of the "
+            "whole graph has seen the nodes that are held out: pass hold_out(data).observed, and "
+            "logits of its nodes"
+        )
     held = hold_out(data, hold_out_rate, seed) if hold_out_rate else None
     observed = data if held is None else held.observed
 
@@ -283,6 +339,8 @@ def run_protocol(
     if z_teacher is None:
         teacher = train_teacher(observed, recipe, **options("teacher"))
         z_teacher = teacher_logits(teacher.model, observed)
+        if "krd" in methods:
+            observed = with_reliability(observed, teacher.model, seed)
     else:
         teacher = Trained(Given(z_teacher), evaluate(observed, z_teacher), [])
     found = {"teacher": teacher}

@@ -19,7 +19,9 @@ NAMES = {
     "hfd": "high frequency only",
     "ff-g2m": "FF-G2M",
     "krd": "KRD",
+    "krd-entropy": "KRD, entropy",
     "hgmd": "HGMD",
+    "hgmd-weight": "HGMD, weights",
 }
 """Methods that a student can be trained by, and how they are called in tables."""
 
