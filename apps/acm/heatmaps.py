@@ -43,6 +43,7 @@ from potstill.acm import (
     record_gates,
 )
 from potstill.core import Engine, atomic, locate
+from potstill.core.adapters import statistics_of
 from potstill.core.engine import resolve_device
 from potstill.core.measure.report import Column, Report
 
@@ -153,7 +154,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/heatmaps"))
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--backend", default="auto", help="auto: fused on cuda, sorted on a cpu")
-    parser.add_argument("--statistics", choices=("imagenet", "cifar10"), default="imagenet")
+    parser.add_argument("--statistics", choices=("model", "imagenet", "cifar10"), default="model")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--demo", action="store_true", help="small model and images of CIFAR-10")
     parser.add_argument("--steps", type=int, default=150, help="length of the demo's training")
@@ -171,9 +172,10 @@ def main() -> None:
         note = f"A small ViT on CIFAR-10, adapted in {options.steps} steps; no claims."
     else:
         model = from_pretrained(options.model)
-        statistics = CIFAR10 if options.statistics == "cifar10" else IMAGENET
+        own = statistics_of(model) or IMAGENET
+        known = {"model": own, "cifar10": CIFAR10, "imagenet": IMAGENET}
         size = model.patch_embed.img_size[-1]
-        images = load_images(options.images, size=size, statistics=statistics)
+        images = load_images(options.images, size=size, statistics=known[options.statistics])
         note = f"{len(images)} images of {options.images.name} through {options.model}."
     for acm in acms(model).values():
         acm.backend = options.backend

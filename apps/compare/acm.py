@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from apps.tour.acm import SHOWN, overlaid
@@ -10,15 +12,18 @@ from apps.tour.digits import digits
 from apps.tour.widgets import film, sheet, table
 from potstill.acm import IMAGENET, Images, from_pretrained, load_images, profile, record_gates
 from potstill.acm.analysis import compute_maps, grid_of
+from potstill.core.adapters import statistics_of
 
 BATCH = 64
 HALF = (0.5,) * 3
 
 
-def images(source: str, size: int) -> Images:
-    """What the models are judged on: images by class, or the test part of the digits."""
+def images(source: str, model: Any) -> Images:
+    """What a model is judged on: images by class as it knows them, or the test part of digits."""
+    size = model.patch_embed.img_size[0]
     if source:
-        return load_images(source, size=size, statistics=IMAGENET)
+        numbers, classes = statistics_of(model) or IMAGENET, model.acm_classes or None
+        return load_images(source, size=size, statistics=numbers, classes=classes)
     _, test = digits()
     pixels = torch.nn.functional.interpolate(test.images, size=size)
     pixels = ((pixels + 1) * 127.5).round().byte()
@@ -31,7 +36,7 @@ def compare(first: str, second: str, data: str) -> Chapter:
     sides, figures, heat = [], [], {}
     for source, role in zip((first, second), ("first", "second"), strict=True):
         model = from_pretrained(source)
-        shown = images(data, model.patch_embed.img_size[0])
+        shown = images(data, model)
         found = profile(model, shown.batches())
         few = next(iter(shown.batches(SHOWN)))[0]
         with torch.no_grad(), record_gates(model) as readings:

@@ -90,8 +90,9 @@ def test_from_a_dense_model_to_a_graph(data, tmp_path, capsys):
 
 def test_the_configuration_of_a_run_repeats_it(distilled, tmp_path):
     found = read(distilled / "config.yaml")
-    assert set(found) == {"model", "out", "images", "distill", "gate", "finetune", "budget",
-                          "budget_weight", "threshold", "smoothing", "training"}  # fmt: skip
+    assert set(found) == {"model", "out", "images", "augment", "distill", "gate", "finetune",
+                          "budget", "budget_weight", "threshold", "smoothing",
+                          "training"}  # fmt: skip
     again = tmp_path / "again"
     assert run("distill", "--config", distilled / "config.yaml", "--out", again) == 0
     assert same(weights(again), weights(distilled))
@@ -148,14 +149,12 @@ def _distill(words):
     return run("distill", *words), len(saved)
 
 
-@pytest.mark.parametrize("option", ["epochs", "steps", "seconds", "lr", "workers", "parallel"])
+@pytest.mark.parametrize("option", ["epochs", "steps", "seconds", "lr", "parallel"])
 def test_what_a_phase_has_of_its_own_or_nobody_honours_is_refused(option, capsys):
     value = "fsdp" if option == "parallel" else "1"
     assert run("distill", "a", "x", "--data", "y", f"--training.{option}", value) == 2
     said = capsys.readouterr().err
-    named = "workers must be 0 and parallel ddp" if option in ("workers", "parallel") else (
-        f"training.{option} must be left out"
-    )  # fmt: skip
+    named = "must be ddp" if option == "parallel" else f"training.{option} must be left out"
     assert named in said
 
 
@@ -172,12 +171,17 @@ def test_time(tmp_path, capsys):
     [
         (["convert", "x", "--model", "vit_of_nowhere"], 2, "must be one that timm can create"),
         (["convert", "x", *SMALL, "--learners", "0"], 2, "learners must be at least 1, got 0"),
-        (["convert", "x", *SMALL, "--checkpoint", "no.pth"], 1, "must be a .safetensors file"),
+        (["convert", "x", *SMALL, "--checkpoint", "no.pth"], 1, "ends in .safetensors, .pth"),
         (["time", "--backend", "tritn"], 2, "did you mean 'triton'"),
         (["time", "--device", "tpu"], 2, "device must be auto, cpu, cuda or mps"),
         (["distill", "nowhere", "x", "--data", "y"], 1, "nothing there"),
         (["distill", "a", "x", "--data", "y", "--budget", "0"], 2, r"budget must be in (0, 1]"),
-        (["profile", "a", "--data", "y", "--statistics", "z"], 2, "must be imagenet or cifar10"),
+        (["profile", "a", "--data", "y", "--statistics", "z"], 2, "must be model, imagenet or"),
+        (["profile", "a", "--data", "y", "--std", "0.5"], 2, "must be one number per channel"),
+        (["convert", "x", "--mean", "0.5"], 2, "must be one number per channel"),
+        (["distill", "a", "x", "--data", "y", "--augment.scale", "0", "1"], 2, "shares at most 1"),
+        (["distill", "a", "x", "--data", "y", "--augment.erase", "-1"], 2, "must not be negative"),
+        (["distill", "a", "x", "--data", "y", "--augment.mixup", "1", "--batch", "3"], 2, "even"),
         (["profile", "a", "--data", "y", "--batch", "0"], 2, "batch must be at least 1, got 0"),
     ],
 )

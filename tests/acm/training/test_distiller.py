@@ -156,15 +156,27 @@ def test_the_module_that_broke_is_named(vit, batches):
     student = acmize(vit).train()
     with torch.no_grad():
         student.blocks[1].mlp.bias[0] = float("nan")
+    quick = {"budget": 0.5, "steps": 1, "progress": False}
+    student.acm_phases = ("distill", "gate")
     with pytest.raises(NonFiniteError, match=r"output of module 'blocks.1.mlp' .* 8 images"):
-        EndToEnd(student, 0.5)(batches[0], 3)
+        finetune(student, batches, **quick)
     with pytest.raises(NonFiniteError, match=r"blocks\.1\.mlp"):
         distill(student, vit, batches, steps=1, progress=False)
     images = batches[0][0].clone()
     images[2] = float("inf")
     healthy = acmize(vit).train()
+    healthy.acm_phases = student.acm_phases
     with pytest.raises(NonFiniteError, match="input of module 'blocks.0.mlp'"):
-        EndToEnd(healthy, 0.5)((images, batches[0][1]), 0)
+        finetune(healthy, [(images, batches[0][1])], **quick)
+    labels = torch.full((8,), float("nan"))
+    healthy = acmize(vit)
+    healthy.acm_phases = student.acm_phases
+
+    def broken(logits, _):
+        return logits.mean() * labels.mean()
+
+    with pytest.raises(NonFiniteError, match=r"clip the gradient$"):  # no module is to blame
+        finetune(healthy, batches, task=broken, **quick)
 
 
 def test_batch_of_one_image(vit, batches):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
@@ -75,13 +75,13 @@ def calibrate(
         limit: Largest number of images to use.
     """
     from potstill.acm.analysis import calibrate
-    from potstill.acm.store import from_pretrained, read_images, save_with_teacher
+    from potstill.acm.store import from_pretrained, held_out, save_with_teacher
 
     student = from_pretrained(model)
-    some = read_images(images, student, limit)
-    found = calibrate(student, some.batches(images.batch), budget)
+    some: Any = held_out(images, student, limit=limit, labels=False)
+    found = calibrate(student, some, budget)
     save_with_teacher(student, out, model, budget)
-    figures = {"images": len(some), "budget": found.budget, "tilt": found.tilt}
+    figures = {"images": len(some.dataset), "budget": found.budget, "tilt": found.tilt}
     table(f"calibrated model in {out}", figures)
 
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from potstill.core import ConfigError, Training
 
-__all__ = ["BatchConfig", "ConvertConfig", "DistillConfig", "ImageConfig", "Phase", "TimeConfig"]
+__all__ = [
+    "Augment", "BatchConfig", "ConvertConfig", "DistillConfig", "ImageConfig", "Phase",
+    "TimeConfig",
+]  # fmt: skip
+
+Channels = tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -20,14 +25,17 @@ class ConvertConfig:
     Attributes:
         model: Name for timm's create_model.
         pretrained: Start from timm's weights.
-        checkpoint: File of other weights of the dense model, .safetensors.
+        checkpoint: File of other weights of the dense model, .safetensors or .pth; a .json of the
+            same name may hold its ``kwargs``, ``classes``, ``mean`` and ``std``.
         size: Side of the images in pixels; timm's by default.
         patch: Side of a patch in pixels; timm's by default.
         width: Embedding width; timm's by default.
         depth: Blocks; timm's by default.
         heads: Attention heads; timm's by default.
-        classes: Number of classes.
+        classes: Number of classes; the checkpoint's or timm's by default.
         pool: Pooling before the head; timm's by default.
+        mean: Mean of each channel that the model expects; the checkpoint's or timm's by default.
+        std: Standard deviation of each channel, likewise.
         targets: Maps that become adaptive: mlp, qkvo, qkvo_shared.
         learners: Learners of each module.
         flops_factor: Cost of all learners relative to the dense module.
@@ -42,19 +50,25 @@ class ConvertConfig:
     width: int | None = None
     depth: int | None = None
     heads: int | None = None
-    classes: int = 1000
+    classes: int | None = None
     pool: str | None = None
+    mean: Channels = ()
+    std: Channels = ()
     targets: tuple[str, ...] = ("mlp",)
     learners: int = 4
     flops_factor: float = 1.0
     initial: str = "split"
 
-    def options(self) -> dict[str, int | str]:
+    def __post_init__(self) -> None:
+        _check_channels(self.mean, self.std)
+
+    def options(self) -> dict[str, Any]:
         """Arguments of timm's create_model besides the name."""
+        statistics = {"mean": list(self.mean), "std": list(self.std)} if self.mean else None
         given = {
             "img_size": self.size, "patch_size": self.patch, "embed_dim": self.width,
             "depth": self.depth, "num_heads": self.heads, "global_pool": self.pool,
-            "num_classes": self.classes,
+            "num_classes": self.classes, "pretrained_cfg_overlay": statistics,
         }  # fmt: skip
         return {name: value for name, value in given.items() if value is not None}
 
@@ -65,17 +79,24 @@ class ImageConfig:
 
     Attributes:
         data: Folder of class folders, or one inside a zip file: cifar10.zip/train.
-        statistics: Mean and standard deviation for normalising: imagenet or cifar10.
+        statistics: Mean and standard deviation for normalising: those of the model (model),
+            imagenet or cifar10.
+        mean: Mean of each channel of values in [0, 1], instead.
+        std: Standard deviation of each channel, instead.
     """
 
     data: Annotated[Path, Parameter(alias="--data")]
-    statistics: Annotated[str, Parameter(alias="--statistics")] = "imagenet"
+    statistics: Annotated[str, Parameter(alias="--statistics")] = "model"
+    mean: Annotated[Channels, Parameter(alias="--mean")] = ()
+    std: Annotated[Channels, Parameter(alias="--std")] = ()
 
     def __post_init__(self) -> None:
-        if self.statistics not in ("imagenet", "cifar10"):
+        if self.statistics not in ("model", "imagenet", "cifar10"):
             raise ConfigError(
-                f"acm: statistics must be imagenet or cifar10, got {self.statistics!r}"
+                f"acm: statistics must be model, imagenet or cifar10, got {self.statistics!r}; "
+                "--mean and --std take any numbers"
             )
+        _check_channels(self.mean, self.std)
 
 
 @dataclass(frozen=True)
@@ -84,14 +105,73 @@ class BatchConfig(ImageConfig):
 
     Attributes:
         batch: Images per batch.
+        workers: Processes that decode images; 0 decodes in the main one.
     """
 
     batch: int = 128
+    workers: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.batch < 1:
-            raise ConfigError(f"acm: batch must be at least 1, got {self.batch}")
+        for name, least in (("batch", 1), ("workers", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(
+                    f"acm: {name} must be at least {least}, got {getattr(self, name)}"
+                )
+
+
+def _check_channels(mean: Channels, std: Channels) -> None:
+    if len(mean) != len(std) or any(value <= 0 for value in std):
+        raise ConfigError(
+            f"acm: mean and std must be one number per channel, std positive, got {mean} and {std}"
+        )
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Augmentation of training images; all but the first are timm's.
+
+    Attributes:
+        shift: Largest shift in pixels over a black border, where whole images are used.
+        scale: Least and largest share of an image that a crop takes; 1 1 uses whole images, 0.08 1
+            is usual for training from scratch.
+        ratio: Least and largest width by height of such a crop.
+        hflip: Chance of mirroring left and right.
+        color_jitter: Strength of changes of brightness, contrast and saturation.
+        auto_augment: Policy by timm's name, e.g. rand-m9-mstd0.5-inc1; empty for none.
+        erase: Chance of erasing a rectangle.
+        mixup: Strength of mixup in phase 3.
+        cutmix: Strength of cutmix in phase 3.
+    """
+
+    shift: int = 4
+    scale: tuple[float, float] = (1.0, 1.0)
+    ratio: tuple[float, float] = (0.75, 1.3333333333333333)
+    hflip: float = 0.5
+    color_jitter: float = 0.0
+    auto_augment: str = ""
+    erase: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("scale", "ratio"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high or (name == "scale" and high > 1):
+                raise ConfigError(
+                    f"Augment: {name} must be two rising numbers above 0, shares at most 1, got "
+                    f"{low} and {high}"
+                )
+        for name in ("shift", "hflip", "color_jitter", "erase", "mixup", "cutmix"):
+            if getattr(self, name) < 0:
+                raise ConfigError(
+                    f"Augment: {name} must not be negative, got {getattr(self, name)}"
+                )
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images of a batch are mixed."""
+        return self.mixup > 0 or self.cutmix > 0
 
 
 @dataclass(frozen=True)
@@ -121,7 +201,8 @@ class DistillConfig:
     Attributes:
         model: Folder written by convert.
         out: Folder of the run; the result is in its folder model.
-        images: Images with classes.
+        images: Images; phase 3 needs one folder per class.
+        augment: Augmentation, of all phases.
         distill: Phase 1, the learners.
         gate: Phase 2, the gates.
         finetune: Phase 3, all of it.
@@ -136,6 +217,7 @@ class DistillConfig:
     out: Annotated[Path, Parameter(alias="-o")]
     _: KW_ONLY
     images: ImageConfig
+    augment: Augment = Augment()
     distill: Phase = Phase(3, 1e-3)
     gate: Phase = Phase(1, 1e-2)
     finetune: Phase = Phase(3, 5e-4)
@@ -156,10 +238,14 @@ class DistillConfig:
                     "each phase has its own: --distill.epochs and --distill.lr, --gate.epochs, "
                     "..."
                 )
-        if training.workers or training.parallel != "ddp":
+        if training.parallel != "ddp":
             raise ConfigError(
-                "distill: images are in memory and each process holds the whole model: workers "
-                f"must be 0 and parallel ddp, got {training.workers} and {training.parallel}"
+                "distill: each process holds the whole model: training.parallel must be ddp, got "
+                f"{training.parallel}"
+            )
+        if self.augment.mixes and training.batch % 2:
+            raise ConfigError(
+                f"distill: training.batch must be even where images are mixed, got {training.batch}"
             )
 
 

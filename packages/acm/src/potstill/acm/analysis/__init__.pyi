@@ -8,7 +8,11 @@ from .plots import overlay as overlay
 from .profiles import Profile as Profile
 from .profiles import predict as predict
 from .profiles import profile as profile
+from .profiles import profiles as profiles
 from .sweep import random_choices as random_choices
 from .sweep import run_gate as run_gate
 from .sweep import sweep_layer as sweep_layer
 from .sweep import sweep_model as sweep_model
+from .turns import Ratio as Ratio
+from .turns import in_turns as in_turns
+from .turns import ratio as ratio

@@ -177,12 +177,25 @@ def draw_gate_histogram(axes: Axes, choices: Mapping[str, Tensor]) -> None:
 
 
 def draw_curves(
-    axes: Axes, families: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str
+    axes: Axes, families: Mapping[str, Sequence[tuple[float, ...]]], x: str, y: str
 ) -> None:
-    """Accuracy against cost: a line for each family of points, a square for a single one."""
+    """Accuracy against cost: a line for each family of points, a square for a single one.
+
+    Args:
+        axes: Axes to draw on.
+        families: Points by name of the family: (x, y), or (x, its low end, its high end, y, error).
+        x: Label of the x axis.
+        y: Label of the y axis.
+    """
     for name, points in families.items():
-        xs, ys = zip(*sorted(points), strict=True)
-        axes.plot(xs, ys, "s" if len(points) == 1 else "o-", label=name)
+        style = "s" if len(points) == 1 else "o-"
+        columns = list(zip(*sorted(points), strict=True))
+        if len(columns) == 2:
+            axes.plot(*columns, style, label=name)
+            continue
+        at, low, high, height, error = (np.array(column) for column in columns)
+        bars = np.maximum([at - low, high - at], 0)
+        axes.errorbar(at, height, error, bars, style, label=name, capsize=2)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.legend()

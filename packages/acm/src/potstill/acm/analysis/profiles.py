@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from potstill.acm.layers.budget import Costs, all_batches, costs, evaluation, images_for, share
-from potstill.acm.layers.module import record_gates, require_acms
-from potstill.core import accuracy, latency
+from potstill.acm.analysis.turns import Ratio, in_turns, ratio
+from potstill.acm.layers.budget import Costs, costs, evaluation, images_for, share
+from potstill.acm.layers.module import acms, record_gates, require_acms, restored, set_mode
+from potstill.core import ConfigError, Timing
 
-__all__ = ["Profile", "predict", "profile"]
+__all__ = ["Profile", "in_mode", "predict", "profile", "profiles"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,8 @@ class Profile:
         milliseconds: Median time of a batch.
         batch: Images in that batch.
         dense_milliseconds: Median time of the dense model, when one was given.
+        time: Seconds of a batch, one value a round.
+        ratio: Time over that of the dense model, round by round: what may be compared.
     """
 
     accuracy: float
@@ -44,7 +50,9 @@ class Profile:
     dense_macs: float
     milliseconds: float
     batch: int
-    dense_milliseconds: float = float("nan")
+    dense_milliseconds: float = math.nan
+    time: Timing | None = None
+    ratio: Ratio | None = None
 
     def row(self) -> dict[str, float]:
         """The scalar figures, for a table."""
@@ -55,7 +63,7 @@ class Profile:
             "MMACs": self.macs / 1e6,
             "MACs ratio": self.macs / self.dense_macs,
             f"ms (batch {self.batch})": self.milliseconds,
-            "time ratio": self.milliseconds / self.dense_milliseconds,
+            "time ratio": self.ratio.median if self.ratio else math.nan,
         }
 
 
@@ -81,52 +89,109 @@ def profile(
 
     Args:
         model: Adaptive model.
-        batches: Batches of images or (images, labels); timing uses the first.
-        dense: The dense model, to time beside it.
-        blocks: Timed blocks, of 50 ms or more; the median counts. For claims use the benchmarks,
-            which interleave the two.
+        batches: Batches of images or (images, labels), read once; timing uses the first.
+        dense: The dense model, to time in turns with it.
+        blocks: Timed blocks, of 50 ms or more; the median counts.
 
     Raises:
         ConfigError: No batch, or nothing adaptive.
     """
-    held = all_batches("profile", batches)
-    modules = require_acms(model, "profile")
-    found, shares = [], []
-    tallies = {name: torch.zeros(acm.count + 1) for name, acm in modules.items()}
+    present = {name: acm.mode for name, acm in require_acms(model, "profile").items()}
+    return profiles(model, batches, {"": present}, dense=dense, blocks=blocks)[""]
+
+
+def profiles(
+    model: nn.Module,
+    batches: Iterable[Any],
+    modes: Mapping[str, Any],
+    *,
+    dense: nn.Module | None = None,
+    blocks: int = 7,
+) -> dict[str, Profile]:
+    """Measure ``model`` in several modes on the same images, timed in turns.
+
+    Args:
+        model: Adaptive model; its mode is put back.
+        batches: As of `profile`.
+        modes: Modes as of `set_mode`, by name.
+        dense: The dense model; it takes its turns.
+        blocks: Rounds.
+
+    Raises:
+        ConfigError: No batch, or nothing adaptive.
+    """
+    tallies = {name: _Tally(model) for name in modes}
+    first = None
     with evaluation(model):
-        for batch in held:
-            with record_gates(model) as readings:
-                found.append(predict(model, [batch]))
-            shares.append(share(readings).cpu())
-            for name, reading in readings.items():
-                chosen = torch.bincount(reading.choices.flatten(), minlength=len(tallies[name]))
-                tallies[name] += chosen.cpu()
-        first = images_for(model, held[0])
-        count: Costs = costs(model, first[:1])
-        time = latency(model, first, blocks=blocks).median
-    beside = float("nan")
-    if dense is not None:
-        with evaluation(dense):
-            beside = latency(dense, images_for(dense, held[0]), blocks=blocks).median
-    images = torch.cat(shares)
-    logits, labels = zip(*found, strict=True)
-    choices = {name: tally / tally.sum() for name, tally in tallies.items()}
-    spending = {
-        name: float(choices[name] @ torch.tensor(acm.costs).float()) / acm.costs[-1]
-        for name, acm in modules.items()
+        for batch in batches:
+            first = batch if first is None else first
+            for name, mode in modes.items():
+                with in_mode(model, mode):
+                    tallies[name].add(batch)
+        if first is None:
+            raise ConfigError("profile: batches must hold at least one batch, got none")
+        images = images_for(model, first)
+        count = costs(model, images[:1])
+        calls: dict[str, Any] = dict.fromkeys(modes, partial(model, images))
+        with evaluation(dense or model):
+            if dense is not None:
+                calls[_DENSE] = partial(dense, images_for(dense, first))
+            times = in_turns(calls, blocks, within=lambda name: in_mode(model, modes.get(name)))
+    return {
+        name: tally.profile(count, times[name], times.get(_DENSE), len(images))
+        for name, tally in tallies.items()
     }
-    return Profile(
-        accuracy=float("nan")
-        if labels[0] is None
-        else accuracy(torch.cat(logits), torch.cat(labels)),
-        budget=float(images.mean()),
-        spread=float(images.std(unbiased=False)),
-        modules=spending,
-        choices=choices,
-        images=images,
-        macs=count.at(float(images.mean())),
-        dense_macs=float(count.dense),
-        milliseconds=1e3 * time,
-        batch=len(first),
-        dense_milliseconds=1e3 * beside,
-    )
+
+
+_DENSE = "the dense model"
+
+
+@contextmanager
+def in_mode(model: nn.Module, mode: Any) -> Iterator[None]:
+    """`set_mode` inside the block; None leaves the modes alone."""
+    with restored(acms(model).values(), "mode"):
+        if mode is not None:
+            set_mode(model, mode)
+        yield
+
+
+class _Tally:
+    """What was chosen and what came out, batch after batch."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.modules = model, require_acms(model, "profile")
+        self.hits: list[Tensor] = []
+        self.shares: list[Tensor] = []
+        self.chosen = {name: torch.zeros(acm.count + 1) for name, acm in self.modules.items()}
+
+    def add(self, batch: Any) -> None:
+        with record_gates(self.model) as readings:
+            logits, labels = predict(self.model, [batch])
+        if labels is not None:
+            self.hits.append(logits.argmax(1) == labels)
+        self.shares.append(share(readings).cpu())
+        for name, reading in readings.items():
+            tally = self.chosen[name]
+            tally += torch.bincount(reading.choices.flatten(), minlength=len(tally)).cpu()
+
+    def profile(self, count: Costs, time: Timing, beside: Timing | None, batch: int) -> Profile:
+        images = torch.cat(self.shares)
+        choices = {name: tally / tally.sum() for name, tally in self.chosen.items()}
+        return Profile(
+            accuracy=float(torch.cat(self.hits).float().mean()) if self.hits else math.nan,
+            budget=float(images.mean()),
+            spread=float(images.std(unbiased=False)),
+            modules={
+                name: float(choices[name] @ torch.tensor(acm.costs).float()) / acm.costs[-1]
+                for name, acm in self.modules.items()
+            },
+            choices=choices,
+            images=images,
+            macs=count.at(float(images.mean())),
+            dense_macs=float(count.dense),
+            milliseconds=1e3 * time.median,
+            batch=batch,
+            dense_milliseconds=1e3 * beside.median if beside else math.nan,
+            time=time,
+            ratio=ratio(time, beside) if beside else None,
+        )

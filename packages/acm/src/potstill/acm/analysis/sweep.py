@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import median
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from potstill.acm import backends
+from potstill.acm.analysis.turns import in_turns, ratio
 from potstill.acm.layers.budget import check_budget, costs, evaluation
 from potstill.acm.layers.module import ACM, forced, record_gates, require_acms, restored
-from potstill.core import latency
 
 __all__ = ["SweepRow", "random_choices", "run_gate", "sweep_layer", "sweep_model"]
 
@@ -107,13 +107,9 @@ def sweep_model(
             for b in budgets
         }
         hooks = [acm.register_forward_pre_hook(run_gate) for acm in modules.values()]
-        times: dict[float, list[float]] = {b: [] for b in (*budgets, 0.0)}
+        calls = {0.0: partial(dense, images), **dict.fromkeys(budgets, partial(model, images))}
         try:
-            for _ in range(rounds):  # in turns, so that a disturbance hits all of them
-                times[0.0].append(latency(dense, images, blocks=1, warmup=1).median)
-                for b, choices in chosen.items():
-                    with forced(model, choices):
-                        times[b].append(latency(model, images, blocks=1, warmup=1).median)
+            times = in_turns(calls, rounds, within=lambda b: forced(model, chosen.get(b, {})))
         finally:
             for hook in hooks:
                 hook.remove()
@@ -124,10 +120,10 @@ def sweep_model(
             float(torch.tensor(modules[name].costs)[k.cpu()].sum()) for name, k in choices.items()
         )
         share = spent / (count.learners * len(images))
-        seconds, beside = median(times[b]), median(times[0.0])
         rows.append({
-            "budget": share, "MMACs": len(images) * count.at(share) / 1e6, "ms": 1e3 * seconds,
-            "dense ms": 1e3 * beside, "ratio": seconds / beside,
+            "budget": share, "MMACs": len(images) * count.at(share) / 1e6,
+            "ms": 1e3 * times[b].median, "dense ms": 1e3 * times[0.0].median,
+            "ratio": ratio(times[b], times[0.0]).median,
             "linear": count.at(share) / count.dense,
         })  # fmt: skip
     return rows

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from potstill.acm.backends.learners import Learners, activate
+from potstill.acm.backends.learners import Learners, activate, on_device
 
 __all__ = ["dense_masked", "weighted"]
 
@@ -22,9 +22,8 @@ def weighted(
     if learners.equal:
         hidden = (hidden.unflatten(1, (learners.total, -1)) * weights[:, :, None]).flatten(1)
     else:
-        widths = torch.tensor(learners.widths, device=x.device)
-        owner = torch.arange(learners.total, device=x.device).repeat_interleave(widths)
-        hidden = hidden * weights[:, owner]
+        owner = tuple(n for n, width in enumerate(learners.widths) for _ in range(width))
+        hidden = hidden * weights[:, on_device(owner, x.device, torch.long)]
     return hidden @ learners.down + weights[:, :1] * learners.shift
 
 

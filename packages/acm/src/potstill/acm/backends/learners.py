@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from potstill.core import ConfigError, nearest
 
-__all__ = ["ACTIVATIONS", "Learners", "activate", "split_widths"]
+__all__ = ["ACTIVATIONS", "Learners", "activate", "on_device", "split_widths"]
 
 
 def _quick_gelu(x: Tensor, inplace: bool) -> Tensor:
@@ -128,6 +129,19 @@ class Learners(NamedTuple):
     def __call__(self, x: Float[Tensor, "rows in"]) -> Float[Tensor, "rows out"]:
         """The sum of all learners: two matrix products."""
         return torch.addmm(self.shift, self.hidden(x), self.down)
+
+
+def on_device(values: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """A few numbers as a tensor, copied once: a copy in every call would make the host wait."""
+    if torch.compiler.is_compiling():  # a constant of the graph
+        return torch.tensor(values, device=device, dtype=dtype)
+    return _kept(values, device, dtype)
+
+
+@cache
+def _kept(values: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    with torch.inference_mode(False):  # of use to gradients too
+        return torch.tensor(values, device=device, dtype=dtype)
 
 
 def split_widths(hidden: int, count: int) -> tuple[int, ...]:

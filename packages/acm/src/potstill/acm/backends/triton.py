@@ -13,7 +13,7 @@ Without a GPU the kernels run in Triton's interpreter (``TRITON_INTERPRET=1``), 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import cache, partial
+from functools import partial
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from triton.runtime.errors import PTXASError
 
 from potstill.acm.backends.autotune import Autotuner
 from potstill.acm.backends.dense_masked import dense_masked
-from potstill.acm.backends.learners import Learners, split_widths
+from potstill.acm.backends.learners import Learners, on_device, split_widths
 from potstill.core import ConfigError
 
 __all__ = ["NARROW", "WIDE", "Tiles", "launches", "tilings", "triton", "tuner"]
@@ -205,7 +205,7 @@ def _launch(x: Tensor, choices: Tensor, learners: Learners, tiles: Tiles) -> Ten
     up, bias, down, shift = (t.contiguous() for t in learners[:4])
     (tokens, columns), (units, outputs) = x.shape, down.shape
     order = torch.argsort(choices, descending=True)
-    ends = _ends(learners.bounds, x.device)
+    ends = on_device(learners.bounds, x.device, torch.long)
     y = x.new_empty(tokens, outputs)
     blocks = tr.cdiv(tokens, tiles.tokens)
     sizes: dict[str, Any] = {"TOKENS": tiles.tokens, "HIDDEN": tiles.hidden}
@@ -228,11 +228,6 @@ def _launch(x: Tensor, choices: Tensor, learners: Learners, tiles: Tiles) -> Ten
             OUT=tiles.inner, **sizes,
         )  # fmt: skip
     return y
-
-
-@cache
-def _ends(bounds: tuple[int, ...], device: torch.device) -> Tensor:
-    return torch.tensor(bounds, device=device)
 
 
 def launches() -> Iterator[Callable[[], object]]:

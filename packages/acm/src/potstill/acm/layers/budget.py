@@ -70,7 +70,7 @@ def spent(readings: Mapping[str, GateReading]) -> Float[Tensor, " batch"]:
 
 def share(readings: Mapping[str, GateReading]) -> Float[Tensor, " batch"]:
     """`spent` as a share of the learners' full cost: the budget each image used, in [0, 1]."""
-    return spent(readings) / sum(reading.full for reading in readings.values())
+    return spent(readings) / torch.stack([reading.full for reading in readings.values()]).sum()
 
 
 def reachable(model: nn.Module, readings: Mapping[str, GateReading]) -> tuple[float, float]:
@@ -100,12 +100,12 @@ def check_budget(caller: str, budget: float, low: float = 0.0) -> None:
 
 
 @contextmanager
-def evaluation(model: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients inside a ``with`` block; the modes are put back after it."""
+def evaluation(model: nn.Module, training: bool = False) -> Iterator[None]:
+    """Eval (or training) mode and no gradients inside the block; modes are put back after it."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         with torch.no_grad():
-            model.eval()
+            model.train(training)
             yield
     finally:
         for module, training in modes:

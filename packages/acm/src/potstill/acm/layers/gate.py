@@ -89,7 +89,7 @@ class Gate(nn.Module):
     def certain(self, x: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows choices"]:
         """What `pick` chooses, as one-hot, with the gradient of the soft choice: no noise."""
         soft = (self(x).float() / self.temperature).softmax(-1)
-        hard = F.one_hot(soft.argmax(-1), self.choices)
+        hard = torch.zeros_like(soft).scatter_(-1, soft.argmax(-1, keepdim=True), 1.0)
         return (hard + soft - soft.detach()).to(x.dtype)
 
     def pick(self, x: Float[Tensor, "*rows in"]) -> Int[Tensor, "*rows"]:

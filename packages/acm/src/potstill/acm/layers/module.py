@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from potstill.acm import backends
-from potstill.acm.backends.learners import Learners, activate
+from potstill.acm.backends.learners import Learners, activate, on_device
 from potstill.acm.layers.gate import Gate, gate_width, tail_sums
 from potstill.core import ConfigError, ShapeError, nearest
 
@@ -55,9 +55,9 @@ class GateReading(NamedTuple):
         return (self.soft @ self.costs[self.least :].to(self.soft.dtype)).sum(1)
 
     @property
-    def full(self) -> float:
-        """Multiply-adds of all learners on all tokens of an image."""
-        return float(self.costs[-1]) * self.soft.shape[1]
+    def full(self) -> Float[Tensor, ""]:
+        """Multiply-adds of all learners on all tokens of an image; where the choices are."""
+        return self.costs[-1] * self.choices.shape[1:].numel()
 
 
 class ACM(nn.Module):
@@ -225,7 +225,7 @@ class ACM(nn.Module):
         if self._recorder is None:
             return
         leading = x.shape[:-1]
-        costs = torch.tensor(self.costs, device=x.device, dtype=torch.float32)
+        costs = on_device(self.costs, x.device, torch.float32)
         shaped = None if one_hot is None else one_hot.unflatten(0, leading)
         self._recorder(GateReading(choices.unflatten(0, leading), shaped, costs, self.least))
 

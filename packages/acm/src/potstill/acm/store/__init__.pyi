@@ -1,8 +1,8 @@
 from .folders import convert as convert
 from .folders import example_images as example_images
-from .folders import image_size as image_size
-from .folders import read_images as read_images
 from .folders import save_with_teacher as save_with_teacher
+from .images import held_out as held_out
+from .images import image_size as image_size
 from .pretrained import AdaptiveModel as AdaptiveModel
 from .pretrained import create_model as create_model
 from .pretrained import from_pretrained as from_pretrained

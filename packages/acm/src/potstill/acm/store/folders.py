@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import argparse
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
+from timm.models import load_state_dict
 from torch import Tensor, nn
 
-from potstill.acm.config import ConvertConfig, ImageConfig
-from potstill.acm.images import CIFAR10, IMAGENET, Images, load_images
+from potstill.acm.config import ConvertConfig
 from potstill.acm.layers.budget import costs
 from potstill.acm.layers.module import acms
 from potstill.acm.layers.surgery import acmize
+from potstill.acm.store.images import image_size
 from potstill.acm.store.pretrained import from_pretrained, save_pretrained
 from potstill.core import ConfigError, DataError, atomic, reading
 
 __all__ = [
-    "convert", "dense_model", "example_images", "has_teacher", "image_size", "read_images",
-    "save_with_teacher", "teacher_of",
+    "convert", "dense_model", "example_images", "has_teacher", "save_with_teacher", "teacher_of",
 ]  # fmt: skip
 
 _DENSE = "dense.safetensors"
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 
 def convert(config: ConvertConfig, out: Path) -> dict[str, Any]:
@@ -38,10 +42,15 @@ def convert(config: ConvertConfig, out: Path) -> dict[str, Any]:
 
     Raises:
         ConfigError: timm does not know the model, or a weight does not fit; all of `acmize`.
-        DataError: The checkpoint is missing.
+        DataError: The checkpoint is missing or damaged.
     """
-    options = config.options()
+    about = _described(config.checkpoint)
+    options = {**about.get("kwargs", {}), **config.options()}
+    if "mean" in about and "std" in about and not config.mean:
+        options["pretrained_cfg_overlay"] = {"mean": about["mean"], "std": about["std"]}
     dense = dense_model(config.model, options, config.pretrained)
+    if len(classes := tuple(about.get("classes", ()))) == dense.num_classes:
+        dense.acm_classes = classes
     if config.checkpoint is not None:
         _load(dense, config.checkpoint)
     dense.acm_origin = (config.model, options)
@@ -55,7 +64,7 @@ def convert(config: ConvertConfig, out: Path) -> dict[str, Any]:
     save_pretrained(adaptive, out)
     with atomic(out / _DENSE) as temporary:
         save_file({k: v.contiguous() for k, v in dense.state_dict().items()}, temporary)
-    size = config.size or image_size(adaptive)
+    size = image_size(adaptive)
     count = costs(adaptive, torch.zeros(1, 3, size, size))
     return {
         "modules": len(acms(adaptive)),
@@ -113,47 +122,46 @@ def save_with_teacher(student: nn.Module, folder: Path, source: Path, budget: fl
             temporary.write_bytes((source / _DENSE).read_bytes())
 
 
-def image_size(model: Any) -> int:
-    """Side in pixels of the images that a timm model takes."""
-    embed = getattr(model, "patch_embed", None)
-    size = getattr(embed, "img_size", None) or (model.pretrained_cfg["input_size"][-1],)
-    return int(size[-1])
-
-
 def example_images(model: nn.Module, size: int | None = None) -> Tensor:
     """Two images of noise in the size that ``model`` takes, or in another one; [2 3 size size]."""
     side = size or image_size(model)
     return torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
 
 
-def read_images(images: ImageConfig, model: nn.Module, limit: int | None = None) -> Images:
-    """The images of a configuration, in the size that ``model`` takes.
-
-    Args:
-        images: Where they are.
-        model: A timm model.
-        limit: Largest number of them, taken at equal distances; all by default.
+def _load(model: Any, path: Path) -> None:
+    """Weights of the official files, of timm and of ours; positions are fitted to the grid.
 
     Raises:
-        DataError: Nothing is there.
+        DataError: The file is missing or damaged, or needs code to load.
+        ConfigError: A weight does not fit.
     """
-    statistics = CIFAR10 if images.statistics == "cifar10" else IMAGENET
-    every = load_images(images.data, size=image_size(model), statistics=statistics)
-    if limit is None:
-        return every
-    return every.take(torch.arange(0, len(every), max(1, len(every) // limit))[:limit])
-
-
-def _load(model: nn.Module, path: Path) -> None:
-    if path.suffix != ".safetensors" or not path.is_file():
-        raise DataError(f"acm: checkpoint must be a .safetensors file, got {path}")
-    with reading(path, "a whole safetensors file"):
-        state = load_file(path)
+    if path.suffix not in _SUFFIXES or not path.is_file():
+        raise DataError(
+            f"acm: checkpoint must be a file that ends in {', '.join(_SUFFIXES)}, got {path}"
+        )
+    with reading(path, "a whole checkpoint that loads without running code"):
+        # Official files carry their command line; a namespace holds values and runs nothing.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            state = load_state_dict(str(path))
+        if not all(isinstance(value, Tensor) for value in state.values()):
+            raise DataError(f"acm: checkpoint {path} must hold tensors by name")
+    fitted = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
+        model.load_state_dict(fitted(state, model) if fitted else state)
+    except (RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(
             f"acm: checkpoint must fit the model, got {reason}; check size, patch, width, depth, "
-            "heads, classes and pool"
+            "heads, classes (0 for files without a head) and pool"
         ) from error
+
+
+def _described(checkpoint: Path | None) -> dict[str, Any]:
+    """What the .json beside a checkpoint says: arguments of the model, classes, statistics."""
+    path = checkpoint and checkpoint.with_suffix(".json")
+    if path is None or not path.is_file():
+        return {}
+    with reading(path, "the description of a checkpoint"):
+        about = json.loads(path.read_text(encoding="utf-8"))
+        known = {"kwargs": dict, "classes": list, "mean": list, "std": list}
+        return {name: kind(about[name]) for name, kind in known.items() if name in about}

@@ -32,6 +32,7 @@ class AdaptiveModel(
         modules: Fields of a `ModuleSpec` for each adaptive module by path.
         phases: Phases that the model has been through.
         budget: Mean budget the gates were trained or calibrated for.
+        classes: Names of the classes in the order of the head, where they are known.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class AdaptiveModel(
         modules: dict[str, Any] | None = None,
         phases: tuple[str, ...] = (),
         budget: float | None = None,
+        classes: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
         self.model = timm.create_model(architecture, pretrained=False, **(options or {}))
@@ -49,6 +51,7 @@ class AdaptiveModel(
         about: Any = self.model
         about.acm_phases = tuple(phases)
         about.acm_budget = budget
+        about.acm_classes = tuple(classes)
         about.acm_origin = (architecture, options or {})
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -109,7 +112,8 @@ def save_pretrained(
     modules = {path: asdict(spec) for path, spec in specs(model).items()}
     budget = getattr(model, "acm_budget", None) if budget is None else budget
     try:
-        shell = AdaptiveModel(name, kwargs, modules, phases(model), budget)
+        classes = getattr(model, "acm_classes", ())
+        shell = AdaptiveModel(name, kwargs, modules, phases(model), budget, classes)
         shell.model.load_state_dict(model.state_dict())
     except (RuntimeError, TypeError) as error:
         raise ConfigError(

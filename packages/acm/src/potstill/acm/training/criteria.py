@@ -5,6 +5,7 @@ Source of all: Wójcik et al., "Adaptive Computation Modules", AAAI 2025, sectio
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -155,7 +156,7 @@ def entropy_loss(
         share = one_hot.float().mean(1)
         choices = max(share.shape[-1], 2)  # a single choice has no entropy, and log 1 is 0
         log = (share + 1e-6).log()  # finite where nobody chooses, and the gradient pulls there
-        values.append((share * log).sum(-1).mean() / torch.tensor(choices).log())
+        values.append((share * log).sum(-1).mean() / math.log(choices))
     return torch.stack(values).mean()
 
 

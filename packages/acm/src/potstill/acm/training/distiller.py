@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,6 @@ from potstill.core import (
     Criterion,
     Distiller,
     Losses,
-    NonFiniteError,
     Objective,
     Weight,
     tap,
@@ -129,11 +128,12 @@ class EndToEnd(Distiller):
         task: Criterion of (logits, labels).
         weights: Weights of the terms ``task``, ``budget``, ``entropy``, ``diversity``. Published:
             1, 0.1, 0.05, 0.05; a short training meets its budget with 1 for the second.
+        mix: Function of (images, labels) that gives mixed ones, such as timm's ``Mixup``; the
+            images that it gets are its own.
 
     Raises:
         ConfigError: The budget is not in (0, 1], or a weight has an unknown name; on call, a
             budget that the model cannot reach.
-        NonFiniteError: On call: the loss is not finite; names the first module whose output is not.
     """
 
     WEIGHTS: Mapping[str, Weight] = {
@@ -146,14 +146,19 @@ class EndToEnd(Distiller):
         budget: float,
         task: Criterion = F.cross_entropy,
         weights: Mapping[str, Weight] | None = None,
+        mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
     ) -> None:
         gated = any(acm.mode == "gated" for acm in require_acms(student, "EndToEnd").values())
         super().__init__(student, _terms_of(budget, task, weights or {}, gated))
-        self.budget = budget
+        self.budget, self.mix = budget, mix
+        self.seen: Tensor | None = None
 
     def forward(self, batch: Any, step: int) -> Losses:
         """Terms of a batch (images, labels)."""
         images, labels = batch
+        if self.mix is not None:
+            images, labels = self.mix(images.clone(), labels)
+        self.seen = images
         with record_gates(self.student) as readings:
             terms: dict[str, Any] = {"task": (self.student(images), labels)}
         budgets.check_budget("finetune", self.budget, budgets.reachable(self.student, readings)[0])
@@ -161,10 +166,30 @@ class EndToEnd(Distiller):
             share = _over_ranks(budgets.share(readings))
             soft = [reading.soft for reading in readings.values()]
             terms |= {"budget": (share,), "entropy": (soft,), "diversity": (share,)}
-        losses: Losses = self.objective(step, terms)
-        if not bool(losses.total.isfinite()):
-            _require_finite_modules(self.student, images, step)
-        return losses
+        return self.objective(step, terms)
+
+    def broken_module(self) -> str:
+        """The adaptive module that first gives something not finite for the images last seen.
+
+        Not asked in every step, where the host would wait for the device: `finetune` asks when a
+        loss has been found broken.
+
+        Returns:
+            A sentence; empty when all modules are fine, so that the loss is to blame.
+        """
+        names, model = tuple(require_acms(self.student, "finetune")), self.student
+        if self.seen is None:
+            return ""
+        with budgets.evaluation(model, training=True), tap(model, *names) as taps:
+            model(budgets.images_for(model, self.seen))
+        for name in names:
+            for whose, value in (("input", taps[name].input), ("output", taps[name].output)):
+                if not bool(value.isfinite().all()):
+                    return (
+                        f"the {whose} of module {name!r} is the first with NaN or infinity, in a "
+                        f"batch of {len(self.seen)} images"
+                    )
+        return ""
 
 
 def _terms_of(
@@ -185,26 +210,6 @@ def _terms_of(
             "diversity": criteria.diversity_loss,
         }
     return Objective({name: (chosen[name], criterion) for name, criterion in terms.items()})
-
-
-def _require_finite_modules(model: nn.Module, images: Tensor, step: int) -> None:
-    """Run ``model`` once more to find the adaptive module that first gave something not finite.
-
-    Raises:
-        NonFiniteError: Names it; there is none when the modules are fine and the loss is to blame.
-    """
-    names = tuple(require_acms(model, "finetune"))
-    with torch.no_grad(), tap(model, *names) as taps:
-        model(images)
-    for name in names:
-        reading = taps[name]
-        if not bool(reading.output.isfinite().all()):
-            whose = "input" if not bool(reading.input.isfinite().all()) else "output"
-            raise NonFiniteError(
-                f"finetune: the {whose} of module {name!r} must be finite, got NaN or infinity at "
-                f"step {step}, batch of {len(images)} images; check these images, lower the "
-                "learning rate, or clip the gradient"
-            )
 
 
 def _acm(student: nn.Module, name: str) -> ACM:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch.nn.functional as F
+from timm.data import Mixup
 
 from potstill.acm.config import DistillConfig
 from potstill.acm.layers.module import acms
-from potstill.acm.store.folders import read_images, save_with_teacher, teacher_of
+from potstill.acm.store.folders import save_with_teacher, teacher_of
+from potstill.acm.store.images import train_batches
 from potstill.acm.store.pretrained import from_pretrained, save_pretrained
 from potstill.acm.training.distiller import EndToEnd, GatePretraining, ModuleDistillation
 from potstill.acm.training.phases import run_phase
@@ -36,13 +39,21 @@ class Distill(Job[DistillConfig]):
         """Run the phases that have epochs, one after another."""
         config = self.config
         self.student, teacher = from_pretrained(config.model), teacher_of(config.model)
-        images = read_images(config.images, self.student)
+        batches = train_batches(config, self.student, labels=bool(config.finetune.epochs))
+        if config.finetune.epochs:
+            images: Any = batches.dataset
+            self.student.acm_classes = images.classes  # they number folders from now on
         task = partial(F.cross_entropy, label_smoothing=config.smoothing)
-        weights = {"budget": config.budget_weight}
+        weights, augment = {"budget": config.budget_weight}, config.augment
+        mix = None
+        if augment.mixes:  # draws from numpy's global stream, which `fit` sets before each step
+            classes = self.student.num_classes
+            mix = Mixup(augment.mixup, augment.cutmix, label_smoothing=0.0, num_classes=classes)
+        last = EndToEnd(self.student, config.budget, task, weights, mix)
         phases = {
             "distill": (config.distill, ModuleDistillation(self.student, teacher)),
             "gate": (config.gate, GatePretraining(self.student, teacher, config.threshold)),
-            "finetune": (config.finetune, EndToEnd(self.student, config.budget, task, weights)),
+            "finetune": (config.finetune, last),
         }
         self.losses: Row = {}
         for number, (name, (phase, distiller)) in enumerate(phases.items(), start=1):
@@ -50,9 +61,8 @@ class Distill(Job[DistillConfig]):
                 continue
             folder = f"{number}-{name}"
             rows = run_phase(
-                name, distiller,
-                images.draws(config.training.batch, seed=key(name, config.training.seed)),
-                fit=partial(self.fit, folder=folder), epochs=phase.epochs, lr=phase.lr,
+                name, distiller, batches, fit=partial(self.fit, folder=folder),
+                epochs=phase.epochs, lr=phase.lr, seed=key(name, config.training.seed),
                 progress=f"phase {number}" if isinstance(progress, str) else progress,
             )  # fmt: skip
             modules = 1 if name == "finetune" else len(acms(self.student))

@@ -8,13 +8,13 @@ from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW
 
 from potstill.acm.layers.module import acms, note_phase, phases
 from potstill.acm.training.criteria import Distance
 from potstill.acm.training.distiller import EndToEnd, GatePretraining, ModuleDistillation
-from potstill.core import Criterion, Distiller, Stage, Weight, cosine, fit
+from potstill.core import Criterion, Distiller, NonFiniteError, Stage, Weight, cosine, fit
 
 __all__ = ["distill", "finetune", "pretrain_gates", "run_phase"]
 
@@ -83,6 +83,7 @@ def finetune(
     budget: float,
     task: Criterion = F.cross_entropy,
     weights: Mapping[str, Weight] | None = None,
+    mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
     lr: float = 1e-4,
     **options: Any,
 ) -> History:
@@ -94,6 +95,7 @@ def finetune(
         budget: Mean share of the learners' cost to aim at.
         task: Criterion of (logits, labels).
         weights: Weights of the terms; see `EndToEnd`.
+        mix: Mixing of images and labels; see `EndToEnd`.
         lr: Learning rate.
         **options: Options of `fit`.
 
@@ -101,7 +103,7 @@ def finetune(
         ConfigError: A budget that is out of range, or that this model cannot reach.
         NonFiniteError: A loss is NaN or infinite; names the first module whose output is.
     """
-    distiller = EndToEnd(student, budget, task, weights)
+    distiller = EndToEnd(student, budget, task, weights, mix)
     return run_phase("finetune", distiller, batches, lr=lr, **{**_DEFAULTS, **options})
 
 
@@ -131,6 +133,12 @@ def run_phase(
         )
     trainable = [f"student.{path}.{part}" for path in acms(student) for part in _TRAINABLE[name]]
     stage = Stage(share=1.0, trainable=trainable or None)
-    history = fit(distiller, batches, **{"stages": (stage,), **options})
+    try:
+        history = fit(distiller, batches, **{"stages": (stage,), **options})
+    except NonFiniteError as error:
+        found = distiller.broken_module() if isinstance(distiller, EndToEnd) else ""
+        if not found:
+            raise
+        raise NonFiniteError(f"{error}; {found}") from error
     note_phase(student, name)
     return history

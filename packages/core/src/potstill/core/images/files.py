@@ -6,6 +6,7 @@ import io
 import logging
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -163,16 +164,17 @@ def keyed(transform: Callable[[Any], Any]) -> Callable[[Any, torch.Generator], A
     """Make ``augment(item, rng)`` for ``Batches`` of any random image transform.
 
     timm and torchvision draw from the global streams. Here these are set from ``rng`` for the time
-    of the call and put back, so that an image's augmentation depends on nothing else.
+    of the call and put back, so that an image's augmentation depends on nothing else. What comes
+    back can be pickled where ``transform`` can: worker processes that are spawned need that.
     """
+    return partial(_augment, transform)
 
-    def augment(item: Any, rng: torch.Generator) -> Any:
-        image, *label = item if isinstance(item, tuple) else (item,)
-        with seeded(int(torch.randint(2**31, (), generator=rng))):
-            image = transform(image)
-        return (image, *label) if label else image
 
-    return augment
+def _augment(transform: Callable[[Any], Any], item: Any, rng: torch.Generator) -> Any:
+    image, *label = item if isinstance(item, tuple) else (item,)
+    with seeded(int(torch.randint(2**31, (), generator=rng))):
+        image = transform(image)
+    return (image, *label) if label else image
 
 
 def normalize(pixels: Tensor, statistics: Statistics) -> Tensor:
