@@ -209,15 +209,16 @@ class Engine:
         if self.world > 1:
             dist.barrier()
 
-    def state_of(self, module: nn.Module) -> dict[str, Any]:
-        """The whole ``state_dict`` of ``module``, copied to the CPU.
+    def state_of(self, module: nn.Module, copy: bool = True) -> dict[str, Any]:
+        """The whole ``state_dict`` of ``module``, copied to the CPU, or as it is.
 
         Collective when sharded; then only the main process gets it, the others an empty one.
         """
         if self.sharded:
             state: dict[str, Any] = get_model_state_dict(module, options=_whole())
         else:
-            state = {k: v.detach().to("cpu", copy=True) for k, v in module.state_dict().items()}
+            state = {k: v.detach() for k, v in module.state_dict().items()}
+            state = {k: v.to("cpu", copy=True) for k, v in state.items()} if copy else state
         return {plain_name(name): value for name, value in state.items()}
 
     def put_state(self, module: nn.Module, state: dict[str, Any]) -> None:

@@ -268,6 +268,9 @@ class _Loop:
         self.best_score: float | None = None
         self.waited = 0
         self.saved_at = 0.0
+        self.saved: tuple[int, bool] | None = None
+        if run is not None:
+            self.saver = checkpoint.Saver(run.checkpoints, run.keep, run.asynchronous)
         self.history = self._resume()
 
     # --- the loop -------------------------------------------------------------------------------
@@ -306,6 +309,8 @@ class _Loop:
         return row
 
     def _interrupted(self, number: int) -> Interrupted:
+        if self.run is not None:
+            self.saver.wait()
         return Interrupted(
             f"fit: stopped by signal {number} after step {self.step}; a checkpoint is in "
             f"{self.run.folder if self.run else ''}: the same command continues",
@@ -445,22 +450,21 @@ class _Loop:
         student = self.distiller.student
         if self.run is not None and self.step:
             self._save()
+            self.saver.wait()
         if self.best is not None:
             self.engine.put_state(student, self.best)
         elif self.average is not None:
             self.engine.put_state(student, self.engine.state_of(self.average.module))
         if self.run is None:
             return
-        weights = self.engine.state_of(student)
+        weights = self.engine.state_of(student, copy=False)
         if self.engine.main:
-            from safetensors.torch import save_file
-
             # One file that anybody can load, tied weights once, as `safetensors.torch.load_model`
             # reads them.
             tied = self.engine.tied(student)
-            whole = {n: v.contiguous() for n, v in weights.items() if n not in tied}
+            once = {n: v for n, v in weights.items() if n not in tied}
             with atomic(self.run.folder / "student.safetensors") as temporary:
-                save_file(whole, temporary, metadata={"format": "pt", **tied})
+                checkpoint.write_tensors(once, temporary, {"format": "pt", **tied})
             if self.history.rows:
                 plot_curves(self.history.rows, self.run.folder / "curves.png")
 
@@ -475,7 +479,10 @@ class _Loop:
         return bool(stop) or by_time or by_step
 
     def _save(self) -> None:
+        """Write a checkpoint, of the tensors as they are: nothing is copied for it."""
         assert self.run is not None
+        if self.saved == (self.step, bool(self.unjudged)):
+            return
         engine, players = self.engine, self.players
         several = len(players) > 1  # else the objective is part of the distiller's state
         state = {
@@ -486,8 +493,8 @@ class _Loop:
             "stage": self.stage,
             "stage_start": self.stage_start,
             "rows": len(self.history.rows),
-            "distiller": engine.state_of(self.distiller),
-            "objectives": [engine.state_of(p.objective) for p in players if several],
+            "distiller": engine.state_of(self.distiller, copy=False),
+            "objectives": [engine.state_of(p.objective, copy=False) for p in players if several],
             "optimizers": {
                 p.name: engine.state_of_optimizer(self.distiller, p.optimizer) for p in players
             },
@@ -500,9 +507,9 @@ class _Loop:
         }
         if engine.main:
             self.history.sync()
-            checkpoint.save(self.run.checkpoints, self.step, state, self.run.keep)
+            self.saver.save(self.step, state)
         engine.barrier()
-        self.saved_at = self.elapsed
+        self.saved_at, self.saved = self.elapsed, (self.step, bool(self.unjudged))
 
     def _resume(self) -> History:
         """Continue from the newest whole checkpoint, if there is one."""
@@ -541,6 +548,7 @@ class _Loop:
             self.source.load_state_dict(state["source"][self.engine.rank])
         self.best, self.best_score = state["best"], state["best_score"]
         self.waited, self.unjudged = state["waited"], state.get("unjudged", {})
+        self.saved = (self.step, bool(self.unjudged))
         return self._history(on_disk, state["rows"])
 
     def _history(self, on_disk: Run | None, rows: int) -> History:
@@ -565,6 +573,8 @@ class _Loop:
 
     def close(self) -> None:
         """Give the distiller back as it came, apart from its weights."""
+        if self.run is not None:
+            self.saver.close()
         self.history.close()
         self.players = []
         self.distiller.eval()

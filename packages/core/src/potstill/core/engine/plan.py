@@ -181,6 +181,8 @@ class Run:
             continues deliberately with other data, teacher, terms or optimizer; False refuses a
             folder that holds a run.
         tensorboard: Write event files too (extra ``potstill-core[tensorboard]``).
+        asynchronous: Write checkpoints while training goes on, from a copy of all that they hold in
+            the main process; the files are the same. An error of the disk is told with the next.
     """
 
     folder: Path
@@ -189,6 +191,7 @@ class Run:
     keep: int = 2
     resume: bool | Literal["anyway"] = True
     tensorboard: bool = False
+    asynchronous: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "folder", Path(self.folder))

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from torch import Tensor
 from potstill.core.errors import CheckpointError
 from potstill.core.files import temporary_for, writing
 
-__all__ = ["load", "newest", "save"]
+__all__ = ["Saver", "load", "newest", "save", "write_tensors"]
 
 _FORMAT = 1
 _DTYPES = {
@@ -79,7 +80,7 @@ def save(folder: Path, step: int, state: Mapping[str, Any], keep: int = 2) -> Pa
 
 
 def _write(folder: Path, tree: Any, tensors: Mapping[str, Tensor], step: int) -> None:
-    files = {"state.safetensors": _write_tensors(tensors, folder / "state.safetensors")}
+    files = {"state.safetensors": write_tensors(tensors, folder / "state.safetensors")}
     (folder / "state.json").write_text(json.dumps(tree))
     files["state.json"] = _describe(folder / "state.json")
     manifest = {"format": _FORMAT, "step": step, "files": files}
@@ -88,14 +89,20 @@ def _write(folder: Path, tree: Any, tensors: Mapping[str, Tensor], step: int) ->
         _sync(path)
 
 
-def _write_tensors(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
+def write_tensors(
+    tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """A safetensors file, one tensor in memory at a time, hashed on the way to the disk.
 
     Also of tensors that share memory, as tied weights do: they are written each.
+
+    Returns:
+        Its size and sha256, as a manifest has them.
     """
     # Widest first: readers want each tensor aligned to its elements.
     tensors = dict(sorted(tensors.items(), key=lambda item: -item[1].element_size()))
-    header, end = {}, 0
+    header: dict[str, Any] = {"__metadata__": {**metadata}} if metadata else {}
+    end = 0
     for name, value in tensors.items():
         begin, end = end, end + value.numel() * value.element_size()
         header[name] = {
@@ -115,6 +122,53 @@ def _write_tensors(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
 
 def _bytes(value: Tensor) -> Any:
     return value.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+class Saver:
+    """Writes the checkpoints of a run, one after the other.
+
+    Args:
+        folder: Where they are collected.
+        keep: How many of the newest to keep.
+        behind: Write in a thread, from a copy of the state on the CPU, while training goes on.
+    """
+
+    def __init__(self, folder: Path, keep: int, behind: bool = False) -> None:
+        self.folder, self.keep = folder, keep
+        self._pool = ThreadPoolExecutor(1, "checkpoint") if behind else None
+        self._running: Future[Path] | None = None
+
+    def save(self, step: int, state: Mapping[str, Any]) -> None:
+        """Write ``state``; behind the run, when the last one is written.
+
+        Raises:
+            CheckpointError: As `save`; behind the run, that of the last one.
+            DataError: Likewise.
+        """
+        if self._pool is None:
+            save(self.folder, step, state, self.keep)
+            return
+        self.wait()
+        self._running = self._pool.submit(save, self.folder, step, _copied(state), self.keep)
+
+    def wait(self) -> None:
+        """Until all is on the disk."""
+        if (running := self._running) is not None:
+            self._running = None
+            running.result()
+
+    def close(self) -> None:
+        """End the thread, when it has written what it has."""
+        if self._pool is not None:
+            self._pool.shutdown()
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {key: _copied(item) for key, item in value.items()}
+    return type(value)(map(_copied, value)) if isinstance(value, list | tuple) else value
 
 
 def newest(folder: Path) -> Path | None:
