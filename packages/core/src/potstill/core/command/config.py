@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-import yaml
+import lazy_loader as lazy
 from cyclopts import App, Parameter, Token
 from cyclopts.argument import ArgumentCollection
 from cyclopts.config import Dict
@@ -32,6 +32,7 @@ from potstill.core.files import atomic
 __all__ = ["as_dict", "build", "dump", "explain", "load", "read", "record", "strict", "taking"]
 
 T = TypeVar("T")
+yaml = lazy.load("yaml")  # on first use, since help needs none
 
 _SUFFIXES = (".yaml", ".yml", ".toml", ".json")
 
