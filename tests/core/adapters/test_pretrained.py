@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
 import sys
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import huggingface_hub
 import pytest
 import torch
 import yaml
+from safetensors import SafetensorError
 from torch import nn
 
 from potstill.core import Objective
@@ -84,6 +86,22 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def same_state(a: nn.Module, b: nn.Module) -> bool:
     first, second = a.state_dict(), b.state_dict()
     return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def test_a_full_disk_leaves_the_folder_as_it_was(tmp_path, monkeypatch):
+    Net(2).save_pretrained(tmp_path)
+    (tmp_path / ".writing-00000000-1-00000000-files").mkdir()  # of a writer that was killed
+    os.utime(tmp_path / ".writing-00000000-1-00000000-files", (0, 0))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+
+    def full(model, path):
+        Path(path).write_bytes(b"half")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("potstill.core.adapters.pretrained.save_model", full)
+    with pytest.raises(DataError, match="could not write .*No space left"):
+        Net(3).save_pretrained(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 @pytest.mark.parametrize(

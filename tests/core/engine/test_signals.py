@@ -83,6 +83,30 @@ def test_a_signal_to_every_process_loses_nothing(tmp_path, source, number):
     assert torch.equal(train(tmp_path, SOURCES[source]()), train(None, SOURCES[source]()))
 
 
+def test_a_signal_at_the_end_waits_for_the_last_checkpoint(tmp_path, monkeypatch):
+    """Also after the last step, where it once ended the process before its steps were saved."""
+    from potstill.core.engine.fit import _Loop
+
+    finish = _Loop._finish
+
+    def struck(loop):
+        signal.raise_signal(signal.SIGTERM)
+        finish(loop)
+
+    def died(*_):
+        raise AssertionError("the last checkpoint was not written")
+
+    monkeypatch.setattr(_Loop, "_finish", struck)
+    before = signal.signal(signal.SIGTERM, died)
+    try:
+        with pytest.raises(Interrupted) as caught:
+            train(tmp_path, [torch.ones(2, 3)])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert caught.value.exit_code == 143
+    assert checkpoint.newest(tmp_path / "checkpoints").name == "step-000000006"
+
+
 def test_workers_keep_their_own_start_and_the_loader_its_options():
     began = []
     loader = DataLoader(ITEMS, 2, num_workers=0, worker_init_fn=began.append)

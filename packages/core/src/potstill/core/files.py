@@ -26,6 +26,7 @@ __all__ = [
     "is_leftover",
     "machine",
     "reserve",
+    "staging",
     "temporary_for",
     "writing",
 ]
@@ -82,6 +83,28 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
                 temporary.unlink(missing_ok=True)
             raise
         finally:
+            _mine.discard(temporary.name)
+
+
+@contextmanager
+def staging(folder: Path) -> Iterator[Path]:
+    """Give a temporary folder inside ``folder``, for files that belong together.
+
+    Move them to their places at the end of the block; afterwards the temporary folder is gone.
+
+    Raises:
+        DataError: As `atomic`.
+    """
+    temporary = temporary_for(folder / "files")
+    with writing(temporary):
+        folder.mkdir(parents=True, exist_ok=True)
+        clear(folder)
+        _mine.add(temporary.name)
+        try:
+            temporary.mkdir()
+            yield temporary
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
             _mine.discard(temporary.name)
 
 

@@ -24,6 +24,7 @@ from safetensors.torch import load_model, save_model
 
 from potstill.core.command import config as configs
 from potstill.core.errors import BackendError, CheckpointError, ConfigError, DataError, nearest
+from potstill.core.files import staging
 
 __all__ = ["MissingModelError", "Pretrained"]
 
@@ -221,9 +222,7 @@ class Pretrained:
     ) -> None:
         about = {**self._about(), "teacher": teacher, "metrics": dict(metrics or {})}
         values = {**dict(sorted(self._configuration().items())), **about}
-        target.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".saving-", dir=target) as temporary:
-            new = Path(temporary)
+        with staging(target) as new:
             save_model(typing.cast(Any, self), str(new / _WEIGHTS))
             (new / _CONFIG).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
             (new / _CARD).write_text(self._card(name, about), encoding="utf-8")

@@ -295,9 +295,11 @@ class _Loop:
                         self._save()
                     if stop:
                         raise self._interrupted(stop)
+                self._finish()  # still here: a signal must not end it before the last checkpoint
+            if signals.received:
+                raise self._interrupted(signals.received[0])
         finally:
             del batches  # a traceback would keep the workers of a loader
-        self._finish()
         return self.history.rows
 
     def _judge(self, signals: Signals) -> Row:
