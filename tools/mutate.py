@@ -8,6 +8,7 @@ and the rest goes on.
 """
 
 import argparse
+import gzip
 import hashlib
 import io
 import json
@@ -65,7 +66,8 @@ def readers() -> dict[str, tuple[Make, Read]]:
     from potstill.core.command import load as load_config
     from potstill.core.images import ImageSet
     from potstill.core.store import checkpoint
-    from potstill.graph import MLPStudent, check_logits
+    from potstill.graph import MLPStudent, check_logits, read_graph
+    from potstill.graph.data import read_features
     from potstill.graph.mirage import DistilledDataset
     from potstill.mae import Pretrain, load_weights, write_weights
     from potstill.nerf import (
@@ -139,6 +141,33 @@ def readers() -> dict[str, tuple[Make, Read]]:
     def logits(folder: Path) -> Path:
         np.save(folder / "logits.npy", np.ones((5, 3), np.float32))
         return folder / "logits.npy"
+
+    ring = np.stack([np.arange(9), (np.arange(9) + 1) % 9])
+    nodes = {"x": np.eye(9, 4, dtype=np.float32), "edge_index": ring, "y": np.arange(9) % 3}
+
+    def arrays(folder: Path) -> Path:
+        np.savez(folder / "graph.npz", **nodes)
+        return folder / "graph.npz"
+
+    def pyg(folder: Path) -> Path:
+        tensors = {k: torch.from_numpy(v) for k, v in nodes.items()}
+        torch.save(Data(**tensors), folder / "graph.pt")
+        return folder / "graph.pt"
+
+    def tables(folder: Path) -> Path:
+        (folder / "tables").mkdir()
+        rows = [f"n{i},{i},.5,{'abc'[i % 3]}" for i in range(9)]
+        (folder / "tables/features.csv").write_text("\n".join(["id,f,g,label", *rows]))
+        links = [f"n{a},n{b},1.5" for a, b in ring.T]
+        (folder / "tables/edges.csv").write_text("\n".join(["source,target,weight", *links]))
+        return folder / "tables"
+
+    def ogb(folder: Path) -> Path:
+        (folder / "ogb/raw").mkdir(parents=True)
+        for name, rows in (("edge", ring.T), ("node-feat", nodes["x"]), ("node-label", nodes["y"])):
+            text = "\n".join(",".join(map(str, np.atleast_1d(row))) for row in rows)
+            (folder / f"ogb/raw/{name}.csv.gz").write_bytes(gzip.compress(text.encode()))
+        return folder / "ogb"
 
     def field(folder: Path) -> Path:
         small = HashConfig(levels=4, log2_rows=9, finest=32)
@@ -223,7 +252,14 @@ def readers() -> dict[str, tuple[Make, Read]]:
         "core.images": (pictures, lambda path: ImageSet(path)[0]),
         "core.pretrained": (student, MLPStudent.from_pretrained),
         "graph.distilled": (distilled, DistilledDataset.load),
+        "graph.features": (
+            lambda folder: tables(folder) / "features.csv", lambda path: read_features(path, 2)
+        ),
         "graph.logits": (logits, lambda path: check_logits(path, 5, 3)),
+        "graph.npz": (arrays, read_graph),
+        "graph.ogb": (ogb, read_graph),
+        "graph.pt": (pyg, read_graph),
+        "graph.tables": (tables, read_graph),
         "mae.pth": (
             lambda folder: write_weights(vit, folder / "w.pth", "timm"),
             lambda path: load_weights(vit, path),

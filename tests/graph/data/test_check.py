@@ -56,10 +56,12 @@ FAULTS = {
         r"y must be \[30\] int64, one label for each row of x, got \[29\]",
     ),
     "float labels": (lambda g: {"y": g.y.float()}, "y must be .* got .* torch.float32"),
-    "multi-label": (
-        lambda g: {"y": torch.zeros(30, 4)},
-        r"one class a node, got \[30, 4\]; multi-label graphs are not supported",
+    "labels that are neither": (
+        lambda g: {"y": torch.full((30, 4), 0.5), "task": "labels"},
+        r"y must be 0 or 1 where a mask is set, got 0.5 at node \d+; take the node out",
     ),
+    "another task": (lambda g: {"task": "class"}, "task must be classes, labels or values, got"),
+    "no columns": (lambda g: {"task": "labels"}, r"y must be \[30, K\] for labels, got \[30\]"),
     "label negative": (
         lambda g: {"y": with_value(g.y, int(g.train_mask.nonzero()[0]), -1)},
         r"y must be in \[0, 3\) where a mask is set, got -1 at node \d+; -1 is for",

@@ -143,7 +143,7 @@ def test_the_wrong_width_is_named():
         (lambda: GCNTeacher(5, 0, 2, 3), "hidden_channels must be at least 1, got 0"),
         (lambda: MLPStudent(5, 8, 2, 3, dropout=1.0), r"dropout must be in \[0, 1\), got 1.0"),
         (lambda: GATTeacher(5, 10, 2, 3), "must be a multiple of heads, got 10 and 4"),
-        (lambda: make_teacher("GIN", 5, 8, 2, 3), "kind must be GCN, SAGE or GAT, got 'GIN'"),
+        (lambda: make_teacher("GIN", 5, 8, 2, 3), "kind must be one of GCN, .* got 'GIN'"),
     ],
 )
 def test_sizes_are_checked(make, message):

@@ -219,7 +219,7 @@ def test_recipes():
     assert recipe_for("photo", "GAT").lr == 0.001
     assert recipe_for("cpf-citeseer", "SAGE") == recipe_for("citeseer", "SAGE")
     assert recipe_for("unknown", "GAT").teacher == "GAT"
-    with pytest.raises(ConfigError, match="teacher must be GCN, SAGE or GAT, got 'gcn'"):
+    with pytest.raises(ConfigError, match="must be one of GCN, .* got 'gcn'; did you mean 'GCN'"):
         recipe_for("cora", "gcn")
 
 
@@ -229,7 +229,8 @@ def test_recipes():
         ({"tau": 0.0}, "tau must be > 0, got 0.0"),
         ({"task_weight": 1.5}, r"task_weight must be in \[0, 1\], got 1.5"),
         ({"layers": 0}, "layers must be at least 1, got 0"),
-        ({"teacher": "APPNP"}, "teacher must be GCN, SAGE or GAT"),
+        ({"teacher": "GIN"}, "teacher must be one of GCN, SAGE, SAGE-mean, GAT, APPNP"),
+        ({"norm": "layer"}, "norm must be none or batch, got 'layer'"),
         ({"reduction": "sum"}, "reduction must be edge or node"),
         ({"lr": 0.0}, "lr must be > 0"),
     ],

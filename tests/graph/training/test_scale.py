@@ -182,3 +182,26 @@ def test_stores_of_any_graph_have_the_targets_of_the_whole(graph, kind, reductio
     ])  # fmt: skip
     full = HighFrequency()(z_s, z, edges, weight)
     assert abs(values.mean() - full) < 4 * values.std() / 20
+
+
+@pytest.mark.parametrize("method", ["mlp", "glnn", "ff-g2m"])
+def test_batches_keep_the_best_validated_student_of_each_method(graph, method):
+    data, z = check_graph(graph), 3 * torch.randn(30, 3, generator=torch.Generator().manual_seed(0))
+    recipe = Recipe(hidden=16, lr=0.02, student_dropout=0.0, task_weight=0.0, epochs=1)
+    masks = (data.y, data.train_mask)
+    store = GraphStore.make(data.x, data.edge_index, z, *masks, val_mask=data.val_mask)
+    student, history = distill_in_batches(
+        store, recipe, method, epochs=60, seed=1, progress=False, **SIZES
+    )
+    scores = [row["val"] for row in history if "val" in row]
+    assert len(scores) >= 30
+    right = student.eval().predict(data.x) == data.y
+    assert float(right[data.val_mask].float().mean()) == pytest.approx(max(scores))
+    if method == "glnn":  # its targets are the teacher's own
+        batch = store.draw(0, 0, 1, seed=0, soft=True, **{**SIZES, "edges": 0})
+        row = {tuple(x.tolist()): z[i].softmax(0) for i, x in enumerate(data.x)}
+        expected = torch.stack([row[tuple(x.tolist())] for x in batch.x_nodes])
+        torch.testing.assert_close(batch.target * len(batch.target), expected)
+        assert len(batch.x_ends) == 0
+    with pytest.raises(ConfigError, match="method must be ff-g2m, glnn or mlp, got 'krd'"):
+        distill_in_batches(store, recipe, "krd")

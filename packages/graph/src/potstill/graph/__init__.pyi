@@ -2,6 +2,7 @@ from .analysis.comparison import Comparison as Comparison
 from .analysis.comparison import compare as compare
 from .criteria.frequency import HighFrequency as HighFrequency
 from .criteria.frequency import LowFrequency as LowFrequency
+from .criteria.frequency import MatchValues as MatchValues
 from .criteria.frequency import SoftLabel as SoftLabel
 from .criteria.peers import HGMD as HGMD
 from .criteria.peers import KRD as KRD
@@ -15,14 +16,18 @@ from .data.datasets import sparse_features as sparse_features
 from .data.positions import neighbour_positions as neighbour_positions
 from .data.positions import walk_positions as walk_positions
 from .data.positions import with_positions as with_positions
+from .data.readers import read_graph as read_graph
 from .data.sampling import teacher_batches as teacher_batches
 from .data.splits import Inductive as Inductive
 from .data.splits import cpf_split as cpf_split
 from .data.splits import hold_out as hold_out
 from .data.splits import per_class_split as per_class_split
+from .data.splits import random_split as random_split
 from .data.splits import take_split as take_split
+from .models.networks import APPNPTeacher as APPNPTeacher
 from .models.networks import GATTeacher as GATTeacher
 from .models.networks import GCNTeacher as GCNTeacher
+from .models.networks import MeanTeacher as MeanTeacher
 from .models.networks import MLPStudent as MLPStudent
 from .models.networks import SAGETeacher as SAGETeacher
 from .models.networks import make_teacher as make_teacher

@@ -1,4 +1,4 @@
-"""``potstill graph``: train, distill, predict, diagnose.
+"""``potstill graph``: check, train, distill, evaluate, predict, export, serve, diagnose.
 
 Only what the command line needs is imported here; torch comes with the command that runs.
 """
@@ -10,15 +10,58 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from potstill.core import ConfigError, atomic, reading
-from potstill.core.command import say, verb
-from potstill.graph.config import DiagnoseConfig, DistillConfig, TrainConfig
+from potstill.core import ConfigError
+from potstill.core.command import say, table, verb
+from potstill.graph.config import DiagnoseConfig, DistillConfig, GraphConfig, TrainConfig
 
 app = App(name="graph", help="Distil graph neural networks into networks that need no graph.")
 
 verb(app, "train", "potstill.graph.jobs:Train", TrainConfig)
 verb(app, "distill", "potstill.graph.jobs:Distill", DistillConfig)
 verb(app, "diagnose", "potstill.graph.jobs:Diagnose", DiagnoseConfig)
+
+Flat = Annotated[GraphConfig | None, Parameter(name="*")]
+
+
+@app.command
+def check(config: Flat = None) -> None:
+    """Say what is found in a graph; nothing is trained and nothing is written.
+
+    Args:
+        config: The graph.
+    """
+    config = config or GraphConfig()
+    from potstill.graph.data import describe
+    from potstill.graph.jobs import load_graph
+
+    table(config.dataset, describe(load_graph(config)))
+
+
+@app.command
+def evaluate(
+    student: Path,
+    config: Flat = None,
+    *,
+    out: Annotated[Path, Parameter(alias="-o")] = Path("runs/graph/evaluation"),
+) -> None:
+    """Score a saved student on the parts of a graph, and on each of its classes.
+
+    Args:
+        student: Folder of a saved student.
+        config: The graph.
+        out: Folder of the page.
+    """
+    config = config or GraphConfig()
+    from potstill.graph.analysis import evaluation
+    from potstill.graph.jobs import load_graph
+    from potstill.graph.models import MLPStudent
+
+    model = MLPStudent.from_pretrained(student)
+    own = {"scaling": "none", "fill": model.nan == "fill"} if config.is_file() else {}
+    report = evaluation(model, load_graph(config, **own), f"{student.name}: {config.dataset}")
+    report.save(out)
+    report.show()
+    say(f"page: {out / 'index.html'}")
 
 
 @app.command
@@ -29,38 +72,72 @@ def predict(
     *,
     out: Annotated[Path | None, Parameter(alias="-o")] = None,
     batch_size: Annotated[int | None, Parameter(alias="--batch")] = None,
+    probabilities: bool = False,
 ) -> None:
     """Predict classes of nodes from their features alone; no graph is read.
 
     Args:
         student: Folder of a saved student.
-        features: Features [N F]: ``.npy`` (memory-mapped), or ``.npz`` of a scipy sparse matrix.
-        out: File for the classes [N], ``.npy``; they are shown when it is left out.
+        features: Features [N F]: ``.npy`` (memory-mapped), ``.npz`` of a scipy sparse matrix, or
+            ``.csv``, whose columns id, label and split are left out.
+        out: File for what is predicted, ``.npy``, or ``.csv`` with names of classes; it is shown
+            when it is left out.
         batch_size: Nodes at a time.
+        probabilities: Write the probability of each class [N C] instead of the class.
     """
     import numpy as np
 
-    from potstill.graph import MLPStudent
+    from potstill.graph.models import MLPStudent, write_predictions
 
     model = MLPStudent.from_pretrained(student)
-    classes = model.predict(_features(features), batch_size).numpy()
+    x = _features(features)
+    found = (model.predict_proba if probabilities else model.predict)(x, batch_size).numpy()
     if out is None:
-        say(np.array2string(classes, threshold=1000))
-        return
-    with atomic(out.with_suffix(".npy")) as temporary:
-        np.save(temporary, classes)
+        say(np.array2string(found, threshold=1000))
+    else:
+        write_predictions(model, found, out)
+
+
+@app.command
+def export(student: Path, /, *, out: Annotated[Path, Parameter(alias="-o")]) -> None:
+    """Write a saved student as ONNX, or as a program of torch.export; it is checked first.
+
+    Args:
+        student: Folder of a saved student.
+        out: File, ``.onnx`` or ``.pt2``: features [nodes, F] to logits [nodes, C].
+    """
+    import torch
+
+    from potstill.core import to_exported, to_onnx
+    from potstill.graph.models import MLPStudent
+
+    if out.suffix not in (".onnx", ".pt2"):
+        raise ConfigError(f"export: out must end in .onnx or .pt2, got {out}")
+    model = MLPStudent.from_pretrained(student)
+    write = to_onnx if out.suffix == ".onnx" else to_exported
+    rows = torch.rand(3, model.in_channels, generator=torch.Generator().manual_seed(0))
+    made = write(model, rows, out, dynamic={0: "nodes"})
+    say(f"{made.path}: differs from the student by at most {made.error:.1e}")
+
+
+@app.command
+def serve(
+    student: Path, /, *, host: str = "127.0.0.1", port: int = 8765, check: bool = False
+) -> None:
+    """Answer requests for nodes by their features, with a page to try it.
+
+    Args:
+        student: Folder of a saved student.
+        host: Name or address to be asked by.
+        port: Port; 0 takes any free one.
+        check: Answer one request, then end.
+    """
+    from potstill.graph.serving import run
+
+    run(student, host, port, check=check)
 
 
 def _features(path: Path) -> Any:
-    import numpy as np
-    import scipy.sparse as sp
+    from potstill.graph.data import read_features
 
-    if path.suffix not in (".npy", ".npz") or not path.is_file():
-        raise ConfigError(
-            f"predict: features must be an existing .npy or .npz file, got {path}; "
-            "numpy.save and scipy.sparse.save_npz write them"
-        )
-    with reading(path, "features saved by numpy.save or scipy.sparse.save_npz"):
-        if path.suffix == ".npz":
-            return sp.load_npz(path)
-        return np.load(path, mmap_mode="c", allow_pickle=False)
+    return read_features(path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, fields, replace
+from dataclasses import KW_ONLY, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,39 +14,85 @@ from potstill.core import ConfigError, Training, nearest
 from potstill.core.command import as_dict
 from potstill.graph.training.recipes import FULL_BATCH, NAMES, Recipe, check_training, recipe_for
 
-__all__ = ["DiagnoseConfig", "DistillConfig", "TrainConfig"]
+__all__ = ["DiagnoseConfig", "DistillConfig", "GraphConfig", "TrainConfig"]
 
 _RUNS = Path("runs/graph")
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class GraphConfig:
+    """Say what is found in a graph of your own, or in one that is known by name.
+
+    Attributes:
+        dataset: Name of a graph (digits, cora, citeseer, photo, cs, ...; digits needs no files), or
+            a path: a folder with edges.csv and features.csv, .npz, .pt of PyG, OGB's layout.
+        target: Type of the nodes that are classified, in heterogeneous graphs.
+        split: Which of several stored splits; by default they take turns with the seed.
+        task: What is predicted; what the labels look like by default.
+        metric: How it is scored; by the task, and ROC-AUC or F1 where most nodes have one class.
+        directed: Keep edges that have one direction; else the other one is added.
+        scaling: What is done to features; auto standardises dense ones that leave [-1, 1].
+        fill: Put the mean of the feature in the place of NaN, instead of refusing it.
+        download: Let PyG fetch missing files into the data root.
+    """
+
+    dataset: str = "digits"
+    _: KW_ONLY
+    target: str | None = None
+    split: int | None = None
+    task: Literal["classes", "labels", "values"] | None = None
+    metric: Literal["accuracy", "f1", "roc_auc", "mae"] | None = None
+    directed: bool = False
+    scaling: Literal["auto", "standard", "row", "none"] = "auto"
+    fill: bool = False
+    download: bool = False
+
+    def __post_init__(self) -> None:
+        if self.is_file():
+            return
+        own = [name for name in ("target", "task", "directed", "fill") if getattr(self, name)]
+        own += ["scaling"] if self.scaling != "auto" else []
+        if own:
+            raise ConfigError(
+                f"{own[0]} must be left out for a graph that is known by name, got "
+                f"{getattr(self, own[0])!r} and {self.dataset!r}; it is for files"
+            )
+
+    def is_file(self) -> bool:
+        """Whether the graph is one of the user's own: a path, not a name."""
+        path = Path(self.dataset)
+        return bool(path.suffix) or len(path.parts) > 1 or path.is_dir()
+
+
+@dataclass(frozen=True)
+class TrainConfig(GraphConfig):
     """Train a teacher, and write its logits of all nodes to ``logits.npy``.
 
     Options that are not given are as in the tuned recipe of the data set.
 
     Attributes:
-        dataset: Name of a graph: digits, cora, citeseer, photo, cs, ... (digits needs no files).
         teacher: Architecture of the teacher.
         out: Folder of the results; the default stands for one below it for each verb and set of
             options.
         layers: Layers of teacher and student.
         hidden: Width of their hidden layers.
-        patience: Epochs without a better validation accuracy before training stops.
-        download: Let PyG fetch missing files into the data root.
+        patience: Epochs without a better validation score before training stops.
+        norm: Normalisation of the hidden layers of students.
+        balanced: Let every class of the labels weigh alike.
         training: Budget, optimizer, precision, device and seed; a step sees the whole graph.
     """
 
-    dataset: str = "digits"
-    teacher: Literal["GCN", "SAGE", "GAT"] = "GCN"
+    teacher: Literal["GCN", "SAGE", "SAGE-mean", "GAT", "APPNP"] = "GCN"
     out: Annotated[Path, Parameter(alias="-o")] = _RUNS
     layers: int | None = None
     hidden: int | None = None
     patience: int | None = None
-    download: bool = False
+    norm: Literal["none", "batch"] | None = None
+    balanced: bool = False
     training: Training = FULL_BATCH
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_training(self.training)
         self.recipe()  # checks every number
         if self.out == _RUNS:
@@ -68,14 +114,14 @@ class StudentsConfig(TrainConfig):
     """Train a GNN, and distil it into MLPs.
 
     Attributes:
-        methods: Students to train.
+        methods: Students to train; by default those that suit the graph.
         teacher_lr: Learning rate of the teacher; ``--lr`` is that of the students.
         tau: Temperature of the high-frequency term.
         task_weight: Weight of the labels, in [0, 1]; the teacher's terms get the rest.
         reduction: Mean of the low-frequency term: over edges, or over nodes.
     """
 
-    methods: tuple[str, ...] = ("mlp", "glnn", "ff-g2m")
+    methods: tuple[str, ...] = ()
     teacher_lr: float | None = None
     tau: float | None = None
     task_weight: float | None = None
@@ -83,8 +129,6 @@ class StudentsConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.methods:
-            raise ConfigError("methods must name at least one, got none")
         for method in self.methods:
             if method not in NAMES:
                 raise ConfigError(f"no method is called {method!r}; {nearest(method, NAMES)}")
@@ -100,15 +144,16 @@ class DistillConfig(StudentsConfig):
     Attributes:
         seeds: Number of seeds, from ``--seed`` on; FF-G2M's own five begin at 2022.
         hold_out: Share of the test nodes that training never sees; 0 is the transductive case.
-        logits: The teacher's logits of all nodes as ``.npy`` [N C], instead of training a teacher;
-            all seeds then share the split of the first, which must be that of the teacher.
+        logits: A teacher's logits of all nodes as ``.npy`` [N C], instead of training a teacher;
+            all seeds then share the split of the first, which must be that of the teacher. A graph
+            of your own may then have no labels.
         kind: Kind of the numbers in ``logits``.
     """
 
     seeds: int = 5
     hold_out: float = 0.0
     logits: Path | None = None
-    kind: Literal["logits", "probabilities", "log_probabilities"] = "logits"
+    kind: Literal["logits", "probabilities", "log_probabilities", "embeddings"] = "logits"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -13,13 +13,36 @@ from potstill.core import ConfigError, Job, Report, atomic, fingerprint, reading
 from potstill.core.command import say
 from potstill.graph.analysis.comparison import compare
 from potstill.graph.analysis.diagnostics import diagnose
-from potstill.graph.config import DiagnoseConfig, DistillConfig, TrainConfig
+from potstill.graph.config import DiagnoseConfig, DistillConfig, GraphConfig, TrainConfig
+from potstill.graph.data.check import check_graph
 from potstill.graph.data.datasets import load
+from potstill.graph.data.readers import read_graph
 from potstill.graph.training.protocol import teacher_logits, train_teacher
+from potstill.graph.training.scores import SCORES
 
-__all__ = ["Diagnose", "Distill", "Train"]
+__all__ = ["Diagnose", "Distill", "Train", "load_graph"]
 
 C = TypeVar("C", bound=TrainConfig)
+
+
+def load_graph(config: GraphConfig, seed: int = 0, **options: Any) -> Data:
+    """The graph that a configuration names: a known one, or a file.
+
+    Args:
+        config: Name or path, and how a file is read.
+        seed: Draws splits.
+        **options: Of `read_graph`, for files.
+    """
+    if not config.is_file():
+        name, split = config.dataset, config.split
+        data = load(name, seed=seed, split=split, download=config.download)
+        if config.metric is not None:
+            data.metric = config.metric
+            data = check_graph(data)
+        return data
+    names = ("target", "split", "task", "metric", "directed", "scaling", "fill")
+    own = {name: getattr(config, name) for name in names}
+    return read_graph(config.dataset, seed=seed, **{**own, **options})
 
 
 class _GraphJob(Job[C]):
@@ -29,7 +52,7 @@ class _GraphJob(Job[C]):
 
     def load(self, seed: int) -> Data:
         """The graph of a seed."""
-        return load(self.config.dataset, seed=seed, download=self.config.download)
+        return load_graph(self.config, seed)
 
     def options(self, progress: Any) -> dict[str, Any]:
         """Options of the functions that train several parts."""
@@ -64,7 +87,8 @@ class Train(_GraphJob[TrainConfig]):
             temporary.write_text(json.dumps({"split": _split(self.data)}), encoding="utf-8")
         with atomic(folder / "teacher.safetensors") as temporary:
             save_file({k: v.contiguous() for k, v in model.state_dict().items()}, temporary)
-        return {f"{part} accuracy": value for part, value in self.teacher.accuracy.items()}
+        name = SCORES[self.data.metric].title
+        return {f"{part} {name}": value for part, value in self.teacher.accuracy.items()}
 
 
 class Distill(_GraphJob[DistillConfig]):
@@ -76,7 +100,8 @@ class Distill(_GraphJob[DistillConfig]):
         Raises:
             ConfigError: The logits are those of a teacher that was trained on other labels.
         """
-        data, logits = super().load(seed), self.config.logits
+        data = load_graph(self.config, seed, logits=self.config.logits, kind=self.config.kind)
+        logits = self.config.logits
         about = None if logits is None else logits.with_suffix(".json")
         if about is not None and about.is_file():
             with reading(about, "what `potstill graph train` wrote"):

@@ -7,6 +7,7 @@ from .diagnostics import Diagnosis as Diagnosis
 from .diagnostics import diagnose as diagnose
 from .diagnostics import measure as measure
 from .diagnostics import two_hops as two_hops
+from .evaluation import evaluation as evaluation
 from .spectral import Spectrum as Spectrum
 from .spectral import dirichlet_ratio as dirichlet_ratio
 from .spectral import high_pass as high_pass

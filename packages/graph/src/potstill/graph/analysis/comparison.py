@@ -11,14 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
+from torch_geometric.nn import MessagePassing
 from torch_geometric.utils import k_hop_subgraph
 
 from potstill.core import Column, Engine, Report, Training, count_parameters, fingerprint, latency
 from potstill.graph.data.check import Kind, check_logits
+from potstill.graph.data.scaling import in_units
 from potstill.graph.data.tensors import rows
 from potstill.graph.models.networks import MLPStudent
-from potstill.graph.training.protocol import Progress, Trained, run_protocol
+from potstill.graph.training.protocol import Progress, Trained, methods_for, run_protocol
 from potstill.graph.training.recipes import FULL_BATCH, NAMES, Recipe
+from potstill.graph.training.scores import SCORES, Score, baseline
 
 __all__ = [
     "Comparison",
@@ -45,13 +48,22 @@ class Comparison:
     trained: dict[str, list[Trained]] = field(default_factory=dict)
     data: Data = field(default_factory=Data)
 
+    @property
+    def score(self) -> Score:
+        """How the metric of the graph is shown."""
+        return SCORES[self.data.get("metric") or "accuracy"]
+
     def percent(self, name: str, part: str = "test") -> list[float]:
-        """Accuracies of one of them in percent, by seed."""
-        return [100 * trained.accuracy[part] for trained in self.trained[name]]
+        """The metric of one of them by seed: shares in percent, errors of values as they are.
+
+        On the validation nodes where there are none to test.
+        """
+        scores = (found.accuracy for found in self.trained[name])
+        return [self.score.factor * each.get(part, each["val"]) for each in scores]
 
     def best(self, name: str) -> Trained:
-        """The one with the best validation accuracy over the seeds."""
-        return max(self.trained[name], key=lambda trained: trained.accuracy["val"])
+        """The one with the best validation score over the seeds."""
+        return max(self.trained[name], key=lambda found: self.score.sign * found.accuracy["val"])
 
     def report(self, title: str) -> Report:
         """Table and plots, with latencies measured now."""
@@ -60,7 +72,7 @@ class Comparison:
             title,
             summary=self._summary(last),
             columns={
-                "accuracy": Column("%", best="max"),
+                self.score.title: Column(self.score.unit, best=self.score.best),
                 "parameters": Column(),
                 "single node": Column("ms", best="min", digits=3),
                 "full graph": Column("ms", best="min", digits=3),
@@ -73,29 +85,32 @@ class Comparison:
         times = {shape: self._times(model) for shape, model in models.items()}
         for name, trained in self.trained.items():
             model = trained[-1].model
-            figures: dict[str, Any] = {"accuracy": self.percent(name)}
+            figures: dict[str, Any] = {self.score.title: self.percent(name)}
             for part in ("inductive", "production"):
                 if part in trained[0].accuracy:
                     figures[part] = self.percent(name, part)
             figures["parameters"] = count_parameters(model)
             report.add(self.label(name), **figures, **times[repr(model)])
-        report.bars("accuracy", "Mean over seeds and standard deviation.", "Test accuracy")
+        report.bars(
+            self.score.title, "Mean over seeds and standard deviation.", f"Test {self.score.title}"
+        )
         report.scatter(
             "single node",
-            "accuracy",
+            self.score.title,
             "The GNN has to collect the neighbourhood of a node first; students read one row. "
             "One thread; students of one shape are one network, timed once.",
-            "Accuracy against the latency of a single prediction",
+            f"Latency of a single prediction, and {self.score.title}",
             log=True,
         )
         return report
 
     def save_student(self, folder: Path) -> None:
-        """Save the student of the last method, of its best seed."""
+        """Save the student of the last method, of its best seed, for features as they were read."""
         best = self.best(list(self.trained)[-1])
         if isinstance(best.model, MLPStudent):
             metrics = {k: round(v, 4) for k, v in best.accuracy.items()}
-            best.model.save_pretrained(folder, teacher=self.label("teacher"), metrics=metrics)
+            student = best.model.for_raw(self.data)
+            student.save_pretrained(folder, teacher=self.label("teacher"), metrics=metrics)
 
     def _times(self, model: nn.Module) -> dict[str, Any]:
         """Milliseconds of a prediction, on one thread."""
@@ -115,12 +130,23 @@ class Comparison:
         return f"{self.recipe.teacher} teacher" if name == "teacher" else NAMES.get(name, name)
 
     def _summary(self, name: str) -> str:
-        mean = sum(self.percent(name)) / len(self.seeds)
-        teacher = sum(self.percent("teacher")) / len(self.seeds)
-        return (
-            f"{self.label(name)} reaches {mean:.1f} % without edges; its teacher, which needs "
-            f"them, {teacher:.1f} % (test nodes, mean of {len(self.seeds)} seeds)."
+        means = {key: sum(self.percent(key)) / len(self.seeds) for key in self.trained}
+        unit, score = f" {self.score.unit}".rstrip(), self.score
+        said = "agreement with the teacher" if self.data.get("label_free") else score.title
+        text = (
+            f"{self.label(name)} reaches {means[name]:.1f}{unit} without edges; its teacher, which "
+            f"needs them, {means['teacher']:.1f}{unit} ({said}, test nodes, mean of "
+            f"{len(self.seeds)} seeds)."
         )
+        least = score.factor * baseline(self.data)
+        margin = 0.05 if unit else 1e-3 * abs(least)  # of rounding
+        idle = [self.label(k) for k, v in means.items() if score.sign * (v - least) < margin]
+        if idle:
+            text += (
+                f" No better than saying the same of every node ({least:.1f}{unit}): "
+                f"{', '.join(idle)}."
+            )
+        return text
 
 
 def compare(
@@ -144,7 +170,7 @@ def compare(
         graph: The checked graph of a seed (its split may depend on it). With ``logits`` that of
             the first seed serves all: their teacher has seen the labels of one split.
         recipe: Sizes, weights and optimizer of teacher and students.
-        methods: Names from `METHODS`.
+        methods: Names from `METHODS`; those that suit the graph where there are none.
         seeds: Seeds, one run each.
         hold_out_rate: As of `run_protocol`.
         logits: A teacher's logits of all nodes, as `check_logits` takes them; then none is trained.
@@ -155,19 +181,19 @@ def compare(
         done: Function that gets one line of scores a seed.
         run: Folder with one folder a seed; what is finished there is read back.
     """
-    comparison, seeds = Comparison(recipe), list(seeds)
+    comparison, seeds, methods = Comparison(recipe), list(seeds), tuple(methods)
     for seed in seeds:
         if logits is None or not comparison.seeds:
-            comparison.data = graph(seed)
+            comparison.data = data = graph(seed)
         found = run_protocol(
-            comparison.data,
+            data,
             recipe,
-            tuple(methods),
+            methods or methods_for(data),
             seed=seed,
             hold_out_rate=hold_out_rate,
             z_teacher=None
             if logits is None
-            else check_logits(logits, comparison.data.num_nodes, comparison.data.num_classes, kind),
+            else in_units(data, check_logits(logits, len(data.y), data.num_classes, kind)),
             training=training,
             engine=engine,
             run=None if run is None else Path(run, f"seed-{seed}"),
@@ -176,8 +202,10 @@ def compare(
         comparison.seeds.append(seed)
         for name, trained in found.items():
             comparison.trained.setdefault(name, []).append(trained)
-        scores = (f"{comparison.label(k)} {100 * v.accuracy['test']:.1f}" for k, v in found.items())
-        done(f"seed {seed}: {', '.join(scores)} %")
+        scale, unit = comparison.score.factor, comparison.score.unit
+        scores = (f"{comparison.label(k)} {scale * v.accuracy.get('test', v.accuracy['val']):.1f}"
+                  for k, v in found.items())  # fmt: skip
+        done(f"seed {seed}: {', '.join(scores)} {unit or comparison.score.title}")
     return comparison
 
 
@@ -210,9 +238,10 @@ def single_node_call(model: nn.Module, data: Data, node: int | None = None) -> C
 def nodes_call(model: nn.Module, data: Data, nodes: Tensor) -> Callable[[], Tensor]:
     """A call that predicts some nodes [M], with the answers that the whole graph would give.
 
-    Teachers of `potstill.graph` read the neighbour lists of the graph, made before. Of any other
-    module the neighbourhood is collected from the edges, one hop wider than the module reads, so
-    that the degrees at its border are right.
+    GCN and SAGE of `potstill.graph` read the neighbour lists of the graph, made before. Of another
+    module that is made of PyG's convolutions the neighbourhood is collected from the edges, one hop
+    wider than the module reads, so that the degrees at its border are right; any other sees the
+    whole graph.
     """
     if isinstance(model, MLPStudent):
         return _without_gradient(model, rows(data.x, nodes))
@@ -220,7 +249,10 @@ def nodes_call(model: nn.Module, data: Data, nodes: Tensor) -> Callable[[], Tens
         call: Callable[[], Tensor] = partial(near, nodes, data.x, data.edge_index, *_weight(data))
         call()  # makes the lists
         return call
-    hops = len(getattr(model, "maps", getattr(model, "convolutions", ())))
+    hops = sum(getattr(m, "K", 1) or 1 for m in model.modules() if isinstance(m, MessagePassing))
+    if not hops:
+        whole = full_graph_call(model, data)
+        return lambda: whole()[nodes]
 
     @torch.inference_mode()
     def predict() -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
-from potstill.core import Column, ConfigError, Engine, Report, Training, accuracy, atomic
+from potstill.core import Column, ConfigError, Engine, Report, Training, atomic
 from potstill.core.measure.report import csv_text
 from potstill.graph.analysis.spectral import Spectrum, dirichlet_ratio, spectral_energy
 from potstill.graph.criteria.frequency import HighFrequency
@@ -30,6 +30,7 @@ from potstill.graph.training.protocol import (
     with_reliability,
 )
 from potstill.graph.training.recipes import FULL_BATCH, NAMES, Recipe
+from potstill.graph.training.scores import SCORES, score
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -119,20 +120,22 @@ class Diagnosis:
     students: dict[str, Trained] = field(default_factory=dict)
 
     def final(self, method: str) -> dict[str, float]:
-        """The figures of the student with the best validation weights, and its accuracy."""
+        """The figures of the student with the best validation weights, and its metric."""
         z = self.students[method].model.logits(self.data.x)
         own = measure(z, self.z_teacher, self.data.edge_index, self._pairs())
         return {"accuracy": self.students[method].accuracy["test"], **own}
 
     def report(self, title: str) -> Report:
         """Table of the final figures; curves, spectra and where the students fall behind."""
-        columns = {"accuracy": Column("%", best="max"), "edge_kl": Column("nats", best="min")}
+        score_name = SCORES[self.data.get("metric") or "accuracy"].title
+        columns = {score_name: Column("%", best="max"), "edge_kl": Column("nats", best="min")}
         report = Report(title, columns=columns, label="student", summary=self._summary())
-        teacher = {"accuracy": _test_accuracy(self.data, self.z_teacher), **self.teacher}
+        reached = score(self.data, self.z_teacher, self.data.test_mask)
+        teacher = {"accuracy": reached, **self.teacher}
         finals = {NAMES.get(name, name): self.final(name) for name in self.students}
         for name, figures in {"teacher": teacher, **finals}.items():
-            shown: dict[str, Any] = {**figures, "accuracy": 100 * figures["accuracy"]}
-            report.add(name, **shown)
+            shown: dict[str, Any] = {score_name: 100 * figures["accuracy"]}
+            report.add(name, **shown, **{k: v for k, v in figures.items() if k != "accuracy"})
         for key, heading in _TITLES.items():
             if key in self.teacher:
                 report.plot(self._curves(key, heading), heading, f"While training: {heading}")
@@ -267,10 +270,15 @@ def diagnose(
         run: Folder with one folder for each of them; what is finished there is read back.
 
     Raises:
-        ConfigError: ``every`` below 1.
+        ConfigError: ``every`` below 1, or a graph with several labels or values.
     """
     if every < 1:
         raise ConfigError(f"diagnose: every must be at least 1 epoch, got {every}")
+    if data.get("task") in ("labels", "values"):
+        raise ConfigError(
+            f"diagnose: the graph must have one class a node, got {data.task}; the figures compare "
+            "distributions over classes"
+        )
 
     def options(name: str) -> dict[str, Any]:
         return {
@@ -303,18 +311,18 @@ def _measuring(data: Data, z_t: Tensor, every: int, run: Path | None) -> Any:
     """A validation that also measures; the epoch is counted from where an earlier run stopped."""
     epochs: Iterator[int] | None = None
 
-    def score(student: nn.Module) -> dict[str, float]:
+    def look(student: nn.Module) -> dict[str, float]:
         nonlocal epochs
         if epochs is None:  # `fit` has opened the history, and has not written to it yet
             history = run and run / "history.jsonl"
             epochs = count(len(history.read_text().splitlines()) if history else 0)
         z = student(data.x.to(next(student.parameters()).device)).cpu()
-        figures = {"val": accuracy(z[data.val_mask], data.y[data.val_mask])}
+        figures = {"val": score(data, z, data.val_mask)}
         if next(epochs) % every == 0:
             figures |= measure(z.float(), z_t, data.edge_index, data.pairs_2)
         return figures
 
-    return score
+    return look
 
 
 def _similarity(p: Tensor, pairs: Tensor) -> float:
@@ -322,7 +330,3 @@ def _similarity(p: Tensor, pairs: Tensor) -> float:
         return float("nan")
     unit = torch.nn.functional.normalize(p, dim=1)
     return float((unit[pairs[0]] * unit[pairs[1]]).sum(1).mean())
-
-
-def _test_accuracy(data: Data, z: Tensor) -> float:
-    return accuracy(z[data.test_mask], data.y[data.test_mask])

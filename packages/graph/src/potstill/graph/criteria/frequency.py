@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -23,7 +24,7 @@ from potstill.graph.kernels.contrast import Contrast
 from potstill.graph.kernels.edges import contrast
 from potstill.graph.kernels.product import product
 
-__all__ = ["HighFrequency", "LowFrequency", "SoftLabel", "match_rows"]
+__all__ = ["HighFrequency", "LowFrequency", "MatchValues", "SoftLabel", "match_rows"]
 
 Reduction = Literal["edge", "node"]
 
@@ -116,6 +117,55 @@ class SoftLabel(nn.Module):
         """See the class."""
         _check("SoftLabel", z_s, z_t)
         return _match(z_s, self._memo(_soft_target, z_t, _kind(z_s)))
+
+
+class MatchValues(nn.Module):
+    """What `SoftLabel` is where the outputs are several labels, values or embeddings.
+
+    Source: Zhang et al. (GLNN), ICLR 2022, Eq. (1), for other outputs than one distribution: for
+    labels ``L = mean_ic KL(Bernoulli(sigmoid(z_t)) || Bernoulli(sigmoid(z_s)))``, for values
+    ``L = mean_ic (z_t - z_s)^2``.
+
+    Args:
+        task: ``"labels"`` or ``"values"``.
+
+    Call:
+        z_s, z_t: [N C]; edges are accepted and ignored.
+
+    Returns:
+        Scalar, nats (squared units) per node and output.
+
+    Raises:
+        ShapeError: ``z_s`` and ``z_t`` differ in shape.
+        ConfigError: Another ``task``.
+
+    Example:
+        >>> z = torch.tensor([[0.0, 1.0]])
+        >>> float(MatchValues("values")(z, z + 2, None)), float(MatchValues("labels")(z, z))
+        (4.0, 0.0)
+    """
+
+    def __init__(self, task: Literal["labels", "values"]) -> None:
+        super().__init__()
+        if task not in ("labels", "values"):
+            raise ConfigError(f"MatchValues: task must be labels or values, got {task!r}")
+        self.task = task
+
+    def forward(
+        self,
+        z_s: Float[Tensor, "nodes outputs"],
+        z_t: Float[Tensor, "nodes outputs"],
+        edge_index: Tensor | None = None,
+        edge_weight: Tensor | None = None,
+    ) -> Float[Tensor, ""]:
+        """See the class."""
+        _check("MatchValues", z_s, z_t)
+        z_s, z_t = _at_least_single(z_s), z_t.detach().to(_kind(z_s))
+        if self.task == "values":
+            return F.mse_loss(z_s, z_t)
+        p = z_t.sigmoid()
+        own = F.binary_cross_entropy_with_logits(z_t, p)
+        return F.binary_cross_entropy_with_logits(z_s, p) - own
 
 
 class LowFrequency(nn.Module):

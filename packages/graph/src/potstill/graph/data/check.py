@@ -16,10 +16,20 @@ from torch_geometric.utils import to_undirected as _to_undirected
 from potstill.core import ConfigError, DataError, ShapeError, reading
 from potstill.graph.data.tensors import as_features, is_sparse
 
-__all__ = ["check_edges", "check_ends", "check_graph", "check_logits", "is_symmetric"]
+__all__ = ["ABOUT", "check_edges", "check_ends", "check_graph", "check_logits", "is_symmetric"]
 
 log = logging.getLogger(__name__)
-Kind = Literal["logits", "probabilities", "log_probabilities"]
+Kind = Literal["logits", "probabilities", "log_probabilities", "embeddings"]
+ABOUT = (
+    "num_classes", "checked", "task", "metric", "class_names", "label_free", "rows_scaled",
+    "x_fill", "x_shift", "x_scale", "y_shift", "y_scale",
+)  # fmt: skip
+"""What a part of a graph shares with the whole."""
+METRICS = {
+    "classes": ("accuracy", "f1", "roc_auc"), "labels": ("f1", "roc_auc"), "values": ("mae",)
+}  # fmt: skip
+"""Scores by task; without a choice the first, or for classes ROC-AUC or F1 where one is most."""
+_MOST = 0.75  # share of a class from which accuracy says little
 _MASKS = ("train_mask", "val_mask", "test_mask")
 
 
@@ -29,13 +39,14 @@ def check_graph(
     """Check a graph for node classification and put it into the form that the package uses.
 
     The result has float32 features (dense or CSR), edges without duplicates and self-loops, three
-    masks that do not overlap, and ``num_classes``; ``checked`` marks it. What was changed is warned
-    about, as is what cannot be used.
+    masks that do not overlap, ``num_classes``, ``task`` and ``metric``; ``checked`` marks it. What
+    was changed is warned about, as is what cannot be used.
 
     Args:
-        data: ``x`` [N F], ``edge_index`` [2 E], ``y`` [N] int64, ``train_mask``, ``val_mask``,
-            ``test_mask`` [N] bool; optional ``edge_weight`` [E], also as ``weight`` or
-            ``edge_attr`` [E] or [E 1].
+        data: ``x`` [N F], ``edge_index`` [2 E], ``train_mask``, ``val_mask``, ``test_mask`` [N]
+            bool, and ``y``: one class a node [N] int64, several labels [N K] of 0 and 1, or values
+            [N K] float (``task="values"`` where they are whole); optional ``edge_weight`` [E], also
+            as ``weight`` or ``edge_attr`` [E] or [E 1].
         to_undirected: Add the missing direction of edges that have only one.
         strict: Refuse a graph without edges instead of warning.
         name: The caller, for messages.
@@ -73,8 +84,18 @@ def check_graph(
         name=name,
     )
     masks = _check_masks(name, data, count)
-    classes = _check_labels(name, data.y, masks, count, data.get("num_classes"))
-    checked = Data(x=x, edge_index=edge_index, y=data.y, num_classes=classes, checked=True, **masks)
+    task = _task(name, data, count)
+    y, classes = data.y, data.get("num_classes")
+    if task == "classes":
+        classes = _check_labels(name, y, masks, count, classes)
+    else:
+        y, classes = _check_values(name, y, masks, task), data.y.shape[1]
+    checked = Data(x=x, edge_index=edge_index, y=y, **masks)
+    for field in ABOUT:
+        if data.get(field) is not None:
+            checked[field] = data[field]
+    checked.num_classes, checked.checked, checked.task = classes, True, task
+    checked.metric = _metric(name, data.get("metric"), task, y, masks)
     if weight is not None:
         checked.edge_weight = weight
     return checked
@@ -184,7 +205,7 @@ def check_logits(
         num_nodes: N.
         num_classes: C where it is known.
         kind: What the numbers are; probabilities are turned into log-probabilities, which serve
-            as logits.
+            as logits. Embeddings and values are taken as they are.
 
     Returns:
         [N C] float32.
@@ -194,9 +215,10 @@ def check_logits(
         DataError: NaN or infinite values, or negative probabilities.
         ConfigError: An unknown kind.
     """
-    if kind not in ("logits", "probabilities", "log_probabilities"):
+    if kind not in ("logits", "probabilities", "log_probabilities", "embeddings"):
         raise ConfigError(
-            f"check_logits: kind must be logits, probabilities or log_probabilities, got {kind!r}"
+            "check_logits: kind must be logits, probabilities or log_probabilities, or embeddings; "
+            f"got {kind!r}"
         )
     if not isinstance(logits, Tensor | np.ndarray):
         # A map is only ever read; copy-on-write lets torch share it without a warning.
@@ -308,15 +330,10 @@ def _check_masks(name: str, data: Data, count: int) -> dict[str, Tensor]:
 def _check_labels(
     name: str, y: Tensor, masks: dict[str, Tensor], count: int, classes: int | None
 ) -> int:
-    if y.ndim == 2 and y.shape[1] > 1:
-        raise ShapeError(
-            f"{name}: y must be [{count}], one class a node, got {list(y.shape)}; multi-label "
-            "graphs are not supported"
-        )
     if y.shape != (count,) or y.dtype != torch.int64:
         raise ShapeError(
             f"{name}: y must be [{count}] int64, one label for each row of x, got {list(y.shape)} "
-            f"{y.dtype}"
+            f"{y.dtype}; pass task='values' for numbers [{count}, K] that are no classes"
         )
     used = torch.stack(list(masks.values())).any(0)
     if classes is None:
@@ -338,6 +355,51 @@ def _check_labels(
     if absent:
         warnings.warn(f"{name}: train_mask has no node of the classes {absent}", stacklevel=3)
     return classes
+
+
+def _task(name: str, data: Data, count: int) -> str:
+    """What the labels are, as the graph says or as they look."""
+    task, y = data.get("task"), data.y
+    if task not in (None, *METRICS):
+        raise ConfigError(f"{name}: task must be classes, labels or values, got {task!r}")
+    several = isinstance(y, Tensor) and y.ndim == 2 and len(y) == count and y.shape[1] > 0
+    if task is None:
+        if not several:
+            return "classes"
+        task = "labels" if bool(((y == 0) | (y == 1)).all()) else "values"
+    if task != "classes" and not several:
+        raise ShapeError(f"{name}: y must be [{count}, K] for {task}, got {list(y.shape)}")
+    return str(task)
+
+
+def _check_values(name: str, y: Tensor, masks: dict[str, Tensor], task: str) -> Tensor:
+    """Labels of 0 and 1, or values, in float32; what no mask selects may be unknown."""
+    y, used = y.float(), torch.stack(list(masks.values())).any(0)
+    right = y.isfinite() if task == "values" else (y == 0) | (y == 1)
+    bad = (used[:, None] & ~right).nonzero()
+    if len(bad):
+        node, column = bad[0].tolist()
+        raise DataError(
+            f"{name}: y must be {'finite' if task == 'values' else '0 or 1'} where a mask is set, "
+            f"got {float(y[node, column])} at node {node}; take the node out of its mask"
+        )
+    return y.where(right, 0)
+
+
+def _metric(name: str, metric: str | None, task: str, y: Tensor, masks: dict[str, Tensor]) -> str:
+    """The score that was chosen, or that says something about these labels."""
+    if metric is not None:
+        if metric not in METRICS[task]:
+            raise ConfigError(
+                f"{name}: metric must be {' or '.join(METRICS[task])} for {task}, got {metric!r}"
+            )
+        return metric
+    if task != "classes":
+        return METRICS[task][0]
+    counts = y[torch.stack(list(masks.values())).any(0)].bincount()
+    if float(counts.max() / counts.sum()) < _MOST:
+        return "accuracy"
+    return "roc_auc" if len(counts) == 2 else "f1"
 
 
 def _finite(name: str, field: str, x: Tensor) -> None:

@@ -17,6 +17,7 @@ from torch_geometric.data import Data
 from torch_geometric.loader import NeighborLoader
 
 from potstill.core import BackendError, ConfigError, generator
+from potstill.graph.data.check import ABOUT
 from potstill.graph.data.tensors import is_sparse, rows
 
 __all__ = ["has_sampler", "partition", "teacher_batches"]
@@ -131,8 +132,8 @@ def partition(data: Data, parts: int) -> Iterator[Data]:
             x=rows(data.x, nodes),
             edge_index=edges,
             y=data.y[nodes],
-            num_classes=data.num_classes,
             **masks,
+            **{name: data[name] for name in ABOUT if data.get(name) is not None},
         )
         if weight is not None:
             part.edge_weight = weight

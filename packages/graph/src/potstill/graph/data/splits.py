@@ -10,9 +10,17 @@ from torch_geometric.data import Data
 from torch_geometric.utils import index_to_mask, subgraph
 
 from potstill.core import ConfigError, DataError, generator
+from potstill.graph.data.check import ABOUT
 from potstill.graph.data.tensors import rows
 
-__all__ = ["Inductive", "cpf_split", "hold_out", "per_class_split", "take_split"]
+__all__ = [
+    "Inductive",
+    "cpf_split",
+    "hold_out",
+    "per_class_split",
+    "random_split",
+    "take_split",
+]
 
 
 def per_class_split(
@@ -82,6 +90,54 @@ def cpf_split(data: Data, seed: int = 0) -> Data:
     used = torch.cat(train + val)
     left = order[~torch.isin(order, used) & (y[order] >= 0)]
     return _masked(data, torch.cat(train), torch.cat(val), left)
+
+
+def random_split(
+    data: Data, shares: tuple[float, float, float] = (0.6, 0.2, 0.2), seed: int = 0
+) -> Data:
+    """The masks that lack, drawn among the labelled nodes that no mask selects.
+
+    Where there is no mask for training, all three are drawn by ``shares``. Where there is, the
+    nodes that are left become the ones that lack; without any left, validation takes a fifth of
+    training.
+
+    Args:
+        data: With labels ``y``; unknown are classes below 0 and rows with NaN.
+        shares: Of training, validation and test, together 1.
+        seed: The split is a pure function of it.
+
+    Raises:
+        DataError: Fewer than three labelled nodes.
+    """
+    names = ("train_mask", "val_mask", "test_mask")
+    y = data.y
+    known = y >= 0 if not y.is_floating_point() else ~y.isnan().reshape(len(y), -1).any(1)
+    given = {name: data[name] for name in names if data.get(name) is not None}
+    lacking = [name for name in names if name not in given]
+    if not lacking:
+        return data
+    free = known.clone()
+    for mask in given.values():
+        free &= ~mask
+    order = free.nonzero()[:, 0]
+    order = order[torch.randperm(len(order), generator=generator("random-split", seed))]
+    if "train_mask" in given and not len(order) and "val_mask" in lacking:
+        order = given["train_mask"].nonzero()[:, 0]
+        order = order[torch.randperm(len(order), generator=generator("random-split", seed))]
+        val = index_to_mask(order[: max(1, len(order) // 5)], size=len(y))
+        masks = {"val_mask": val, "train_mask": given["train_mask"] & ~val}
+        test = given.get("test_mask", torch.zeros_like(val))
+        return _copy(data, **masks, test_mask=test)
+    weights = torch.tensor([shares[names.index(name)] for name in lacking])
+    if len(order) < len(lacking):
+        raise DataError(
+            f"random_split: at least {len(lacking)} labelled nodes must be free for "
+            f"{', '.join(lacking)}, got {len(order)}"
+        )
+    ends = (weights.cumsum(0) / weights.sum() * len(order)).round().long().tolist()
+    starts = [0, *ends[:-1]]
+    parts = {name: order[a:b] for name, a, b in zip(lacking, starts, ends, strict=True)}
+    return _copy(data, **given, **{k: index_to_mask(v, size=len(y)) for k, v in parts.items()})
 
 
 def take_split(data: Data, index: int) -> Data:
@@ -154,8 +210,8 @@ def hold_out(data: Data, rate: float = 0.2, seed: int = 0) -> Inductive:
     )
     if weight is not None:
         observed.edge_weight = weight
-    for name in ("num_classes", "checked"):
-        if name in data:
+    for name in ABOUT:
+        if data.get(name) is not None:
             observed[name] = data[name]
     return Inductive(observed, nodes, held)
 

@@ -6,11 +6,8 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
-from scipy.stats import rankdata
 from torch import Tensor, nn
 from torch_geometric.data import Batch, Data
 from torch_geometric.io import read_tu_data
@@ -30,6 +27,7 @@ from potstill.core import (
     seed_all,
 )
 from potstill.graph.mirage.dataset import DistilledDataset, WeightedGraphSampler
+from potstill.graph.training.scores import roc_auc
 
 __all__ = [
     "GraphClassifier",
@@ -215,16 +213,7 @@ def auc(model_or_logits: Any, labels_or_graphs: Any) -> float:
     if not isinstance(model_or_logits, Tensor):
         batch = Batch.from_data_list([_bare(graph) for graph in labels_or_graphs])
         return _score(model_or_logits.eval(), batch)
-    p, y = model_or_logits.softmax(1).cpu().numpy(), labels_or_graphs.cpu().numpy()
-    there = [1] if p.shape[1] == 2 else np.unique(y)
-    areas = [_area(p[:, label], y == label) for label in there] if len(np.unique(y)) > 1 else [0.5]
-    return float(np.mean(areas))
-
-
-def _area(score: NDArray[Any], positive: NDArray[Any]) -> float:
-    """The share of pairs of a positive and a negative in the right order; equal ones count half."""
-    ones, zeros = positive.sum(), (~positive).sum()
-    return float((rankdata(score)[positive].sum() - ones * (ones + 1) / 2) / (ones * zeros))
+    return roc_auc(model_or_logits, labels_or_graphs)
 
 
 def _score(model: nn.Module, batch: Any) -> float:

@@ -1,9 +1,12 @@
 from .activation import relu_dropout as relu_dropout
+from .networks import APPNPTeacher as APPNPTeacher
 from .networks import GATTeacher as GATTeacher
 from .networks import GCNTeacher as GCNTeacher
+from .networks import MeanTeacher as MeanTeacher
 from .networks import MLPStudent as MLPStudent
 from .networks import SAGETeacher as SAGETeacher
 from .networks import make_teacher as make_teacher
+from .predictions import write_predictions as write_predictions
 from .propagate import FeatureLinear as FeatureLinear
 from .propagate import random_walk as random_walk
 from .propagate import symmetric as symmetric

@@ -6,23 +6,40 @@ All take node features [N F], dense or CSR; teachers take ``edge_index`` too, so
 
 from __future__ import annotations
 
+import json
 import warnings
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Integer
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
+from torch_geometric.data import Data
 from torch_geometric.nn import GATConv
 
-from potstill.core import ConfigError, Pretrained, ShapeError
+from potstill.core import ConfigError, DataError, Pretrained, ShapeError
+from potstill.graph.data.scaling import scale_rows
 from potstill.graph.data.tensors import Memo, as_features, csr, is_sparse, rows
 from potstill.graph.kernels.product import product
 from potstill.graph.models.activation import relu_dropout
-from potstill.graph.models.propagate import FeatureLinear, propagate, random_walk, symmetric
+from potstill.graph.models.propagate import (
+    FeatureLinear,
+    neighbour_mean,
+    propagate,
+    random_walk,
+    symmetric,
+)
 
-__all__ = ["GATTeacher", "GCNTeacher", "MLPStudent", "SAGETeacher", "make_teacher"]
+__all__ = [
+    "APPNPTeacher",
+    "GATTeacher",
+    "GCNTeacher",
+    "MLPStudent",
+    "MeanTeacher",
+    "SAGETeacher",
+    "make_teacher",
+]
 
 
 def _widths(name: str, ends: tuple[int, int], hidden: int, layers: int) -> list[int]:
@@ -44,17 +61,25 @@ class MLPStudent(
 ):
     """A multi-layer perceptron on the features of single nodes: what gets deployed.
 
-    Linear, ReLU and dropout; no dropout on the input, no normalisation, as in FF-G2M.
+    Linear, ReLU and dropout; no dropout on the input, no normalisation, as in FF-G2M. What serving
+    needs beside the weights is saved with them: see `for_raw`.
 
     Args:
         in_channels: Features of a node.
         hidden_channels: Width of the hidden layers.
         num_layers: Linear layers, at least 1.
-        out_channels: Classes.
+        out_channels: Classes, labels or values.
         dropout: After each hidden layer, in [0, 1).
+        norm: ``"batch"`` normalises hidden layers before the ReLU.
+        task: What is predicted: one of ``"classes"``, several ``"labels"``, or ``"values"``.
+        classes: Names of the classes or labels; they have none where it is empty.
+        nan: What `predict` does with nodes whose features are not finite: ``"mark"`` gives them -1
+            (NaN for values) and warns, ``"refuse"`` raises, ``"fill"`` takes ``fill`` instead.
+        fill: The value of each feature that takes the place of NaN.
+        scale_rows: Whether rows of features are divided by their sums first.
 
     Raises:
-        ConfigError: A size below 1, or a dropout outside [0, 1).
+        ConfigError: A size below 1, a dropout outside [0, 1), or an unknown or lacking option.
 
     Example:
         >>> student = MLPStudent(8, 16, 2, 3)
@@ -69,26 +94,82 @@ class MLPStudent(
         num_layers: int,
         out_channels: int,
         dropout: float = 0.5,
+        norm: Literal["none", "batch"] = "none",
+        task: Literal["classes", "labels", "values"] = "classes",
+        classes: tuple[str, ...] = (),
+        nan: Literal["mark", "refuse", "fill"] = "mark",
+        fill: tuple[float, ...] = (),
+        scale_rows: bool = False,
     ) -> None:
         super().__init__()
         widths = _widths("MLPStudent", (in_channels, out_channels), hidden_channels, num_layers)
-        self.in_channels = in_channels
+        for option, value, known in (
+            ("norm", norm, ("none", "batch")), ("task", task, ("classes", "labels", "values")),
+            ("nan", nan, ("mark", "refuse", "fill")),
+        ):  # fmt: skip
+            if value not in known:
+                raise ConfigError(f"MLPStudent: {option} must be {', '.join(known)}, got {value!r}")
+        for option, values, size in (
+            ("classes", classes, out_channels),
+            ("fill", fill, in_channels),
+        ):
+            if len(values) not in (0, size) or (option == nan and not values):
+                raise ConfigError(f"MLPStudent: {option} must have {size}, got {len(values)}")
+        self.in_channels, self.task, self.classes = in_channels, task, tuple(classes)
+        self.nan, self.fill, self.scale_rows = nan, tuple(fill), scale_rows
         self.dropout = _check_dropout("MLPStudent", dropout)
         self.layers = nn.ModuleList(
             (nn.Linear if i else FeatureLinear)(a, b) for i, (a, b) in enumerate(pairwise(widths))
         )
+        self.norms = nn.ModuleList(
+            nn.BatchNorm1d(width) for width in (widths[1:-1] if norm == "batch" else ())
+        )
 
     def forward(self, x: Tensor) -> Float[Tensor, "nodes classes"]:
         """Logits [N C] of features [N F], dense or CSR."""
-        for layer in self.layers[:-1]:
-            x = relu_dropout(layer(x), self.dropout, self.training)
+        if self.scale_rows:
+            x = scale_rows(x)
+        for i, layer in enumerate(self.layers[:-1]):
+            h = layer(x)
+            x = relu_dropout(self.norms[i](h) if self.norms else h, self.dropout, self.training)
         logits: Tensor = self.layers[-1](x)
         return logits
 
     def reset_parameters(self) -> None:
         """Draw new weights."""
-        for layer in self.layers:
+        for layer in (*self.layers, *self.norms):
             layer.reset_parameters()  # type: ignore[operator]
+
+    @torch.no_grad()
+    def for_raw(self, data: Data) -> MLPStudent:
+        """A copy that takes the features as they were before `read_graph` scaled and filled them.
+
+        Scales and shifts of features and values are folded into the first and the last layer, so
+        that they cost nothing; names of classes, what is predicted and what becomes of NaN are
+        arguments of the copy, and are saved with it.
+
+        Args:
+            data: The graph that the student was trained on.
+        """
+        values = json.loads(json.dumps(self._configuration()))
+        about = {
+            "task": data.get("task"), "classes": data.get("class_names"),
+            "scale_rows": data.get("rows_scaled"),
+        }  # fmt: skip
+        values |= {name: value for name, value in about.items() if value is not None}
+        if data.get("x_fill") is not None:
+            values |= {"nan": "fill", "fill": tuple(data.x_fill.tolist())}
+        raw = type(self)(**values)
+        raw.load_state_dict(self.state_dict())
+        first, last = raw.layers[0], raw.layers[-1]
+        if data.get("x_scale") is not None:
+            weight = first.weight.double() / data.x_scale
+            first.bias.copy_(first.bias.double() - weight @ data.x_shift)
+            first.weight.copy_(weight)
+        if data.get("y_scale") is not None:
+            last.weight.copy_(last.weight.double() * data.y_scale[:, None])
+            last.bias.copy_(last.bias.double() * data.y_scale + data.y_shift)
+        return raw.eval()
 
     @torch.no_grad()
     def logits(self, x: Any, batch_size: int | None = None) -> Float[Tensor, "nodes classes"]:
@@ -115,25 +196,118 @@ class MLPStudent(
                 self.train()
         device = next(self.parameters()).device
         if batch_size is None or batch_size >= x.shape[0]:
-            return self(as_features(x).to(device))
+            return self(self._filled(as_features(x)).to(device))
         parts = torch.arange(x.shape[0]).split(batch_size)
-        return torch.cat([self(as_features(_take(x, part)).to(device)) for part in parts])
+        filled = (self._filled(as_features(_take(x, part))) for part in parts)
+        return torch.cat([self(part.to(device)) for part in filled])
 
-    def predict(self, x: Any, batch_size: int | None = None) -> Integer[Tensor, " nodes"]:
-        """The most likely class of each node, [N] int64; arguments and errors as of `logits`.
+    def _filled(self, x: Tensor) -> Tensor:
+        """NaN of dense features replaced, where that is the policy."""
+        if self.nan != "fill" or is_sparse(x):
+            return x
+        return x.where(~x.isnan(), torch.tensor(self.fill, device=x.device))
 
-        Nodes whose logits are NaN or infinite, as those of NaN features are, get -1 and a warning.
+    def predict(self, x: Any, batch_size: int | None = None) -> Shaped[Tensor, "nodes ..."]:
+        """The most likely class of each node; arguments and errors as of `logits`.
+
+        Nodes whose logits are NaN or infinite, as those of NaN features are, get -1 and a warning,
+        unless ``nan`` says something else.
+
+        Returns:
+            Classes [N] int64, labels [N K] of 0 and 1, or values [N K], by ``task``.
+
+        Raises:
+            DataError: Such nodes, with ``nan="refuse"``.
         """
+        z, known = self._known(x, batch_size)
+        if self.task == "values":
+            return z.where(known[:, None], float("nan"))
+        if self.task == "labels":
+            return (z > 0).long().where(known[:, None], -1)
+        return z.argmax(1).where(known, -1)
+
+    def predict_proba(
+        self, x: Any, batch_size: int | None = None
+    ) -> Float[Tensor, "nodes classes"]:
+        """The probability of each class or label; arguments and errors as of `predict`.
+
+        Returns:
+            [N C]; rows of nodes that are not known are NaN.
+
+        Raises:
+            ConfigError: A student of values, which has none.
+        """
+        if self.task == "values":
+            raise ConfigError("predict_proba: task must be classes or labels, got values")
+        z, known = self._known(x, batch_size)
+        p = z.softmax(1) if self.task == "classes" else z.sigmoid()
+        return p.where(known[:, None], float("nan"))
+
+    def _known(self, x: Any, batch_size: int | None) -> tuple[Tensor, Tensor]:
+        """Logits, and the nodes where they are finite."""
         z = self.logits(x, batch_size)
         known = z.isfinite().all(1)
         if not bool(known.all()):
             bad = (~known).nonzero().flatten()
-            warnings.warn(
+            said = (
                 f"predict: {len(bad)} of {len(z)} nodes have logits that are not finite (first: "
-                f"{int(bad[0])}); their class is -1: fill or drop NaN features",
-                stacklevel=2,
+                f"{int(bad[0])})"
             )
-        return z.argmax(1).where(known, -1)
+            if self.nan == "refuse":
+                raise DataError(f"{said}; fill or drop NaN features")
+            warnings.warn(f"{said}; their class is -1: fill or drop NaN features", stacklevel=3)
+        return z, known
+
+    def fit(
+        self,
+        x: Any,
+        y: Any,
+        *,
+        epochs: int = 200,
+        batch_size: int = 4096,
+        lr: float = 0.01,
+        weight_decay: float = 5e-4,
+        seed: int = 0,
+    ) -> MLPStudent:
+        """Train on features and what is known about them, as scikit-learn's estimators are.
+
+        Args:
+            x: [N F], as `logits` takes it.
+            y: Classes [N], labels [N K] of 0 and 1, values [N K]; or what a teacher says [N C]:
+                logits, for a student of classes.
+            epochs: Passes over the nodes.
+            batch_size: Nodes at a time.
+            lr: Learning rate.
+            weight_decay: Weight decay.
+            seed: Of the order and the dropout.
+
+        Returns:
+            Itself, in eval mode.
+
+        Raises:
+            ShapeError: ``x`` or ``y`` of another size.
+        """
+        x, y = as_features(x), torch.as_tensor(y)
+        if len(y) != x.shape[0] or x.shape[1] != self.in_channels or y.ndim > 2:
+            raise ShapeError(
+                f"fit: x must be [N, {self.in_channels}] and y [N] or [N, C], got {list(x.shape)} "
+                f"and {list(y.shape)}"
+            )
+        taught = self.task == "classes" and y.ndim == 2
+        goal = y.float().softmax(1) if taught else y if self.task == "classes" else y.float()
+        loss = {"labels": F.binary_cross_entropy_with_logits, "values": F.mse_loss}.get(
+            self.task, F.cross_entropy
+        )
+        optimizer = torch.optim.Adam(self.parameters(), lr=lr, weight_decay=weight_decay)
+        self.train()
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(seed)
+            for _ in range(epochs):
+                for part in torch.randperm(len(y)).split(batch_size):
+                    optimizer.zero_grad()
+                    loss(self(rows(x, part)), goal[part]).backward()  # type: ignore[operator]
+                    optimizer.step()
+        return self.eval()
 
 
 def _take(x: Any, part: Tensor) -> Any:
@@ -256,6 +430,85 @@ class SAGETeacher(_Propagating):
     adjacency = staticmethod(random_walk)
 
 
+class MeanTeacher(nn.Module):
+    """GraphSAGE with the mean aggregator: separate maps of the node and of its neighbours' mean.
+
+    Source: Hamilton, Ying, Leskovec, NeurIPS 2017, Algorithm 1: ``X' = X W_1 + mean(X_j) W_2 + b``.
+    Arguments as of `GCNTeacher`; weights of edges weigh the mean.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        hidden_channels: int,
+        num_layers: int,
+        out_channels: int,
+        dropout: float = 0.5,
+    ) -> None:
+        super().__init__()
+        widths = _widths("MeanTeacher", (in_channels, out_channels), hidden_channels, num_layers)
+        self.dropout = _check_dropout("MeanTeacher", dropout)
+        self.own = nn.ModuleList(FeatureLinear(a, b) for a, b in pairwise(widths))
+        self.maps = nn.ModuleList(FeatureLinear(a, b, bias=False) for a, b in pairwise(widths))
+        self._adjacency = Memo()
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw new weights: Glorot-uniform, biases zero."""
+        for layer in (*self.own, *self.maps):
+            nn.init.xavier_uniform_(layer.weight)  # type: ignore[arg-type]
+        for layer in self.own:
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+
+    def forward(
+        self, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None
+    ) -> Float[Tensor, "nodes classes"]:
+        """Logits [N C] of all nodes of a graph."""
+        forth, back = self._adjacency(neighbour_mean, edge_index, x.shape[0], edge_weight)
+        for i, (own, near) in enumerate(zip(self.own, self.maps, strict=True)):
+            x = own(x) + propagate(forth, back, near(x))
+            if i < len(self.own) - 1:
+                x = relu_dropout(x, self.dropout, self.training)
+        return x
+
+
+class APPNPTeacher(nn.Module):
+    """An MLP whose logits spread by personalised PageRank.
+
+    Source: Gasteiger, Bojchevski, Guennemann, ICLR 2019, Eq. (4): ``Z' = (1 - a) S Z + a H``, ten
+    times, with a = 0.1. Arguments as of `GCNTeacher`.
+    """
+
+    steps, restart = 10, 0.1
+
+    def __init__(
+        self,
+        in_channels: int,
+        hidden_channels: int,
+        num_layers: int,
+        out_channels: int,
+        dropout: float = 0.5,
+    ) -> None:
+        super().__init__()
+        self.body = MLPStudent(in_channels, hidden_channels, num_layers, out_channels, dropout)
+        self._adjacency = Memo()
+
+    def reset_parameters(self) -> None:
+        """Draw new weights."""
+        self.body.reset_parameters()
+
+    def forward(
+        self, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None
+    ) -> Float[Tensor, "nodes classes"]:
+        """Logits [N C] of all nodes of a graph."""
+        forth, back = self._adjacency(symmetric, edge_index, x.shape[0], edge_weight)
+        own = self.body(x)
+        z = own.to(forth.dtype)
+        for _ in range(self.steps):
+            z = (1 - self.restart) * propagate(forth, back, z) + self.restart * own
+        return z
+
+
 class GATTeacher(nn.Module):
     """Graph attention: PyG's `GATConv`, with dropout on the input of every layer.
 
@@ -334,16 +587,25 @@ class GATTeacher(nn.Module):
         return csr(x.crow_indices(), x.col_indices(), F.dropout(x.values(), self.dropout), shape)
 
 
-_TEACHERS = {"GCN": GCNTeacher, "SAGE": SAGETeacher, "GAT": GATTeacher}
+_TEACHERS = {
+    "GCN": GCNTeacher, "SAGE": SAGETeacher, "SAGE-mean": MeanTeacher, "GAT": GATTeacher,
+    "APPNP": APPNPTeacher,
+}  # fmt: skip
 
 
 def make_teacher(kind: str, *sizes: int, dropout: float = 0.5) -> nn.Module:
-    """A teacher called ``GCN``, ``SAGE`` or ``GAT``; ``sizes`` as its constructor takes them.
+    """A teacher called ``GCN``, ``SAGE``, ``SAGE-mean``, ``GAT`` or ``APPNP``.
+
+    Args:
+        kind: Its name; upper and lower case do not matter.
+        *sizes: As its constructor takes them.
+        dropout: In [0, 1).
 
     Raises:
         ConfigError: An unknown name.
     """
-    if kind.upper() not in _TEACHERS:
-        raise ConfigError(f"make_teacher: kind must be GCN, SAGE or GAT, got {kind!r}")
-    teacher: nn.Module = _TEACHERS[kind.upper()](*sizes, dropout=dropout)
+    known = {name.lower(): make for name, make in _TEACHERS.items()}
+    if kind.lower() not in known:
+        raise ConfigError(f"make_teacher: kind must be one of {', '.join(_TEACHERS)}, got {kind!r}")
+    teacher: nn.Module = known[kind.lower()](*sizes, dropout=dropout)
     return teacher

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from potstill.graph.data.tensors import Memo, check_csr, compress, is_sparse, transposed
 from potstill.graph.kernels import PRODUCTS
 
-__all__ = ["FeatureLinear", "propagate", "random_walk", "symmetric"]
+__all__ = ["FeatureLinear", "neighbour_mean", "propagate", "random_walk", "symmetric"]
 
 
 class _Constant(torch.autograd.Function):
@@ -101,6 +101,17 @@ def random_walk(
     source, target, weight = _with_loops(edge_index, num_nodes, edge_weight, loop=2.0)
     degree = torch.zeros(num_nodes, device=weight.device).index_add_(0, target, weight)
     return _both(target, source, weight / degree[target], num_nodes)
+
+
+def neighbour_mean(
+    edge_index: Tensor, num_nodes: int, edge_weight: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """``D^-1 A`` and its transpose, CSR: the mean of the neighbours, zero where there are none."""
+    source, target = edge_index
+    weight = torch.ones_like(source, dtype=torch.float32) if edge_weight is None else edge_weight
+    degree = torch.zeros(num_nodes, device=source.device).index_add_(0, target, weight.float())
+    share = weight / degree.clamp_min(torch.finfo(degree.dtype).tiny)[target]
+    return _both(target, source, share.float(), num_nodes)
 
 
 def _with_loops(

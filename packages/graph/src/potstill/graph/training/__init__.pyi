@@ -4,6 +4,7 @@ from .protocol import METHODS as METHODS
 from .protocol import Trained as Trained
 from .protocol import distill as distill
 from .protocol import evaluate as evaluate
+from .protocol import methods_for as methods_for
 from .protocol import objective_for as objective_for
 from .protocol import run_protocol as run_protocol
 from .protocol import teacher_logits as teacher_logits
@@ -11,6 +12,7 @@ from .protocol import train_teacher as train_teacher
 from .protocol import with_reliability as with_reliability
 from .recipes import FULL_BATCH as FULL_BATCH
 from .recipes import NAMES as NAMES
+from .recipes import TEACHERS as TEACHERS
 from .recipes import Recipe as Recipe
 from .recipes import check_training as check_training
 from .recipes import recipe_for as recipe_for
@@ -20,3 +22,9 @@ from .scale import GraphStore as GraphStore
 from .scale import check_memory as check_memory
 from .scale import distill_in_batches as distill_in_batches
 from .scale import logits_in_blocks as logits_in_blocks
+from .scores import SCORES as SCORES
+from .scores import Score as Score
+from .scores import baseline as baseline
+from .scores import roc_auc as roc_auc
+from .scores import score as score
+from .scores import task_loss as task_loss

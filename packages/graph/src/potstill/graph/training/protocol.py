@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_geometric.data import Data
+from torch_geometric.utils import index_to_mask
 
 from potstill.core import (
     ConfigError,
@@ -19,13 +20,17 @@ from potstill.core import (
     Objective,
     Training,
     Validation,
-    accuracy,
     generator,
     nearest,
     seed_all,
 )
 from potstill.core.engine import fit_with
-from potstill.graph.criteria.frequency import HighFrequency, LowFrequency, SoftLabel
+from potstill.graph.criteria.frequency import (
+    HighFrequency,
+    LowFrequency,
+    MatchValues,
+    SoftLabel,
+)
 from potstill.graph.criteria.peers import HGMD, KRD, reliability
 from potstill.graph.data.check import check_graph
 from potstill.graph.data.splits import hold_out
@@ -34,12 +39,14 @@ from potstill.graph.models.networks import MLPStudent, make_teacher
 from potstill.graph.training.distiller import GraphToMLP, Supervised
 from potstill.graph.training.recipes import FULL_BATCH, Recipe, check_training
 from potstill.graph.training.scale import check_memory
+from potstill.graph.training.scores import SCORES, score, task_loss
 
 __all__ = [
     "METHODS",
     "Trained",
     "distill",
     "evaluate",
+    "methods_for",
     "objective_for",
     "run_protocol",
     "teacher_logits",
@@ -68,8 +75,8 @@ class Trained:
 
     Attributes:
         model: In eval mode, and on the device where it was before: models are made on the CPU.
-        accuracy: Shares in [0, 1]: ``val``, ``test`` where there are test nodes, and ``inductive``
-            and ``production`` where nodes were held out.
+        accuracy: The metric of the graph, shares in [0, 1] but for values: ``val``, ``test`` where
+            there are test nodes, and ``inductive`` and ``production`` where nodes were held out.
         history: One row an epoch.
     """
 
@@ -114,7 +121,7 @@ def train_teacher(
     if model is None:
         sizes = (data.x.shape[1], recipe.hidden, recipe.layers, data.num_classes)
         model = make_teacher(recipe.teacher, *sizes, dropout=recipe.teacher_dropout)
-    distiller = Supervised(model, Objective(task=(1.0, F.cross_entropy)))
+    distiller = Supervised(model, Objective(task=(1.0, task_loss(data, recipe.balanced))))
     own = _settled(replace(training, seed=seed), recipe, recipe.teacher_lr)
     history = _fit(distiller, data, recipe, own, engine, progress=progress, run=run)
     return Trained(model, evaluate(data, teacher_logits(model, data)), history)
@@ -172,9 +179,10 @@ def distill(
     seed_all("student", seed)
     if student is None:
         sizes = (data.x.shape[1], recipe.hidden, recipe.layers, data.num_classes)
-        student = MLPStudent(*sizes, dropout=recipe.student_dropout)
+        task = data.get("task") or "classes"
+        student = MLPStudent(*sizes, recipe.student_dropout, norm=recipe.norm, task=task)
     if not isinstance(method, Objective):
-        method = objective_for(method, recipe, data.get("reliability"))
+        method = objective_for(method, recipe, data.get("reliability"), data)
     taught = data.__copy__()
     taught.z_teacher = z_teacher
     own = _settled(replace(training, seed=seed), recipe, recipe.lr)
@@ -187,23 +195,35 @@ def distill(
         return Trained(student, evaluate(data, student(x)), history)
 
 
-def objective_for(method: str, recipe: Recipe, rho: Tensor | None = None) -> Objective:
+def objective_for(
+    method: str, recipe: Recipe, rho: Tensor | None = None, data: Data | None = None
+) -> Objective:
     """The terms of a method, weighted as FF-G2M does: labels and teacher share a weight of one.
 
     Args:
         method: One of `METHODS`.
         recipe: Weights and temperatures.
         rho: Reliability of the teacher [N], for ``krd``.
+        data: The graph; its task chooses the loss of the labels, one class a node by default.
 
     Raises:
-        ConfigError: An unknown method, or ``krd`` without ``rho``.
+        ConfigError: An unknown method, ``krd`` without ``rho``, or a method that compares
+            distributions over classes where there are several labels or values.
     """
     make = METHODS.get(method.lower())
     if make is None:
         raise ConfigError(
             f"objective_for: no method is called {method!r}; {nearest(method, METHODS)}"
         )
-    terms = make(recipe)
+    terms, task = make(recipe), "classes" if data is None else data.get("task")
+    labelled = F.cross_entropy if data is None else task_loss(data, recipe.balanced)
+    if terms and task in ("labels", "values"):
+        if method.lower() != "glnn":
+            raise ConfigError(
+                f"objective_for: {method} compares distributions over classes, and the graph has "
+                f"{task}; take glnn"
+            )
+        terms = {"soft": MatchValues(task)}
     if method.lower() == "krd":
         if rho is None:
             raise ConfigError(
@@ -212,10 +232,10 @@ def objective_for(method: str, recipe: Recipe, rho: Tensor | None = None) -> Obj
             )
         terms["krd"].rho = rho
     if not terms:
-        return Objective(task=(1.0, F.cross_entropy))
+        return Objective(task=(1.0, labelled))
     share = 1 - recipe.task_weight
     matched = {name: (share, criterion) for name, criterion in terms.items()}
-    return Objective({"task": (recipe.task_weight, F.cross_entropy), **matched})
+    return Objective({"task": (recipe.task_weight, labelled), **matched})
 
 
 METHODS: dict[str, Callable[[Recipe], dict[str, nn.Module]]] = {
@@ -235,6 +255,13 @@ METHODS: dict[str, Callable[[Recipe], dict[str, nn.Module]]] = {
     "hgmd-weight": lambda recipe: {"soft": SoftLabel(), "hgmd": HGMD(recipe.temperature)},
 }
 """Terms besides ``task``, by method; ``krd`` and ``hgmd`` are as published."""
+
+
+def methods_for(data: Data) -> tuple[str, ...]:
+    """The methods that are compared on a graph where none is named."""
+    if data.get("task") in ("labels", "values"):
+        return ("glnn",) if data.get("label_free") else ("mlp", "glnn")
+    return ("glnn", "ff-g2m") if data.get("label_free") else ("mlp", "glnn", "ff-g2m")
 
 
 @torch.no_grad()
@@ -277,10 +304,9 @@ def teacher_logits(model: nn.Module, data: Data) -> Tensor:
 
 
 def evaluate(data: Data, z: Tensor) -> dict[str, float]:
-    """Accuracy of logits [N C] on the validation and test nodes, shares in [0, 1]."""
-    z = z.to(data.y.device)
+    """The metric of the graph for outputs [N C], on the validation and the test nodes."""
     parts = {"val": data.val_mask, "test": data.test_mask}
-    return {k: accuracy(z[mask], data.y[mask]) for k, mask in parts.items() if bool(mask.any())}
+    return {k: score(data, z, mask) for k, mask in parts.items() if bool(mask.any())}
 
 
 def run_protocol(
@@ -355,9 +381,9 @@ def run_protocol(
 def _score_held_out(trained: Trained, data: Data, nodes: Tensor, rate: float) -> None:
     graph_free = isinstance(trained.model, MLPStudent)
     z = trained.model.logits(data.x) if graph_free else teacher_logits(trained.model, data)
-    score = trained.accuracy
-    score["inductive"] = accuracy(z.cpu()[nodes], data.y[nodes])
-    score["production"] = rate * score["inductive"] + (1 - rate) * score["test"]
+    found = trained.accuracy
+    found["inductive"] = score(data, z, index_to_mask(nodes, size=len(data.y)))
+    found["production"] = rate * found["inductive"] + (1 - rate) * found["test"]
 
 
 def _settled(training: Training, recipe: Recipe, lr: float) -> Training:
@@ -379,7 +405,7 @@ def _fit(
     recipe: Recipe,
     training: Training,
     engine: Engine | None,
-    score: Callable[[nn.Module], Any] | None = None,
+    validation: Callable[[nn.Module], Any] | None = None,
     **options: Any,
 ) -> Sequence[dict[str, float]]:
     if "checked" not in data:
@@ -394,11 +420,14 @@ def _fit(
             inputs, seen = [rows(data.x, seen.nonzero()[:, 0])], slice(None)  # nodes stand alone
         else:
             inputs += [data[name] for name in ("edge_index", "edge_weight") if name in data]
-        labels = data.y[data.val_mask]
+        part = data.__copy__()
+        part.y = data.y[data.val_mask]
+        everyone = torch.ones(len(part.y), dtype=torch.bool, device=part.y.device)
+        sign = SCORES[data.get("metric") or "accuracy"].sign
 
         def validate(model: nn.Module) -> dict[str, float]:
             # One pass an epoch: the test nodes are only looked at once, when training is over.
-            return {"val": accuracy(model(*inputs)[seen], labels)}
+            return {"val": sign * score(part, model(*inputs)[seen], everyone)}
 
-        best = Validation(score or validate, every=1, patience=recipe.patience, ties="latest")
+        best = Validation(validation or validate, every=1, patience=recipe.patience, ties="latest")
         return fit_with(training, distiller, [data], validation=best, engine=engine, **options)

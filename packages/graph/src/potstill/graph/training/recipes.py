@@ -7,7 +7,7 @@ from typing import Literal
 
 from potstill.core import ConfigError, Training, nearest
 
-__all__ = ["FULL_BATCH", "NAMES", "Recipe", "check_training", "recipe_for"]
+__all__ = ["FULL_BATCH", "NAMES", "TEACHERS", "Recipe", "check_training", "recipe_for"]
 
 FULL_BATCH = Training(batch=1)
 """Options of training on a whole graph; what is None is as in the recipe."""
@@ -26,12 +26,17 @@ NAMES = {
 """Methods that a student can be trained by, and how they are called in tables."""
 
 
+TEACHERS = ("GCN", "SAGE", "SAGE-mean", "GAT", "APPNP")
+"""Architectures of teachers."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How a teacher and its student are trained.
 
     Attributes:
-        teacher: ``GCN``, ``SAGE`` or ``GAT``.
+        teacher: ``GCN``, ``SAGE`` (the "gcn" aggregator of FF-G2M's tables), ``SAGE-mean``, ``GAT``
+            or ``APPNP``.
         layers: Layers of teacher and student.
         hidden: Width of their hidden layers.
         student_dropout: In [0, 1).
@@ -45,6 +50,8 @@ class Recipe:
         patience: Epochs without a better validation accuracy (an equal one counts as better).
         reduction: Mean of the low-frequency term, ``"edge"`` or ``"node"``.
         temperature: Temperature of KRD and HGMD.
+        norm: ``"batch"`` normalises the hidden layers of the student.
+        balanced: Whether every class of the labels weighs alike.
     """
 
     teacher: str = "GCN"
@@ -61,10 +68,16 @@ class Recipe:
     patience: int = 50
     reduction: Literal["edge", "node"] = "edge"
     temperature: float = 1.0
+    norm: Literal["none", "batch"] = "none"
+    balanced: bool = False
 
     def __post_init__(self) -> None:
-        if self.teacher not in ("GCN", "SAGE", "GAT"):
-            raise ConfigError(f"Recipe: teacher must be GCN, SAGE or GAT, got {self.teacher!r}")
+        if self.teacher not in TEACHERS:
+            raise ConfigError(
+                f"Recipe: teacher must be one of {', '.join(TEACHERS)}, got {self.teacher!r}"
+            )
+        if self.norm not in ("none", "batch"):
+            raise ConfigError(f"Recipe: norm must be none or batch, got {self.norm!r}")
         if not 0 <= self.task_weight <= 1:
             raise ConfigError(f"Recipe: task_weight must be in [0, 1], got {self.task_weight}")
         if not self.tau > 0:
@@ -127,9 +140,11 @@ def recipe_for(dataset: str, teacher: str = "GCN") -> Recipe:
         >>> recipe_for("cora", "GCN").hidden, recipe_for("my-graph").hidden
         (512, 128)
     """
-    if teacher not in ("GCN", "SAGE", "GAT"):
-        known = nearest(teacher.upper(), ("GCN", "SAGE", "GAT"))
-        raise ConfigError(f"recipe_for: teacher must be GCN, SAGE or GAT, got {teacher!r}; {known}")
+    if teacher not in TEACHERS:
+        raise ConfigError(
+            f"recipe_for: teacher must be one of {', '.join(TEACHERS)}, got {teacher!r}; "
+            f"{nearest(teacher.upper(), TEACHERS)}"
+        )
     name = dataset.lower().removeprefix("cpf-")
     row = _TUNED.get(name, {}).get(teacher)
     if row is None:

@@ -28,6 +28,7 @@ from potstill.core import (
     Losses,
     Objective,
     ShapeError,
+    Validation,
     fit,
     generator,
     seed_all,
@@ -73,17 +74,19 @@ class GraphBatch(NamedTuple):
 
 
 class BatchesToMLP(Distiller):
-    """FF-G2M on batches of nodes and of edges, independent of each other.
+    """FF-G2M on batches of nodes and of edges, independent of each other; or GLNN, on nodes.
 
     Source: Wu et al. (FF-G2M), AAAI 2023; the sampling is ours.
     """
 
     def forward(self, batch: GraphBatch, step: int) -> Losses:
         """Losses of one batch."""
-        task = (self.student(batch.x_seen), batch.y_seen)
-        low = (self.student(batch.x_nodes), batch.target, batch.entropy)
-        high = (self.student(batch.x_ends), batch.z_ends, batch.edges)
-        return self.objective(step, task=task, low=low, high=high)
+        routes = {
+            "task": lambda: (self.student(batch.x_seen), batch.y_seen),
+            "low": lambda: (self.student(batch.x_nodes), batch.target, batch.entropy),
+            "high": lambda: (self.student(batch.x_ends), batch.z_ends, batch.edges),
+        }
+        return self.objective(step, {name: routes[name]() for name in self.objective.names})
 
 
 @dataclass
@@ -100,6 +103,7 @@ class GraphStore:
         y: Labels [N].
         reach: Sums of the weights of ``half`` up to each edge, for draws; None without weights.
         reduction: Mean of the low-frequency term, ``"edge"`` or ``"node"``.
+        val: Validation nodes, where there are any.
     """
 
     x: Any
@@ -111,6 +115,7 @@ class GraphStore:
     y: Tensor
     reach: Tensor | None = None
     reduction: str = "edge"
+    val: Tensor | None = None
 
     @classmethod
     @torch.no_grad()
@@ -125,6 +130,7 @@ class GraphStore:
         *,
         edge_weight: Tensor | None = None,
         reduction: Reduction = "edge",
+        val_mask: Tensor | None = None,
     ) -> GraphStore:
         """Compute what the student does not change, a chunk of edges at a time.
 
@@ -138,6 +144,7 @@ class GraphStore:
             edge_chunk: Edges at a time: beyond the targets, memory is that many times C.
             edge_weight: [E], finite and >= 0: the weight of an edge in both terms.
             reduction: Mean of the low-frequency term, as of `LowFrequency`.
+            val_mask: [N] bool; `distill_in_batches` then keeps the best weights on these nodes.
 
         Raises:
             DataError: Edges to nodes that are not there.
@@ -173,12 +180,34 @@ class GraphStore:
         reach = None if edge_weight is None else weight[keep].double().cumsum(0)
         seen = train_mask.nonzero().flatten()
         scaled = (scaled.T / total).T
-        return cls(x, z, scaled, entropy / total, edge_index[:, keep], seen, y, reach, reduction)
+        val = None if val_mask is None else val_mask.nonzero()[:, 0]
+        half, entropy = edge_index[:, keep], entropy / total
+        return cls(x, z, scaled, entropy, half, seen, y, reach, reduction, val)
 
     def draw(
-        self, step: int, rank: int, world: int, *, nodes: int, edges: int, labelled: int, seed: int
+        self,
+        step: int,
+        rank: int,
+        world: int,
+        *,
+        nodes: int,
+        edges: int,
+        labelled: int,
+        seed: int,
+        soft: bool = False,
     ) -> GraphBatch:
-        """The part of one process in the global batch of a step; sizes are per process."""
+        """The part of one process in the global batch of a step; sizes are per process.
+
+        Args:
+            step: Step.
+            rank: Number of the process.
+            world: Number of processes.
+            nodes: Nodes.
+            edges: Edges; 0 draws none.
+            labelled: Training nodes.
+            seed: Of the draws.
+            soft: Take what the teacher says about the nodes themselves as targets (GLNN).
+        """
 
         def mine(kind: str, among: int, size: int) -> Tensor:
             rng = generator(kind, seed, step)
@@ -187,7 +216,9 @@ class GraphStore:
         count = len(self.y)
         i = mine("nodes", count, nodes)
         seen = self.seen[mine("labelled", len(self.seen), labelled)]
-        if self.reach is None:
+        if not edges:
+            drawn = torch.zeros(0, dtype=torch.long)
+        elif self.reach is None:
             drawn = mine("edges", self.half.shape[1], edges)
         else:  # an edge as often as its weight says
             level = torch.rand(edges * world, generator=generator("edges", seed, step)).double()
@@ -196,10 +227,15 @@ class GraphStore:
             drawn = drawn.clamp_max(len(self.reach) - 1)
         ends = self.half[:, drawn]
         unique, place = torch.unique(ends, return_inverse=True)
+        if soft:
+            p = torch.softmax(self.z_teacher[i], 1)
+            target, entropy = p / nodes, torch.xlogy(p, p).sum(1) / nodes
+        else:
+            target, entropy = (part[i] * (count / nodes) for part in (self.target, self.entropy))
         return GraphBatch(
             x_nodes=_rows(self.x, i),
-            target=self.target[i] * (count / nodes),
-            entropy=self.entropy[i] * (count / nodes),
+            target=target,
+            entropy=entropy,
             x_seen=_rows(self.x, seen),
             y_seen=self.y[seen],
             x_ends=_rows(self.x, unique),
@@ -211,6 +247,7 @@ class GraphStore:
 def distill_in_batches(
     store: GraphStore,
     recipe: Recipe,
+    method: str = "ff-g2m",
     *,
     epochs: float = 1.0,
     nodes: int = 16_384,
@@ -225,26 +262,34 @@ def distill_in_batches(
     Args:
         store: The graph.
         recipe: Sizes, weights and optimizer.
+        method: ``"ff-g2m"``, ``"glnn"`` or ``"mlp"``.
         epochs: Passes over the nodes (drawn with replacement).
         nodes: Nodes of a batch and process, for the low-frequency term.
         edges: Edges of a batch and process, for the high-frequency term.
         labelled: Training nodes of a batch and process.
         seed: Of weights, dropout and draws.
         student: Instead of the recipe's MLP.
-        **options: Of `potstill.core.fit`: engine, run, validation, progress, ...
+        **options: Of `potstill.core.fit`: engine, run, validation, progress, ... The weights with
+            the best accuracy on ``store.val`` are kept, looked at after each pass over the nodes,
+            where these are known and ``validation`` is not given.
 
     Returns:
         The student, on the device where it was before, and one row a step.
 
     Raises:
-        ConfigError: A size below 1; another reduction than that of the store.
+        ConfigError: A size below 1; another reduction than that of the store; an unknown method.
     """
     if min(nodes, edges, labelled) < 1 or epochs <= 0:
         raise ConfigError(
             "distill_in_batches: nodes, edges, labelled and epochs must be positive, got "
             f"{nodes}, {edges}, {labelled} and {epochs}"
         )
-    if recipe.reduction != store.reduction:
+    if method not in ("ff-g2m", "glnn", "mlp"):
+        raise ConfigError(
+            f"distill_in_batches: method must be ff-g2m, glnn or mlp, got {method!r}; the others "
+            "choose neighbours anew in each step and need the whole graph"
+        )
+    if method == "ff-g2m" and recipe.reduction != store.reduction:
         raise ConfigError(
             f"distill_in_batches: the recipe must have the reduction of the store, "
             f"{store.reduction!r}, got {recipe.reduction!r}; GraphStore.make takes one too"
@@ -252,27 +297,42 @@ def distill_in_batches(
     seed_all("student", seed)
     if student is None:
         sizes = (store.x.shape[1], recipe.hidden, recipe.layers, store.z_teacher.shape[1])
-        student = MLPStudent(*sizes, dropout=recipe.student_dropout)
+        student = MLPStudent(*sizes, dropout=recipe.student_dropout, norm=recipe.norm)
     share = 1 - recipe.task_weight
-    objective = Objective(
-        task=(recipe.task_weight, F.cross_entropy),
-        low=(share, match_rows),
-        high=(share, HighFrequency(recipe.tau, symmetric=False)),
-    )
+    terms: dict[str, Any] = {"task": (recipe.task_weight, F.cross_entropy)}
+    if method == "mlp":
+        terms = {"task": (1.0, F.cross_entropy)}
+    else:
+        terms["low"] = (share, match_rows)
+    if method == "ff-g2m":
+        terms["high"] = (share, HighFrequency(recipe.tau, symmetric=False))
     engine: Engine | None = options.get("engine")
     world = 1 if engine is None else engine.world
+    one = len(store.y) / (nodes * world)
     settings: dict[str, Any] = {
-        "steps": max(1, round(epochs * len(store.y) / (nodes * world))),
+        "steps": max(1, round(epochs * one)),
         "lr": recipe.lr,
         "optimizer": partial(torch.optim.Adam, weight_decay=recipe.weight_decay, fused=True),
     }
+    if store.val is not None and len(store.val):
+        score = partial(_accuracy, store.x, store.y, store.val)
+        settings["validation"] = Validation(score, every=max(1, round(one)), ties="latest")
+    drawn = {"nodes": nodes, "edges": edges if method == "ff-g2m" else 0, "labelled": labelled}
     history = fit(
-        BatchesToMLP(student, objective),
-        partial(store.draw, nodes=nodes, edges=edges, labelled=labelled, seed=seed),
+        BatchesToMLP(student, Objective(terms)),
+        partial(store.draw, **drawn, seed=seed, soft=method == "glnn"),
         seed=seed,
         **{**settings, **options},
     )
     return student, history
+
+
+def _accuracy(x: Any, y: Tensor, nodes: Tensor, student: nn.Module) -> dict[str, float]:
+    """Share of some nodes that a student is right about, a block at a time."""
+    device, right = next(student.parameters()).device, 0
+    for part in nodes.split(2**16):
+        right += int((student(_rows(x, part).to(device)).argmax(1).cpu() == y[part]).sum())
+    return {"val": right / len(nodes)}
 
 
 @torch.no_grad()
