@@ -234,8 +234,8 @@ def _ogb(path: Path) -> dict[str, Any]:
     """OGB's layout: ``raw/*.csv.gz`` without headers, and ``split/NAME/*.csv.gz``."""
 
     def table(file: Path, kind: str) -> Any:
-        with gzip.open(file, "rt") as text:
-            return np.loadtxt(text, dtype=kind, delimiter=",", ndmin=2)
+        text = io.StringIO(_unpacked(file).decode())
+        return np.loadtxt(text, dtype=kind, delimiter=",", ndmin=2)
 
     raw = path / "raw"
     fields = {"edge_index": table(raw / "edge.csv.gz", "int64").T}
@@ -301,15 +301,25 @@ _SPLIT = ("split", "set", "fold")
 
 
 def _lines(path: Path) -> Iterator[list[str]]:
-    opened = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rb") as file:
-        content = file.read(_MOST)
-    text = content.decode("utf-8-sig")
+    text = _unpacked(path).decode("utf-8-sig")
     first = text.partition("\n")[0]
     delimiter = max(",;\t ", key=first.count) if first.strip() else ","
     for row in csv.reader(io.StringIO(text), delimiter=delimiter):
         if row and not row[0].startswith("#"):
             yield row
+
+
+def _unpacked(path: Path) -> bytes:
+    """The content of a file, of a ``.gz`` up to a limit."""
+    if path.suffix != ".gz":
+        return path.read_bytes()
+    parts, size = [], 0
+    with gzip.open(path, "rb") as file:
+        while part := file.read(2**20):
+            parts.append(part)
+            if (size := size + len(part)) > _MOST:
+                raise DataError(f"{path} must hold at most {_MOST >> 30} GiB, got more")
+    return b"".join(parts)
 
 
 def _number(text: str) -> bool:
