@@ -235,12 +235,12 @@ def graph_ff_g2m():
 
 @program("GraphToMLP")
 def graph_krd():
-    return distilled("krd")
+    return distilled("krd-entropy")
 
 
 @program("GraphToMLP")
 def graph_hgmd():
-    return distilled("hgmd")
+    return distilled("hgmd-weight")
 
 
 @program("BatchesToMLP")
