@@ -1,17 +1,20 @@
 """The teacher cache: what is read is what was written, and only of what it was written for."""
 
 import json
+import pickle
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from potstill.core import Batches, Objective, fit
 from potstill.core.criteria import kd, sparse_kl, topk_kl
+from potstill.core.engine import run_ranks
 from potstill.core.errors import CheckpointError, ConfigError, DataError
 from potstill.core.schemes import LogitDistiller
 from potstill.core.store.cache import TeacherCache, TopK
@@ -205,3 +208,148 @@ def test_classes_masked_by_the_teacher_are_kept(tmp_path, data) -> None:
 
     cache = write(tmp_path, Masks(4, 6), data)
     assert cache[torch.arange(23)][:, 2].isneginf().all()
+
+
+@pytest.mark.parametrize("maps", [True, False], ids=["maps", "tokens"])
+def test_dense_outputs(tmp_path, maps) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(7, 3, 5, 4) if maps else torch.randn(7, 5, 3)
+    dense = nn.Conv2d(3, 6, 1) if maps else nn.Linear(3, 6)
+    z = dense(x).detach()
+    cache = write(tmp_path / "full", dense, TensorDataset(x))
+    torch.testing.assert_close(cache[torch.arange(7)], z.half().float())
+    options = {"kind": "topk", "k": 2}
+    with pytest.raises(ConfigError, match="class_dim must say which axis"):
+        write(tmp_path / "top", dense, TensorDataset(x), **options)
+    for wrong in (0, 5):
+        with pytest.raises(ConfigError, match="class_dim must be an axis"):
+            write(tmp_path / "top", dense, TensorDataset(x), **options, class_dim=wrong)
+    with pytest.raises(ConfigError, match="class_dim is for"):
+        write(tmp_path / "top", dense, TensorDataset(x), class_dim=1)
+    cache = write(tmp_path / "top", dense, TensorDataset(x), **options, class_dim=1 if maps else 2)
+    stored, last = cache[torch.arange(7)], z.movedim(1, -1) if maps else z
+    assert torch.equal(stored.indices, last.topk(2).indices)
+    torch.testing.assert_close(
+        sparse_kl(torch.zeros_like(last), stored.indices, stored.log_p, dim=-1),
+        topk_kl(torch.zeros_like(last), last, k=2, dim=-1), rtol=1e-2, atol=1e-3,
+    )  # fmt: skip
+
+
+class Said(dict):
+    """As a ModelOutput of transformers."""
+
+
+class Reader(nn.Module):
+    """A teacher in the style of Hugging Face."""
+
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(9, 6)
+        self.head = nn.Linear(6, 6)
+
+    def forward(self, input_ids=None, attention_mask=None):
+        z = self.head(self.words(input_ids))
+        assert z.dtype in (torch.float32, torch.bfloat16)
+        return Said(logits=z * attention_mask[..., None], hidden=z)
+
+
+def tokens(lengths=(5, 5, 5)):
+    return [
+        {"input_ids": torch.arange(n) + i, "attention_mask": torch.ones(n), "labels": i}
+        for i, n in enumerate(lengths)
+    ]
+
+
+def test_mappings_and_what_models_return(tmp_path) -> None:
+    torch.manual_seed(0)
+    teacher = Reader()
+    cache = write(tmp_path / "all", teacher, tokens())
+    item = cache.dataset(tokens())[1]
+    assert sorted(item) == ["attention_mask", "input_ids", "labels", "teacher"]
+    z = teacher(item["input_ids"], item["attention_mask"])
+    torch.testing.assert_close(item["teacher"], z["logits"].detach(), rtol=1e-3, atol=1e-3)
+    chosen = write(tmp_path / "hidden", teacher, tokens(), output=lambda said: said["hidden"])
+    torch.testing.assert_close(chosen[1], z["hidden"].detach(), rtol=1e-3, atol=1e-3)
+    with pytest.raises(TypeError):  # the teacher needs both
+        write(tmp_path / "less", teacher, tokens(), inputs=["input_ids"])
+    with pytest.raises(DataError, match=r"must be \[5, 6\], got \[4, 6\] for entry 1; pad"):
+        TeacherCache.write(tmp_path / "ragged", teacher, tokens((5, 4)), batch_size=1)
+
+
+def test_autocast_is_part_of_what_a_cache_is(tmp_path, teacher, data) -> None:
+    cache = write(tmp_path, teacher, data, precision="bf16")
+    z = teacher(data.tensors[0]).detach()
+    found = cache[torch.arange(23)]
+    torch.testing.assert_close(found, z, rtol=2e-2, atol=2e-2)
+    assert torch.equal(found, found.bfloat16().float())  # it ran in bf16
+    with pytest.raises(CheckpointError, match="another precision bf16 \\(asked: fp32\\)"):
+        write(tmp_path, teacher, data)
+    with pytest.raises(ConfigError, match="precision must be"):
+        write(tmp_path, teacher, data, precision="half")
+
+
+def test_workers_read_a_cache_and_write_one(tmp_path, teacher, data) -> None:
+    cache = write(tmp_path, teacher, data, workers=1)
+    assert len(pickle.dumps(cache)) < 1500  # a description, not the values
+    again = pickle.loads(pickle.dumps(cache))
+    assert torch.equal(again[torch.arange(23)], cache[torch.arange(23)])
+    loader = DataLoader(cache.dataset(data), 10, num_workers=1)
+    assert torch.equal(torch.cat([z for *_, z in loader]), cache[torch.arange(23)])
+
+
+def test_a_cache_of_before_and_arrays_of_another_shape(tmp_path, teacher, data) -> None:
+    cache = write(tmp_path, teacher, data)
+    about = json.loads((tmp_path / "cache.json").read_text())
+    for new in ("shape", "class_dim", "precision"):
+        del about[new]
+    (tmp_path / "cache.json").write_text(json.dumps(about))
+    old = TeacherCache.open(tmp_path, teacher=teacher, dataset=data)
+    assert torch.equal(old[torch.arange(23)], cache[torch.arange(23)])
+    (tmp_path / "cache.json").write_text(json.dumps({**about, "shape": [3, 2], "classes": 2}))
+    with pytest.raises(DataError, match="logits.npy of float16"):
+        TeacherCache(tmp_path, replace(old.spec, shape=[3, 2]))
+    (tmp_path / "cache.json").write_text(" " * (1 << 21))
+    with pytest.raises(DataError, match="cache.json must be the description"):
+        TeacherCache.open(tmp_path, teacher=teacher, dataset=data)
+
+
+class Counting(nn.Linear):
+    """A teacher that fails once, in the second process, at its third batch."""
+
+    seen, limit = 0, 8
+
+    def forward(self, x):
+        self.seen += len(x)
+        if torch.distributed.get_rank() == 1 and self.seen > self.limit:
+            raise FloatingPointError("tired")
+        return super().forward(x)
+
+
+def on_ranks(folder):
+    torch.manual_seed(0)
+    teacher, items = Counting(4, 6), [(x,) for x in torch.randn(23, 4)]
+    try:
+        write(folder, teacher, items)
+        said = ""
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}"
+    marks = int(TeacherCache(folder, write_spec(folder))._done.sum())
+    torch.distributed.barrier()
+    teacher.seen, teacher.limit = 0, 99
+    cache = write(folder, teacher, items)
+    right = torch.stack([F.linear(x, teacher.weight, teacher.bias) for (x,) in items])
+    torch.testing.assert_close(cache[torch.arange(23)], right.detach().half().float())
+    return said, marks, teacher.seen
+
+
+def write_spec(folder):
+    from potstill.core.store.cache import _read
+
+    return _read(folder)
+
+
+def test_each_process_writes_its_rows_and_one_that_fails_is_told(tmp_path) -> None:
+    (first, marks, more), (second, _, rest) = run_ranks(on_ranks, 2, tmp_path)
+    assert first == "DataError: TeacherCache: process 1 failed: tired"
+    assert second == "FloatingPointError: tired"
+    assert (marks, more + rest) == (12 + 5, 2 * 1 + 6)  # a probe each, and what was missing

@@ -4,26 +4,34 @@ A cache is a folder: ``cache.json`` (what it is of), one memory-mapped ``.npy`` 
 ``done.npy``, a mark for each entry. An entry is a view of an item: with augmentation the teacher
 must have seen what the student sees, so view v of item i is augmented by a generator of its own,
 keyed by (seed, v, i), and student and teacher get the same pixels.
+
+Several processes (torchrun) write one cache: each asks the teacher about a part of the entries, and
+writes its rows only.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils.data import default_collate
+from torch.utils.data import DataLoader, Subset
 
 from potstill.core.errors import CheckpointError, ConfigError, DataError, reading
 from potstill.core.files import atomic, reserve, writing
 from potstill.core.seed import generator
+from potstill.core.store.asking import Asking, collate
 from potstill.core.store.data import MapDataset, fingerprint
+from potstill.core.store.lock import Lock
 from potstill.core.vocabulary.teacher import Frozen
 
 __all__ = ["CachedDataset", "TeacherCache", "TopK"]
@@ -31,6 +39,7 @@ __all__ = ["CachedDataset", "TeacherCache", "TopK"]
 Augment = Callable[[Any, torch.Generator], Any]
 
 _PROBES = 64
+_LARGEST = 1 << 20  # bytes of a description
 
 
 class TopK(NamedTuple):
@@ -61,16 +70,24 @@ class _Spec:
     classes: int
     k: int
     T: float
+    shape: Sequence[int] = ()  # of the output of an item; empty in old ones: (classes,)
+    class_dim: int = -1
+    precision: str = "fp32"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", list(self.shape or (self.classes,)))
 
     def fields(self) -> dict[str, tuple[Any, tuple[int, ...]]]:
         """Arrays by name: dtype and shape of an entry."""
         if self.kind == "full":
-            return {"logits": (np.float16, (self.classes,))}
+            return {"logits": (np.float16, tuple(self.shape))}
         index = np.uint16 if self.classes <= 1 << 16 else np.int32
+        places = list(self.shape)
+        del places[self.class_dim]
         return {
-            "indices": (index, (self.k,)),
-            "log_p": (np.float16, (self.k,)),
-            "tail": (np.float32, ()),
+            "indices": (index, (*places, self.k)),
+            "log_p": (np.float16, (*places, self.k)),
+            "tail": (np.float32, tuple(places)),
         }
 
 
@@ -90,8 +107,10 @@ class TeacherCache:
                 name: np.load(folder / f"{name}.npy", mmap_mode=mode) for name in spec.fields()
             }
             self._done = np.load(folder / "done.npy", mmap_mode=mode)
+            wanted = {**spec.fields(), "done": (np.bool_, ())}
             for name, array in {**self._arrays, "done": self._done}.items():
-                if array.dtype.hasobject or len(array) != spec.views * spec.items:
+                dtype, shape = wanted[name]
+                if array.dtype != dtype or array.shape != (spec.views * spec.items, *shape):
                     raise ValueError(f"{name}.npy of {array.dtype} {list(array.shape)}")
 
     @classmethod
@@ -109,14 +128,23 @@ class TeacherCache:
         seed: int = 0,
         batch_size: int = 256,
         device: str | torch.device = "cpu",
+        precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+        inputs: Sequence[str] | None = None,
+        output: Callable[[Any], Tensor] | None = None,
+        class_dim: int | None = None,
+        workers: int = 0,
         progress: bool = True,
     ) -> TeacherCache:
         """Run the teacher over a data set; an interrupted call goes on where it was.
 
+        In several processes all call it; the folder is one that all of them see.
+
         Args:
             folder: Made if absent; a cache found there must be of the same things.
-            teacher: Input -> logits [N C].
-            dataset: Items, or tuples whose first entry is the input.
+            teacher: Input -> logits [N C], or anything of equal shape for all items, such as
+                [N C H W] and [N tokens C]. It may return what `tensor_of` takes a tensor from.
+            dataset: Items, or tuples whose first entry is the input; or mappings, whose entries
+                the teacher gets by name as far as its ``forward`` knows them.
             kind: ``"full"`` keeps logits in float16; ``"topk"`` the k most probable classes of
                 ``softmax(z / T)`` in float16, and the mass of the others in float32.
             k: Classes kept, for ``"topk"``.
@@ -126,12 +154,18 @@ class TeacherCache:
             seed: Of the views.
             batch_size: Items the teacher sees at a time.
             device: Where it runs.
+            precision: Numeric precision of the teacher, by autocast.
+            inputs: Names of the entries that the teacher gets, where items are mappings.
+            output: Takes the tensor out of what the teacher returns, as `tensor_of` does.
+            class_dim: Axis of the classes in the output, for ``"topk"`` of more than [N C]; what is
+                stored has the k classes last.
+            workers: Processes that read the data set.
             progress: Whether to show a bar.
 
         Raises:
             ConfigError: Options that contradict each other.
             CheckpointError: The folder holds a cache of another teacher, data set, transform or
-                option; the message names them.
+                option; the message names them. Or another program writes it at the moment.
             DataError: Logits that are NaN, infinite upwards or beyond float16; a disk without the
                 space for all of them. What was written before them stays.
         """
@@ -139,25 +173,39 @@ class TeacherCache:
             raise ConfigError(
                 f"TeacherCache: views must be 1 without augment, at least 1 with it, got {views}"
             )
-        model = Frozen(teacher).to(device)
+        ask = Asking(teacher, inputs, output, device, precision)
         source = CachedDataset(dataset, None, views=views, augment=augment, seed=seed)
-        classes = model(_inputs([source[0]]).to(device)).shape[-1]
+        shape = list(ask(collate([source[0]])).shape[1:])
+        axis = _axis(kind, class_dim, shape)
+        classes = shape[axis]
         if kind not in ("full", "topk") or (kind == "topk" and not 1 <= k <= classes) or not T > 0:
             raise ConfigError(
                 f"TeacherCache: kind full or topk, k in [1, {classes}] and T > 0 are needed, got "
                 f"{kind!r}, {k}, {T}"
             )
-        kept = k if kind == "topk" else 0
-        identity = _identity(teacher, dataset, augment, seed)
-        spec = _Spec(*identity, len(dataset), views, seed, kind, classes, kept, float(T))
-        folder = Path(folder)
-        if (folder / "cache.json").exists():
-            _require_same(folder, spec)
-        else:
-            _create(folder, spec)
-        cache = cls(folder, spec, "r+")
-        cache._fill(model, source, batch_size, device, progress)
-        model.release()
+        spec = _Spec(
+            *_identity(teacher, dataset, augment, seed), len(dataset), views, seed, kind, classes,
+            k if kind == "topk" else 0, float(T), shape, axis, precision,
+        )  # fmt: skip
+        folder, (rank, world) = Path(folder), _place()
+        with ExitStack() as stack:
+            with _together():
+                if rank == 0:
+                    stack.enter_context(Lock(folder))
+                    if (folder / "cache.json").exists():
+                        _require_same(folder, spec)
+                    else:
+                        _create(folder, spec)
+            with _together():  # nobody writes before all know what is missing
+                cache = cls(folder, spec)
+                todo = np.array_split(np.flatnonzero(~cache._done), world)[rank]
+            with _together():
+                loader = DataLoader(
+                    Subset(source, todo.tolist()), batch_size, num_workers=workers,
+                    collate_fn=collate, generator=torch.Generator(),
+                )  # fmt: skip
+                cache._fill(ask, todo, _tracked(loader, progress and rank == 0))
+        ask.model.release()
         return cls(folder, spec)
 
     @classmethod
@@ -218,19 +266,20 @@ class TeacherCache:
             dataset, self, views=self.spec.views, augment=augment, seed=self.spec.seed
         )
 
-    def _fill(
-        self,
-        model: nn.Module,
-        source: CachedDataset,
-        batch_size: int,
-        device: str | torch.device,
-        progress: bool,
-    ) -> None:
-        todo = np.flatnonzero(~self._done)
-        for start in _tracked(range(0, len(todo), batch_size), progress):
-            entries = todo[start : start + batch_size]
-            logits = model(_inputs([source[int(i)] for i in entries]).to(device))
-            logits = logits.float().cpu()
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.folder, self.spec)  # a map would be pickled as what it maps
+
+    def _fill(self, ask: Asking, todo: np.ndarray[Any, Any], batches: Iterable[Any]) -> None:
+        start = 0
+        for batch in batches:
+            logits = ask(batch)
+            entries = todo[start : start + len(logits)]
+            start += len(logits)
+            if list(logits.shape[1:]) != self.spec.shape:
+                raise DataError(
+                    f"TeacherCache: the output for each item must be {self.spec.shape}, got "
+                    f"{list(logits.shape[1:])} for entry {entries[0]}; pad the items to one length"
+                )
             # Classes may be masked by -inf; of NaN or +inf no softmax can be taken.
             broken = ~(logits < float("inf")).flatten(1).all(1)
             if broken.any():
@@ -240,11 +289,9 @@ class TeacherCache:
                     "teacher's inputs and precision, then call write again: it goes on here"
                 )
             for name, values in self._encode(logits).items():
-                self._arrays[name][entries] = values
-                self._arrays[name].flush()
+                _put(self._arrays[name], entries, values)
             # Marked only once the values are on disk: a mark is a promise.
-            self._done[entries] = True
-            self._done.flush()
+            _put(self._done, entries, np.ones(len(entries), bool))
 
     def _encode(self, z: Tensor) -> dict[str, np.ndarray[Any, Any]]:
         if self.spec.kind == "full":
@@ -254,6 +301,7 @@ class TeacherCache:
                     "subtract each row's maximum in the teacher (no softmax sees it)"
                 )
             return {"logits": z.half().numpy()}
+        z = z.movedim(self.spec.class_dim, -1)
         log_p, indices = torch.log_softmax(z / self.spec.T, -1).topk(self.spec.k, -1)
         tail = (1 - log_p.double().exp().sum(-1)).clamp_min(0)
         index = self._arrays["indices"].dtype
@@ -292,18 +340,71 @@ class CachedDataset:
         """Views times items."""
         return self._views * len(self._dataset)
 
-    def __getitem__(self, entry: int) -> tuple[Any, ...]:
-        """The item's entries, and the teacher's output."""
+    def __getitem__(self, entry: int) -> Any:
+        """The item's entries, and the teacher's output; of a mapping, as its entry ``teacher``."""
         view, index = divmod(int(entry), len(self._dataset))
         item = self._dataset[index]
         if self._augment is not None:
             item = self._augment(item, generator(self._seed, view, index))
+        if isinstance(item, Mapping):
+            return item if self._cache is None else {**item, "teacher": self._cache[int(entry)]}
         item = tuple(item) if isinstance(item, tuple | list) else (item,)
         return item if self._cache is None else (*item, self._cache[int(entry)])
 
 
-def _inputs(items: list[Any]) -> Tensor:
-    return default_collate([item[0] for item in items])
+def _axis(kind: str, class_dim: int | None, shape: list[int]) -> int:
+    """The axis of the classes from the end, as a single entry has it too."""
+    if kind == "full" and class_dim is not None:
+        raise ConfigError("TeacherCache: class_dim is for kind='topk'; 'full' keeps all of it")
+    if kind == "topk" and class_dim is None and len(shape) != 1:
+        raise ConfigError(
+            f"TeacherCache: class_dim must say which axis of {['N', *shape]} has the classes, got "
+            "None; pass 1 for maps, -1 for tokens"
+        )
+    axis = -1 if class_dim is None else class_dim - (len(shape) + 1) * (class_dim >= 0)
+    if not -len(shape) <= axis < 0:
+        raise ConfigError(
+            f"TeacherCache: class_dim must be an axis of {['N', *shape]} behind the first, got "
+            f"{class_dim}"
+        )
+    return axis
+
+
+def _place() -> tuple[int, int]:
+    """Rank of this process, and how many there are."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return 0, 1
+    return dist.get_rank(), dist.get_world_size()
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """All processes leave the block, or each learns what one of them failed of."""
+    failed: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        failed = error
+    _, world = _place()
+    said: list[str | None] = [None] * world
+    if world > 1:
+        dist.all_gather_object(said, failed and str(failed))
+    if failed is not None:
+        raise failed
+    for other, text in enumerate(said):
+        if text:
+            raise DataError(f"TeacherCache: process {other} failed: {text}")
+
+
+def _put(array: Any, entries: np.ndarray[Any, Any], values: np.ndarray[Any, Any]) -> None:
+    """Write rows to the file of a memory map, these bytes only: others write the rows beside."""
+    row = array.nbytes // max(len(array), 1)
+    path = Path(array.filename)
+    with writing(path), path.open("r+b", buffering=0) as file:
+        for run in np.split(np.arange(len(entries)), np.flatnonzero(np.diff(entries) != 1) + 1):
+            file.seek(array.offset + int(entries[run[0]]) * row)
+            file.write(np.ascontiguousarray(values[run], array.dtype).tobytes())
+        os.fsync(file.fileno())
 
 
 def _identity(
@@ -344,6 +445,8 @@ def _create(folder: Path, spec: _Spec) -> None:
 def _read(folder: Path) -> _Spec:
     path = folder / "cache.json"
     with reading(path, "the description of a teacher cache"):
+        if path.stat().st_size > _LARGEST:
+            raise ValueError(f"{path.stat().st_size:,} bytes")
         found = _Spec(**json.loads(path.read_text()))
         known = {f.name: f.type for f in fields(_Spec)}
         for name, value in asdict(found).items():
@@ -364,10 +467,10 @@ def _require_same(folder: Path, wanted: _Spec) -> None:
         )
 
 
-def _tracked(steps: range, progress: bool) -> Any:
-    if not progress or not len(steps):
-        return steps
+def _tracked(batches: Any, progress: bool) -> Iterable[Any]:
+    if not progress or not len(batches):
+        return batches
     from rich.console import Console
     from rich.progress import track
 
-    return track(steps, "teacher", console=Console(stderr=True), transient=True)
+    return track(batches, "teacher", len(batches), console=Console(stderr=True), transient=True)
