@@ -83,9 +83,9 @@ class Task:
     batch: int = 128
 
     def images(self) -> tuple[Images, Images]:
-        statistics = CIFAR10 if self.name == "cifar10" else IMAGENET
+        name = "cifar10" if "cifar10" in self.archive else "imagenette"
+        statistics = CIFAR10 if name == "cifar10" else IMAGENET
         folder = locate(self.archive)
-        name = "cifar10" if self.name == "cifar10" else "imagenette"
         return (
             load_images(folder / name / "train", statistics=statistics),
             load_images(folder / name / self.test, statistics=statistics),

@@ -1,6 +1,8 @@
 """The commands end to end, on a handful of tiny images."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -58,34 +60,43 @@ def same(one, other):
     return one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)
 
 
-def test_from_a_dense_model_to_a_graph(data, tmp_path, capsys):
-    images = ["--data", data, "--batch", "8"]
-    assert run("convert", tmp_path / "a", *SMALL) == 0
-    assert "dense MMACs" in capsys.readouterr().out
-    words = ["distill", tmp_path / "a", tmp_path / "run", "--data", data, *SHORT]
-    assert run(*words) == 0
-    assert "phase 3 loss" in capsys.readouterr().out
-    assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 3 * 2 * 3
-    assert run(*words) == 0  # continues
-    capsys.readouterr()
+README = Path(__file__).parents[2] / "packages/acm/README.md"
+COMMANDS = re.findall(r"^potstill (acm .+)$", README.read_text(encoding="utf-8"), re.MULTILINE)
+SMALLER = {
+    "--model vit_small_patch16_224 --pretrained": " ".join(SMALL),
+    "--model vit_small_patch16_224 --batch 8": "--model vit_tiny_patch16_224 --batch 1 --budgets 1",
+    "--milliseconds 8": "--milliseconds 1e4 --limit 2",
+    ".onnx": ".pt2",
+}
+"""What makes a command of the README short, and free of downloads and of this machine's speed."""
 
-    trained = tmp_path / "run" / "model"
-    assert run("calibrate", trained, 0.4, tmp_path / "b", *images) == 0
-    assert "tilt" in capsys.readouterr().out
-    config = json.loads((tmp_path / "b" / "config.json").read_text())
-    assert config["budget"] == 0.4
+
+def test_the_commands_of_the_readme(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = {}
+    for command in COMMANDS:
+        for long, short in {**SMALLER, "photos/train": str(data), "photos/val": str(data)}.items():
+            command = command.replace(long, short)
+        words = command.split() + (SHORT if command.startswith("acm distill") else [])
+        assert main(words) == 0, command
+        said[words[1]] = capsys.readouterr().out
+    assert list(said) == ["convert", "distill", "calibrate", "fit", "profile", "export", "time"]
+    assert "dense MMACs" in said["convert"]
+    assert "phase 3 loss" in said["distill"]
+    assert json.loads(Path("runs/trained/result.json").read_text())["steps"] == 3 * 2 * 3
+    assert "tilt" in said["calibrate"]
+    config = json.loads(Path("runs/b/config.json").read_text())
+    assert config["budget"] == 0.35
     assert config["phases"] == ["distill", "gate", "finetune"]
-
-    page = tmp_path / "page"
-    assert run("profile", tmp_path / "b", *images, "--out", page, "--device", "cpu") == 0
-    shown = capsys.readouterr().out
-    assert "gated" in shown
-    assert "k = 4" in shown
-    assert "dense" in shown
-    assert (page / "index.html").stat().st_size > 10_000
-
-    assert run("export", tmp_path / "b", tmp_path / "m.pt2") == 0
-    assert (tmp_path / "m.pt2").exists()
+    assert config["classes"] == ["dark", "light"]
+    assert "time over all learners" in said["fit"]
+    modes = json.loads(Path("runs/c/config.json").read_text())["modes"]
+    assert modes == {"blocks.0.mlp": 4, "blocks.1.mlp": 4}
+    assert all(word in said["profile"] for word in ("gated", "fitted", "k = 4", "dense"))
+    assert Path("runs/page/index.html").stat().st_size > 10_000
+    assert Path("student.pt2").exists()
+    assert "dense ms" in said["time"]
+    assert Path("runs/time/plot-1.png").exists()
 
 
 def test_the_configuration_of_a_run_repeats_it(distilled, tmp_path):
@@ -158,14 +169,6 @@ def test_what_a_phase_has_of_its_own_or_nobody_honours_is_refused(option, capsys
     assert named in said
 
 
-def test_time(tmp_path, capsys):
-    words = ["--model", "vit_tiny_patch16_224", "--batch", "1", "--budgets", "0.5",
-             "--device", "cpu", "--out", tmp_path]  # fmt: skip
-    assert run("time", *words) == 0
-    assert "dense ms" in capsys.readouterr().out
-    assert (tmp_path / "plot-1.png").exists()
-
-
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
@@ -174,6 +177,7 @@ def test_time(tmp_path, capsys):
         (["convert", "x", *SMALL, "--checkpoint", "no.pth"], 1, "ends in .safetensors, .pth"),
         (["time", "--backend", "tritn"], 2, "did you mean 'triton'"),
         (["time", "--device", "tpu"], 2, "device must be auto, cpu, cuda or mps"),
+        (["fit", "a", "x", "--data", "y", "--milliseconds", "8"], 1, "nothing there"),
         (["distill", "nowhere", "x", "--data", "y"], 1, "nothing there"),
         (["distill", "a", "x", "--data", "y", "--budget", "0"], 2, r"budget must be in (0, 1]"),
         (["profile", "a", "--data", "y", "--statistics", "z"], 2, "must be model, imagenet or"),

@@ -134,7 +134,7 @@ def test_bad_input(acm, adaptive):
         set_mode(acm, -1)
     with pytest.raises(ConfigError, match=r"fraction must be in \[0, 1\], got 1.5"):
         set_mode(acm, 1.5)
-    with pytest.raises(ConfigError, match="mode must be 'gated', a number of learners"):
+    with pytest.raises(ConfigError, match="mode must be 'gated', 'image', a number of learners"):
         set_mode(acm, "dense")
     with pytest.raises(ConfigError, match="did you mean 'blocks.1.mlp'"):
         set_mode(adaptive, {"blocks.1.mpl": 2})
@@ -157,3 +157,22 @@ def test_bad_input(acm, adaptive):
     ):
         acm(torch.randn(3, 8))
     assert acm._forced is None
+
+
+@pytest.mark.parametrize("shape", [(4, 5, 8), (4, 2, 3, 8), (1, 5, 8)])
+def test_whole_images_choose_by_the_mean_of_their_tokens(shape):
+    acm = ACM(8, 8, bounds=(0, 4, 8, 12)).eval()
+    torch.nn.init.normal_(acm.gate.choose.weight, std=20.0)
+    x = 4 * torch.randn(shape[0], *(1,) * (len(shape) - 2), 8) + 0.1 * torch.randn(shape)
+    with torch.no_grad(), record_gates(acm) as readings:
+        y = set_mode(acm, "image")(x)
+        chosen = acm.gate(x).flatten(1, -2).mean(1).argmax(-1)
+        expected = torch.stack([acm.prefixes(image)[k] for image, k in zip(x, chosen, strict=True)])
+    torch.testing.assert_close(y, expected)
+    assert shape[0] == 1 or len(chosen.unique()) > 1
+    assert torch.equal(readings[""].choices.flatten(1)[:, 0], chosen)
+    assert bool((readings[""].choices.flatten(1) == chosen[:, None]).all())
+    whole = torch.compile(acm, backend="aot_eager")  # in a graph, by tokens
+    if shape == (4, 5, 8):
+        with torch.no_grad():
+            torch.testing.assert_close(whole(x), expected)

@@ -109,6 +109,25 @@ def test_cached_activations_are_what_the_teacher_gives(vit, images, tmp_path, ba
         cache_activations(student, vit, [], tmp_path / "none")
 
 
+def test_a_cache_stays_whole_until_the_next_one_is(vit, images, tmp_path):
+    student = acmize(vit)
+    first = cache_activations(student, vit, [images], tmp_path)
+
+    def killed():
+        yield torch.zeros_like(images)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cache_activations(student, vit, killed(), tmp_path)
+    for cache in (first, Activations(tmp_path)):  # a reader that is there, and one that comes
+        (z, _), (again, _) = (c[2]["blocks.0.mlp"] for c in (first, cache))
+        assert len(cache) == 6
+        assert torch.equal(again, z)
+    assert len(list(tmp_path.glob("data-*"))) == 2
+    assert len(cache_activations(student, vit, iter([images, images[:1]]), tmp_path)) == 7
+    assert len(list(tmp_path.glob("data-*"))) == 1  # what was left behind is gone too
+
+
 def test_phase_2_learns_the_labels(vit, batches):
     student = acmize(vit)
     history = pretrain_gates(student, vit, batches, steps=80, lr=1e-2, progress=False)

@@ -1,6 +1,8 @@
 from .analysis import plots as plots
 from .analysis.calibration import Calibration as Calibration
 from .analysis.calibration import calibrate as calibrate
+from .analysis.fitting import FittedTime as FittedTime
+from .analysis.fitting import fit_time as fit_time
 from .analysis.profiles import Profile as Profile
 from .analysis.profiles import predict as predict
 from .analysis.profiles import profile as profile

@@ -1,4 +1,4 @@
-"""``potstill acm convert | distill | profile | calibrate | export | time``."""
+"""``potstill acm convert | distill | profile | calibrate | fit | export | time``."""
 
 from __future__ import annotations
 
@@ -83,6 +83,50 @@ def calibrate(
     save_with_teacher(student, out, model, budget)
     figures = {"images": len(some.dataset), "budget": found.budget, "tilt": found.tilt}
     table(f"calibrated model in {out}", figures)
+
+
+@app.command
+def fit(
+    model: Path,
+    out: Path,
+    *,
+    milliseconds: float,
+    images: Annotated[BatchConfig, Flat],
+    limit: int = 64,
+    device: str = "auto",
+) -> None:
+    """Choose what each module does so that a batch takes a given time on this device.
+
+    From times measured here, each module runs all its learners, the first few for all tokens, or
+    what its gate says for tokens or whole images. Gates that do not pay are not used.
+
+    Args:
+        model: Folder of an adaptive model with trained gates.
+        out: Folder for the result.
+        milliseconds: Time of a batch.
+        images: Images, and the batch whose time counts.
+        limit: Largest number of images to use; labels are not read.
+        device: auto, cpu, cuda or mps.
+    """
+    from dataclasses import replace
+
+    from potstill.acm.analysis import fit_time
+    from potstill.acm.store import from_pretrained, held_out, save_with_teacher
+    from potstill.core.engine import resolve_device
+
+    student = from_pretrained(model).to(resolve_device(device))
+    several = replace(images, batch=max(images.batch, 16))
+    some = held_out(several, student, limit=max(limit, images.batch), labels=False)
+    found = fit_time(student, some, milliseconds, batch=images.batch)
+    save_with_teacher(student.cpu(), out, model)
+    choices = {name: option.mode for name, option in found.modules.items()}
+    low, high = found.spread
+    table(f"fitted model in {out}", {
+        **choices, "ms": f"{found.milliseconds:.4g} ({low:.4g} to {high:.4g})",
+        "time over all learners": found.ratio.median, "distance of outputs": found.damage,
+    })  # fmt: skip
+    if found.refused:
+        say(f"no gates: {found.refused}")
 
 
 @app.command

@@ -1,6 +1,10 @@
 from . import plots as plots
 from .calibration import Calibration as Calibration
 from .calibration import calibrate as calibrate
+from .fitting import FittedTime as FittedTime
+from .fitting import Option as Option
+from .fitting import cheapest as cheapest
+from .fitting import fit_time as fit_time
 from .plots import compute_maps as compute_maps
 from .plots import draw_curves as draw_curves
 from .plots import grid_of as grid_of

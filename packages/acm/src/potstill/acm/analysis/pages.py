@@ -55,7 +55,10 @@ def profile_page(model: Path, images: BatchConfig, device: str) -> Report:
         data=Batches(batches.dataset, 1).fingerprint(),  # type: ignore[arg-type]
     )  # fmt: skip
     most = min(acm.count for acm in acms(student).values())
+    saved = {name: acm.mode for name, acm in acms(student).items()}
     modes: dict[str, Any] = {"gated": "gated", **{f"k = {k}": k for k in range(1, most + 1)}}
+    if set(saved.values()) != {"gated"}:
+        modes["fitted"] = saved
     found = profiles(student, batches, modes, dense=dense)
     rows: dict[str, dict[str, Any]] = {name: one.row() for name, one in found.items()}
     if dense is not None:
@@ -129,8 +132,9 @@ def _draw(
 ) -> None:
     """Accuracy against cost, where there are labels, and what was chosen."""
     gated, alike = found["gated"], found[f"k = {most}"]
-    families: dict[str, list[str]] = {"same k for all tokens": [], "gated": ["gated"]}
-    families["same k for all tokens"] += [name for name in found if name != "gated"]
+    same = [name for name in found if name.startswith("k = ")]
+    families: dict[str, list[str]] = {"same k for all tokens": same}
+    families |= {name: [name] for name in found if name not in same}
     if not math.isnan(gated.accuracy):
         dense = "dense" in rows
         error = {n: 100 * standard_error(p.accuracy, len(p.images)) for n, p in found.items()}

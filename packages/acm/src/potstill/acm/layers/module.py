@@ -20,8 +20,9 @@ __all__ = [
     "require_acms", "restored", "set_mode",
 ]  # fmt: skip
 
-Mode = Literal["gated"] | int
-"""How many learners run: what the gate says for each token, or the same number for all."""
+Mode = Literal["gated", "image"] | int
+"""How many learners run: what the gate says for each token, or for each image by the mean of its
+tokens' logits, or the same number for all."""
 
 
 class GateReading(NamedTuple):
@@ -85,7 +86,8 @@ class ACM(nn.Module):
         backend: Name of a backend, which runs the chosen learners; see `potstill.acm.backends`.
 
     Attributes:
-        mode: ``"gated"``, or the number of learners that all tokens get; see `set_mode`.
+        mode: ``"gated"``, ``"image"``, or the number of learners that all tokens get; see
+            `set_mode`.
 
     Raises:
         ConfigError: ``least`` is not from 0 to N, or a temperature that is not positive.
@@ -187,14 +189,18 @@ class ACM(nn.Module):
             if self._recorder is not None:  # the budget is about the choices that inference makes
                 certain = self.gate.certain(flat)
                 self._record(certain.detach().argmax(-1) + self.least, x, certain)
-        elif self._forced is None and self.mode != "gated":
+        elif self._forced is None and isinstance(self.mode, int):
             y = self._first(flat, self.mode)
             if self._recorder is not None:
                 choices = torch.full((len(flat),), self.mode, device=x.device)
                 self._record(choices, x, None)
         else:
-            choices = self._choices(flat)
-            y = backends.run(flat, choices, self.learners, self.backend)
+            choices = self._choices(x)
+            whole = self.mode == "image" and self._forced is None
+            if whole and not torch.compiler.is_compiling():
+                y = self._by_image(flat, choices, len(flat) // max(len(x), 1))
+            else:
+                y = backends.run(flat, choices, self.learners, self.backend)
             self._record(choices, x, None)
         return y.unflatten(0, x.shape[:-1])
 
@@ -210,7 +216,27 @@ class ACM(nn.Module):
             return flat[:, :0] @ self.down[:0]
         return self.learners.prefix(k)(flat)
 
-    def _choices(self, flat: Tensor) -> Tensor:
+    def _by_image(self, flat: Tensor, choices: Tensor, tokens: int) -> Tensor:
+        """Dense products over the images that chose alike: no token is sorted or moved alone."""
+        chosen = choices[::tokens]
+        found = sorted(set(chosen.tolist()))
+        if len(found) == 1:
+            return self._first(flat, found[0])
+        images = flat.unflatten(0, (-1, tokens))
+        y = flat.new_empty(*images.shape[:2], self.outputs)
+        for k in found:
+            rows = (chosen == k).nonzero()[:, 0]
+            part = self._first(images[rows].flatten(0, 1), k)
+            y = y.index_copy(0, rows, part.unflatten(0, (-1, tokens)))
+        return y.flatten(0, 1)
+
+    def _choices(self, x: Tensor) -> Tensor:
+        """Learners of each token, [tokens]."""
+        flat = x.reshape(-1, self.inputs)
+        if self._forced is None and self.mode == "image":
+            logits = self.gate(x).flatten(1, -2)
+            chosen = logits.mean(1).argmax(-1) + self.least
+            return chosen[:, None].expand(logits.shape[:2]).reshape(-1)
         if self._forced is None:
             return self.gate.pick(flat) + self.least
         choices = self._forced.to(flat.device).reshape(-1)
@@ -278,13 +304,14 @@ def restored(modules: Iterable[ACM], attribute: str) -> Iterator[None]:
             setattr(acm, attribute, value)
 
 
-def set_mode(model: nn.Module, mode: Mode | float | Mapping[str, int]) -> nn.Module:
+def set_mode(model: nn.Module, mode: Mode | float | Mapping[str, Mode]) -> nn.Module:
     """Choose how many learners the modules of ``model`` run.
 
     Args:
         model: A model with adaptive modules.
-        mode: ``"gated"``; a number of learners; a fraction of all learners, rounded; or a number
-            for each module by path.
+        mode: ``"gated"``: what the gate says for each token; ``"image"``: for each image, by the
+            mean of its tokens' logits, without sorting; a number of learners; a fraction of all
+            learners, rounded; or one of these for each module by path.
 
     Returns:
         ``model``.
@@ -310,11 +337,12 @@ def set_mode(model: nn.Module, mode: Mode | float | Mapping[str, int]) -> nn.Mod
 
 
 def _resolve(acm: ACM, name: str, mode: Any) -> Mode:
-    if mode == "gated":
-        return "gated"
+    if mode in ("gated", "image"):
+        return mode
     if isinstance(mode, str) or not isinstance(mode, int | float):
         raise ConfigError(
-            f"set_mode: mode must be 'gated', a number of learners or a fraction, got {mode!r}"
+            f"set_mode: mode must be 'gated', 'image', a number of learners or a fraction, got "
+            f"{mode!r}"
         )
     if isinstance(mode, float):
         if not 0 <= mode <= 1:

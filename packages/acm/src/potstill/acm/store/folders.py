@@ -107,14 +107,16 @@ def teacher_of(folder: Path) -> nn.Module:
     return dense.eval()
 
 
-def save_with_teacher(student: nn.Module, folder: Path, source: Path, budget: float) -> None:
+def save_with_teacher(
+    student: nn.Module, folder: Path, source: Path, budget: float | None = None
+) -> None:
     """Write ``student`` to ``folder``, and the teacher of ``source`` where it has one.
 
     Args:
         student: Adaptive model.
         folder: Made when missing.
         source: Folder that ``student`` came from.
-        budget: Mean budget that its gates aim at.
+        budget: Mean budget that its gates aim at; as before by default.
     """
     save_pretrained(student, folder, budget=budget)
     if has_teacher(source):

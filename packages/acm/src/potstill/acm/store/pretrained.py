@@ -11,7 +11,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from potstill.acm.layers.module import phases, require_acms
+from potstill.acm.layers.module import acms, phases, require_acms, set_mode
 from potstill.acm.layers.surgery import ModuleSpec, acmize, install, specs
 from potstill.core import CheckpointError, ConfigError, Pretrained
 from potstill.core.command import build
@@ -33,6 +33,7 @@ class AdaptiveModel(
         phases: Phases that the model has been through.
         budget: Mean budget the gates were trained or calibrated for.
         classes: Names of the classes in the order of the head, where they are known.
+        modes: Mode of each adaptive module by path; gated where none is named.
     """
 
     def __init__(
@@ -43,11 +44,14 @@ class AdaptiveModel(
         phases: tuple[str, ...] = (),
         budget: float | None = None,
         classes: tuple[str, ...] = (),
+        modes: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.model = timm.create_model(architecture, pretrained=False, **(options or {}))
         given = modules or {}
         install(self.model, {path: build(ModuleSpec, given[path], path) for path in given})
+        if modes:
+            set_mode(self.model, {**dict.fromkeys(given, "gated"), **modes})
         about: Any = self.model
         about.acm_phases = tuple(phases)
         about.acm_budget = budget
@@ -97,7 +101,7 @@ def save_pretrained(
     """Write an adaptive model as a folder: ``model.safetensors``, ``config.json``, a card.
 
     Args:
-        model: Adaptive model; the tilt of calibration is among the weights.
+        model: Adaptive model; the tilt of calibration is among the weights, and its modes are kept.
         folder: Made when missing.
         architecture: Name for ``timm.create_model``; by default what the model was created as.
         options: Its further arguments, when it was not made by `create_model`.
@@ -113,7 +117,8 @@ def save_pretrained(
     budget = getattr(model, "acm_budget", None) if budget is None else budget
     try:
         classes = getattr(model, "acm_classes", ())
-        shell = AdaptiveModel(name, kwargs, modules, phases(model), budget, classes)
+        modes = {path: acm.mode for path, acm in acms(model).items() if acm.mode != "gated"}
+        shell = AdaptiveModel(name, kwargs, modules, phases(model), budget, classes, modes)
         shell.model.load_state_dict(model.state_dict())
     except (RuntimeError, TypeError) as error:
         raise ConfigError(
