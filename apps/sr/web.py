@@ -25,9 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
-from potstill.core import DataError, PotstillError
+from potstill.core import PotstillError
 from potstill.core.serve import Cancelled, Events, Page, Piece, Refused, Server, Work
 from potstill.sr import read_image, upscale, write_image
 
@@ -174,10 +172,9 @@ class Studio:
 
         job.state = "running"
         path = job.folder / "upload"
-        check_picture(path, self.megapixels)
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
-            picture = read_image(path)
+            picture = read_image(path, megapixels=self.megapixels)
             result = upscale(
                 picture,
                 self.model,
@@ -202,25 +199,6 @@ def shown_name(name: str) -> str:
     if last in ("", ".", "..") or not last.isprintable() or len(last) > 255:
         raise Refused(400, f"name must be the name of a file, got {last[:20]!r}")
     return last
-
-
-def check_picture(path: Path, megapixels: float) -> None:
-    """Look at the header alone: a small file can be a very large picture."""
-    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # ours is the limit
-    try:
-        with Image.open(path) as image:
-            (w, h), kind = image.size, image.format
-    except Exception:  # whatever it is: `read_image` says what is wrong with it
-        return
-    finally:
-        Image.MAX_IMAGE_PIXELS = before
-    if w * h > 1e6 * megapixels:
-        raise DataError(
-            f"{path} must have at most {megapixels:g} megapixels, got {w} x {h}; "
-            "--megapixels allows more"
-        )
-    if kind == "EPS":
-        raise DataError(f"{path} must be made of pixels, got EPS, which is a program")
 
 
 async def watched(job: Job) -> AsyncIterator[dict[str, Any]]:

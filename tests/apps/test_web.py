@@ -151,7 +151,7 @@ def test_what_is_not_there(address, path):
 def test_large_and_running_pictures_are_refused_before_they_are_decoded(
     address, monkeypatch, data, message
 ):
-    monkeypatch.setattr("sr_web.read_image", lambda path: pytest.fail("decoded"))
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: pytest.fail("decoded"))
     number = call("POST", f"{address}/jobs?scale=2&name=a.png", data)[1]["job"]
     job = finished(address, number)
     assert (job["state"], message in job["about"]) == ("failed", True), job

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from potstill.core.errors import ConfigError, ShapeError
+from potstill.core.errors import ConfigError, DataError, ShapeError
 from potstill.core.testing import requires_data
 from potstill.sr import (
     IMDN,
@@ -83,6 +83,42 @@ def test_no_black_fringe_at_transparent_edges(identity):
         made = upscale(Picture(color, alpha), identity, alpha=how).image
         seen = made.color[made.alpha > 25].astype(int)
         assert np.abs(seen - (250, 120, 60)).max() <= 16, how
+
+
+@pytest.mark.parametrize("how", ["bicubic", "lanczos", "network"])
+def test_a_white_disc_with_a_hard_edge_stays_white(how):
+    y, x = np.mgrid[:48, :48]
+    alpha = np.where((y - 24) ** 2 + (x - 24) ** 2 < 200, 255, 0).astype(np.uint8)
+    color = np.where(alpha[..., None] > 0, np.uint8(255), np.uint8(0)).repeat(3, axis=2)
+    made = upscale(Picture(color, alpha), alpha=how).image
+    share = made.alpha[..., None] / 255
+    assert (made.color * share + 255 * (1 - share)).min() >= 250
+    real = upscale(np.dstack([color, alpha]) / np.float32(255), alpha=how).image
+    np.testing.assert_array_equal(np.round(real * 255), np.dstack([made.color, made.alpha]))
+    kept = upscale(Picture(color, alpha), alpha=how, keep_hidden=True).image.color
+    assert (kept[:4] <= 8).all()
+    assert (made.color[:4] >= 250).all()
+
+
+def test_grey_stays_grey_and_is_one_path(tmp_path):
+    grey = np.random.default_rng(0).integers(0, 256, (24, 30), dtype=np.uint8)
+    by_array = upscale(grey).image
+    as_rgb = upscale(np.dstack([grey] * 3)).image
+    assert (np.ptp(as_rgb, axis=2) == 0).all()
+    np.testing.assert_array_equal(as_rgb[..., 0], by_array)
+    path = write_image(Picture(np.dstack([grey] * 3), kind="L"), tmp_path / "a.png")
+    picture = upscale(path).image
+    np.testing.assert_array_equal(np.asarray(picture.to_pil()), by_array)
+    np.testing.assert_array_equal(np.round(upscale(grey / np.float32(255)).image * 255), by_array)
+    np.testing.assert_array_equal(np.asarray(upscale(Image.fromarray(grey)).image), by_array)
+
+
+def test_a_network_that_gives_no_numbers_is_an_error(tiny, photograph):
+    with torch.no_grad():
+        tiny.blocks[0].conv1.weight[0, 0, 0, 0] = float("nan")
+    for image in (photograph, torch.rand(1, 3, 9, 9)):
+        with pytest.raises(DataError, match="the network must give finite values, got NaN"):
+            upscale(image, tiny)
 
 
 def test_tiny_images_and_constants(tiny):

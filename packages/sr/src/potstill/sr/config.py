@@ -12,6 +12,7 @@ from potstill.core import ConfigError, Training
 
 __all__ = [
     "TRAINING",
+    "Alpha",
     "Backend",
     "DistillConfig",
     "Mode",
@@ -24,6 +25,7 @@ __all__ = [
     "UpscaleConfig",
 ]
 
+Alpha = Literal["bicubic", "lanczos", "network"]
 Backend = Literal["torch", "onnx", "openvino"]
 Mode = Literal["none", "exact", "recompute", "gates", "independent"]
 Precision = Literal["fp32", "bf16"]
@@ -153,9 +155,12 @@ class UpscaleConfig:
     Attributes:
         inputs: Image files, folders, or patterns such as "photos/*.jpg".
         out: Folder, or a file when there is one input.
+        recursive: Search folders below too; the output mirrors their tree.
+        suffix: Text after the name of each output; "_x{scale}" and "{model}" are filled in.
         scale: Factor; 2 when no model is named.
         model: Weight file, or the name of weights that come with the package.
-        target: Final size WxH; a side of 0 follows from the other.
+        target: Final size WxH; a side of 0 follows from the other. The network is used as often as
+            it takes.
         tile: Side of the tiles in pixels, "auto" or "none".
         tile_mode: How tiles share statistics.
         memory_limit: Memory in MiB that may be used on top of the input.
@@ -164,7 +169,14 @@ class UpscaleConfig:
         device: auto, cpu, cuda or mps.
         compile: Compile the network first.
         self_ensemble: Average over eight orientations: slower, slightly better.
-        format: Format of the output; by default that of the input, PNG where it cannot be written.
+        alpha: Enlargement of transparency.
+        keep_hidden: Enlarge the colour under clear pixels as it is, else it is filled from the
+            pixels that are seen.
+        format: Format of the output; by default that of the input, PNG where it cannot be written
+            without loss.
+        quality: Quality of JPEG and WebP, 1 to 100; by default 95, and a WebP without loss stays
+            without loss.
+        megapixels: Most pixels of an input, in millions.
         overwrite: Replace existing files.
         skip_existing: Leave inputs out whose output is there: an interrupted batch goes on.
         json: Print one JSON object for each file instead of a table.
@@ -173,6 +185,8 @@ class UpscaleConfig:
     inputs: tuple[str, ...]
     _: KW_ONLY
     out: Annotated[Path, Parameter(alias="-o")]
+    recursive: bool = False
+    suffix: str = ""
     scale: Scale | None = None
     model: str | None = None
     target: str | None = None
@@ -184,7 +198,11 @@ class UpscaleConfig:
     device: str = "auto"
     compile: bool = False
     self_ensemble: bool = False
-    format: Literal["png", "tiff", "webp", "jpg"] | None = None
+    alpha: Alpha = "bicubic"
+    keep_hidden: bool = False
+    format: Literal["png", "tiff", "webp", "jpg", "gif", "bmp"] | None = None
+    quality: int | None = None
+    megapixels: float = 1000.0
     overwrite: bool = False
     skip_existing: bool = False
     json: bool = False

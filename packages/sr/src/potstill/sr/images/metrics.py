@@ -11,12 +11,16 @@ from torch import Tensor
 
 from potstill.core import ConfigError, ShapeError, psnr, ssim
 
-__all__ = ["PROTOCOLS", "Protocol", "Score", "luma", "quantize", "score"]
+__all__ = ["LUMA", "PROTOCOLS", "Protocol", "Score", "luma", "quantize", "score"]
 
 Protocol = Literal["paper", "imdn-repo"]
 
 PROTOCOLS: tuple[Protocol, ...] = ("paper", "imdn-repo")
 """Published tables of IMDN are reproduced by ``"paper"``; its own script rounds Y to bytes."""
+
+
+LUMA = (65.481, 128.553, 24.966)
+"""Weights of red, green and blue in the luma of BT.601, studio range."""
 
 
 class Score(NamedTuple):
@@ -40,7 +44,7 @@ def luma(rgb: NDArray[np.uint8]) -> NDArray[np.float64]:
         >>> luma(np.full((1, 1, 3), 255, np.uint8)).round(6)
         array([[235.]])
     """
-    weights = np.array([65.481, 128.553, 24.966]) / 255
+    weights = np.array(LUMA) / 255
     values: NDArray[np.float64] = 16 + rgb.astype(np.float64) @ weights
     return values
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from potstill.core import ConfigError
 from potstill.sr.backends.runners import ready_runner
-from potstill.sr.config import Mode, Precision
+from potstill.sr.config import Alpha, Mode, Precision
 from potstill.sr.inference.kinds import Kinds
 from potstill.sr.inference.planes import Planes, Progress
 from potstill.sr.inference.planning import Plan
@@ -67,7 +67,8 @@ def upscale(
     device: str = "auto",
     compile: bool = False,
     align: Literal["pad", "acs"] = "pad",
-    alpha: Literal["lanczos", "network"] = "lanczos",
+    alpha: Alpha = "bicubic",
+    keep_hidden: bool = False,
     self_ensemble: bool = False,
     progress: Progress | None = None,
     planned: Callable[[Plan], None] | None = None,
@@ -77,7 +78,8 @@ def upscale(
     Args:
         image: A path, a `Picture`, a PIL image, an array ``[H W]`` or ``[H W C]`` (uint8, uint16,
             or floating in [0, 1]; C is 1 to 4, the last of 2 or 4 being alpha), or a tensor
-            ``[B 3 H W]`` in [0, 1].
+            ``[B 3 H W]`` in [0, 1]. Grey stays grey, but for tensors, which give what the network
+            gives.
         model: Network, weight file, or name of weights that come with the package, which are the
             default.
         scale: Factor 2, 3 or 4; 2 by default. Must be the model's when one is given.
@@ -93,7 +95,9 @@ def upscale(
         compile: Compile the network with torch first: pays from a few images on.
         align: Way to sides that are multiples of 4, for IMDN_AS: "pad" mirrors the border, "acs"
             is the paper's adaptive cropping.
-        alpha: Enlargement of transparency; colour is premultiplied meanwhile.
+        alpha: Enlargement of transparency: "bicubic" matches what networks are trained on.
+        keep_hidden: Enlarge the colour under clear pixels as it is; by default it is filled from
+            the pixels that are seen, so that edges get no fringe.
         self_ensemble: Average over the eight orientations of the image: eight times the work.
         progress: Function of (done, total) units of work.
         planned: Function of the plan, called before anything is computed.
@@ -116,7 +120,7 @@ def upscale(
         runner, tile, tile_mode, gates, memory_limit, align, self_ensemble,
         progress or (lambda done, total: None), planned or (lambda chosen: None),
     )  # fmt: skip
-    kinds = Kinds(planes, alpha)
+    kinds = Kinds(planes, alpha, keep_hidden)
     before, start = psutil.Process().memory_info().rss, time.perf_counter()
     on_gpu = runner.device.type == "cuda"
     if on_gpu:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -13,11 +13,13 @@ from PIL import Image
 from torch import Tensor
 
 from potstill.core import ConfigError
+from potstill.sr.config import Alpha
+from potstill.sr.images.filling import filled
 from potstill.sr.images.picture import Picture, picture_of
 from potstill.sr.images.reading import read_image
-from potstill.sr.images.resize import lanczos
+from potstill.sr.images.resize import imresize, lanczos
 from potstill.sr.inference.checks import check_array, check_tensor
-from potstill.sr.inference.planes import Planes, from_float
+from potstill.sr.inference.planes import Planes, from_float, to_float
 
 __all__ = ["Kinds"]
 
@@ -28,15 +30,19 @@ class Kinds:
 
     Args:
         planes: What enlarges colour.
-        alpha: How transparency is enlarged; colour is premultiplied meanwhile.
+        alpha: How transparency is enlarged.
+        keep_hidden: Colour under clear pixels is enlarged as it is, else filled from the seen.
     """
 
     planes: Planes
-    alpha: Literal["lanczos", "network"]
+    alpha: Alpha
+    keep_hidden: bool = False
 
     def __post_init__(self) -> None:
-        if self.alpha not in ("lanczos", "network"):
-            raise ConfigError(f"upscale: alpha must be lanczos or network, got {self.alpha!r}")
+        if self.alpha not in get_args(Alpha):
+            raise ConfigError(
+                f"upscale: alpha must be one of {', '.join(get_args(Alpha))}, got {self.alpha!r}"
+            )
 
     def __call__(self, image: Any) -> Any:
         """Enlarge an image."""
@@ -56,42 +62,46 @@ class Kinds:
         )
 
     def picture(self, picture: Picture) -> Picture:
-        """Colour by the network; alpha apart, with the colour premultiplied by it."""
-        alpha = picture.alpha
-        if alpha is None:
-            return replace(picture, color=self.planes(picture.color))
-        peak = picture.peak
-        if bool((alpha == peak).all()):
-            color = self.planes(picture.color)
-            return replace(picture, color=color, alpha=np.full(color.shape[:2], peak, alpha.dtype))
-        share = alpha.astype(np.float32)[..., None] / peak
-        large_color = self.planes(picture.color.astype(np.float32) / peak * share)
-        if self.alpha == "network":
-            large_alpha = self.planes(np.repeat(share, 3, axis=2)).mean(axis=2).clip(0, 1)
-        else:
-            large_alpha = _enlarged(share[..., 0], self.planes.scale)
-        seen = np.maximum(large_alpha, 0.5 / peak)[..., None]
-        color = np.where(large_alpha[..., None] > 0, large_color / seen, 0).clip(0, 1)
-        color, large_alpha = (from_float(part, alpha.dtype) for part in (color, large_alpha))
-        return replace(picture, color=color, alpha=large_alpha)
+        """A picture with all that travels with it."""
+        color, alpha = self._parts(picture.color, picture.alpha)
+        return replace(picture, color=color, alpha=alpha)
 
     def array(self, array: NDArray[Any]) -> NDArray[Any]:
         """Arrays of 1 to 4 channels, with or without a channel axis."""
         planes = array[..., None] if array.ndim == 2 else array
         color = planes[..., : 1 if planes.shape[2] < 3 else 3]
-        alpha = planes[..., -1] if planes.shape[2] in (2, 4) else None
-        kind: Literal["L", "RGB"] = "L" if color.shape[2] == 1 else "RGB"
-        color = np.repeat(color, 3, axis=2) if kind == "L" else color
-        if array.dtype.kind == "f":
-            large = self.planes(np.ascontiguousarray(color))
-            factor = self.planes.scale
-            soft = None if alpha is None else _enlarged(alpha, factor).astype(array.dtype)
-        else:
-            made = self.picture(Picture(np.ascontiguousarray(color), alpha, kind))
-            large, soft = made.color, made.alpha
-        large = _grey(large) if kind == "L" else large
+        grey = color.shape[2] == 1
+        color = np.repeat(color, 3, axis=2) if grey else np.ascontiguousarray(color)
+        large, soft = self._parts(color, planes[..., -1] if planes.shape[2] in (2, 4) else None)
+        large = large[..., :1] if grey else large
         large = large if soft is None else np.dstack([large, soft])
         return large[..., 0] if array.ndim == 2 else large
+
+    def _parts(
+        self, color: NDArray[Any], alpha: NDArray[Any] | None
+    ) -> tuple[NDArray[Any], NDArray[Any] | None]:
+        """Colour and alpha: grey stays grey, what is clear lends its colour to nothing."""
+        grey = all(np.array_equal(color[..., 0], color[..., c]) for c in (1, 2))
+        if alpha is None:
+            return self.planes(color, grey=grey), None
+        dtype, share = alpha.dtype, to_float(alpha).clip(0, 1)
+        if bool((share == 1).all()):
+            large = self.planes(color, grey=grey)
+            return large, from_float(np.ones(large.shape[:2], np.float32), dtype)
+        values = to_float(color)
+        if not self.keep_hidden:
+            values = filled(values, share > 0)
+        large = from_float(self.planes(values, grey=grey), dtype)
+        return large, from_float(self._enlarged(share), dtype)
+
+    def _enlarged(self, share: NDArray[np.float32]) -> NDArray[Any]:
+        """Alpha in [0, 1]; opaque and clear areas stay exactly 1 and 0, but for "network"."""
+        scale = self.planes.scale
+        if self.alpha == "network":
+            return self.planes(np.repeat(share[..., None], 3, axis=2), grey=True)[..., 0]
+        if self.alpha == "lanczos":
+            return lanczos(share, share.shape[1] * scale, share.shape[0] * scale).clip(0, 1)
+        return imresize(share, scale).clip(0, 1)
 
     def tensor(self, tensor: Tensor) -> Tensor:
         """A batch, image by image: the statistics of attention are each image's own."""
@@ -99,14 +109,3 @@ class Kinds:
         planes = tensor.detach().float().cpu().permute(0, 2, 3, 1).numpy()
         large = [torch.from_numpy(self.planes(np.ascontiguousarray(p), clip=False)) for p in planes]
         return torch.stack(large).permute(0, 3, 1, 2).to(device, dtype).contiguous()
-
-
-def _grey(color: NDArray[Any]) -> NDArray[Any]:
-    """The channels of a replicated grey image, averaged: [H W 3] -> [H W 1]."""
-    mean = color.mean(axis=2, keepdims=True)
-    return (np.round(mean) if color.dtype.kind == "u" else mean).astype(color.dtype)
-
-
-def _enlarged(plane: NDArray[Any], scale: int) -> NDArray[np.float32]:
-    """A plane in [0, 1] by Lanczos; opaque and clear areas stay exactly 1 and 0."""
-    return lanczos(plane, plane.shape[1] * scale, plane.shape[0] * scale).clip(0, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
@@ -13,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from potstill.core import ConfigError
+from potstill.core import ConfigError, DataError
 from potstill.sr.backends.runners import Runner
 from potstill.sr.config import Mode
+from potstill.sr.images.metrics import LUMA
 from potstill.sr.inference.cropping import adaptive_cropping
 from potstill.sr.inference.planning import Plan, plan
 from potstill.sr.inference.tiling import (
@@ -32,10 +34,13 @@ from potstill.sr.inference.tiling import (
 )
 from potstill.sr.models.imdn import IMDN
 
-__all__ = ["Planes", "Progress", "from_float", "to_float"]
+__all__ = ["Planes", "Progress", "from_float", "out_of_memory", "release_memory", "to_float"]
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) units of work."""
+
+SMALLEST = 32
+"""Side of the smallest tiles that are tried when memory is short."""
 
 _INDEPENDENT_MARGIN = 10  # what other tools use by default
 
@@ -103,34 +108,48 @@ class Planes:
         """Factor of enlargement."""
         return self.runner.model.scale
 
-    def __call__(self, color: NDArray[Any], *, clip: bool = True) -> NDArray[Any]:
-        """Enlarge; ``clip`` keeps floating values in [0, 1]."""
+    def __call__(
+        self, color: NDArray[Any], *, clip: bool = True, grey: bool = False
+    ) -> NDArray[Any]:
+        """Enlarge; ``clip`` keeps floating values in [0, 1], ``grey`` gives equal channels."""
         if not self.self_ensemble:
-            return self._once(color, clip)
+            return self._once(color, clip, grey)
         values = to_float(color)
         parts = (
-            _turned_back(self._once(_turned(values, orientation), clip), orientation) / 8
+            _turned_back(self._once(_turned(values, orientation), clip, grey), orientation) / 8
             for orientation in range(8)
         )
         return from_float(reduce(np.add, parts), color.dtype)
 
-    def _once(self, color: NDArray[Any], clip: bool) -> NDArray[Any]:
+    def _once(self, color: NDArray[Any], clip: bool, grey: bool) -> NDArray[Any]:
         runner, stride = self.runner, self.runner.model.stride
         h, w = color.shape[:2]
         if stride > 1 and (h % stride or w % stride):
             if self.align == "acs":
                 self.plan = Plan("independent", max(h, w) // 2, 0)
-                return adaptive_cropping(runner, color)
+                made = torch.from_numpy(to_float(adaptive_cropping(runner, color)))
+                return from_float((_grey(made) if grey else made).numpy(), color.dtype)
             padding = ((0, -h % stride), (0, -w % stride), (0, 0))
             color = np.pad(color, padding, mode="symmetric")
         rows, columns = color.shape[0] // stride, color.shape[1] // stride
         out = np.empty((color.shape[0] * self.scale, color.shape[1] * self.scale, 3), color.dtype)
-        read, write = _reader(color, runner.device), _writer(out, clip)
-        self._run(Frame(Box(0, 0, rows, columns), stride, stride * self.scale, read, write))
+        read, write = _reader(color, runner.device), _writer(out, clip, grey)
+        frame = Frame(Box(0, 0, rows, columns), stride, stride * self.scale, read, write)
+        tile = self.tile
+        while True:
+            try:
+                self._run(frame, tile)
+                break
+            except (MemoryError, RuntimeError) as error:
+                smaller = self._smaller()
+                if not out_of_memory(error) or smaller is None:
+                    raise
+                tile = smaller
+            release_memory()  # not before the error and its frames are gone
         return out[: h * self.scale, : w * self.scale]
 
     @torch.inference_mode()
-    def _run(self, frame: Frame) -> None:
+    def _run(self, frame: Frame, tile_side: int | Literal["auto", "none"]) -> None:
         """Enlarge by the plan."""
         runner = self.runner
         h, w = frame.size.bottom * frame.stride, frame.size.right * frame.stride
@@ -138,7 +157,7 @@ class Planes:
             runner.model,
             h,
             w,
-            tile=self.tile,
+            tile=tile_side,
             tile_mode="gates" if self.gates is not None else self.tile_mode,
             memory_limit=self.memory_limit,
             precision="bf16" if runner.stages and runner.stages.dtype == torch.bfloat16 else "fp32",
@@ -162,6 +181,13 @@ class Planes:
                 self.found = find(stages, frame, tile, step)
             gated(runner, self.found, frame, tile, radius, step)
 
+    def _smaller(self) -> int | None:
+        """Side of tiles to try when memory was short, or None when nothing is left to try."""
+        if self.tile == "none" or self.tile_mode == "none":
+            return None
+        side = 256 if self.plan.mode == "none" else self.plan.tile // 2
+        return side if side >= SMALLEST else None
+
     def _steps(self, frame: Frame, tile: int, mode: Mode) -> Callable[[], None]:
         """What counts units of work for the progress."""
         tiles = 1 if mode == "none" else sum(1 for _ in boxes(frame.size, tile))
@@ -173,6 +199,23 @@ class Planes:
         return lambda: self.progress(next(done), total)
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory was short, on any device."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(
+        said in text for said in ("out of memory", "not enough memory", "can't allocate memory")
+    )
+
+
+def release_memory() -> None:
+    """Give back what a failed image has left behind, on the host and on GPUs."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
 def _reader(color: NDArray[Any], device: torch.device) -> Callable[[Box], Tensor]:
     def read(box: Box) -> Tensor:
         part = to_float(color[box.top : box.bottom, box.left : box.right])
@@ -181,13 +224,25 @@ def _reader(color: NDArray[Any], device: torch.device) -> Callable[[Box], Tensor
     return read
 
 
-def _writer(out: NDArray[Any], clip: bool) -> Callable[[Box, Tensor], None]:
+def _grey(values: Tensor) -> Tensor:
+    """Three channels as their luma, [H W 3] to the same: Y of the result is that of the values."""
+    weights = values.new_tensor(LUMA) / sum(LUMA)
+    return (values @ weights)[..., None].expand_as(values)
+
+
+def _writer(out: NDArray[Any], clip: bool, grey: bool) -> Callable[[Box, Tensor], None]:
     def write(box: Box, large: Tensor) -> None:
         values = large[0].float().permute(1, 2, 0).cpu()
+        if not torch.isfinite(values).all():
+            raise DataError(
+                "upscale: the network must give finite values, got NaN or infinite ones; its "
+                "weights are damaged, or overflow in this precision"
+            )
+        values = _grey(values) if grey else values
         target = out[box.top : box.bottom, box.left : box.right]
         if out.dtype.kind == "u":
             peak = np.iinfo(out.dtype).max
-            target[:] = values.clamp(0, 1).mul_(peak).round_().numpy().astype(out.dtype)
+            target[:] = values.clamp(0, 1).mul(peak).round_().numpy().astype(out.dtype)
         else:
             target[:] = (values.clamp(0, 1) if clip else values).numpy()
 
