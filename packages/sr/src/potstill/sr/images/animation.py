@@ -9,7 +9,7 @@ from pathlib import Path
 from potstill.core import atomic
 from potstill.sr.images.metadata import carried
 from potstill.sr.images.picture import Picture, picture_of
-from potstill.sr.images.reading import MEGAPIXELS, check_size, opened
+from potstill.sr.images.reading import MEGAPIXELS, check_size, opened, without_loss
 from potstill.sr.images.writing import check_output, options_of
 
 __all__ = ["MOVING", "Animation", "is_animated", "read_animation", "write_animation"]
@@ -53,6 +53,7 @@ def read_animation(path: str | os.PathLike[str], *, megapixels: float = MEGAPIXE
         count = getattr(image, "n_frames", 1)
         check_size(Path(path), image, megapixels, count)
         kept = carried(image, str(path))
+        kept["lossless"] = image.format == "WEBP" and without_loss(Path(path))
         loop = image.info.get("loop")
         for number in range(1 if image.info.get("default_image") else 0, count):
             image.seek(number)

@@ -27,6 +27,7 @@ __all__ = [
     "is_picture",
     "opened",
     "read_image",
+    "without_loss",
 ]
 
 MEGAPIXELS = 1000.0
@@ -64,7 +65,7 @@ def read_image(path: str | os.PathLike[str], *, megapixels: float = MEGAPIXELS) 
             wide = _holds_sixteen_bits(image)
             image.load()  # Pillow notices files that were cut off, OpenCV does not
             picture = _sixteen_bit(path, image) if wide else picture_of(image, str(path))
-            return replace(picture, lossless=image.format == "WEBP" and _lossless(path))
+            return replace(picture, lossless=image.format == "WEBP" and without_loss(path))
     except UnidentifiedImageError as error:
         return _unknown_to_pillow(path, megapixels, error)
     except PotstillError:
@@ -151,7 +152,7 @@ def _unknown_to_pillow(path: Path, megapixels: float, error: Exception) -> Pictu
     return sampled(*found, kept, str(path))
 
 
-def _lossless(path: Path) -> bool:
+def without_loss(path: Path) -> bool:
     """Whether a WebP holds a picture without loss (RFC 9649, sections 2.6 and 2.7)."""
     with path.open("rb") as file:
         file.seek(12)
