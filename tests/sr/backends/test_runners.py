@@ -3,6 +3,8 @@
 import dataclasses
 import shutil
 import sys
+import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +13,10 @@ from potstill.core.errors import BackendError, ConfigError
 from potstill.core.testing import requires_cuda, requires_data, with_package
 from potstill.sr import IMDN, IMDN_AS, IMDN_RTC, export_onnx, load_model, upscale
 from potstill.sr.backends.onegraph import OneGraph
+from potstill.sr.backends.precisions import exact_floats
 from potstill.sr.backends.runners import BACKENDS, make_runner
+
+pytestmark = pytest.mark.filterwarnings("ignore:upscale. bf16 has no instructions")
 
 needs_compiler = pytest.mark.skipif(
     not any(map(shutil.which, ("g++", "clang++", "cl"))), reason="needs a C++ compiler"
@@ -81,6 +86,41 @@ def test_mixed_bf16_costs_less_than_a_hundredth_of_a_decibel(official):
     assert abs(full - mixed) <= 0.01
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_precision_that_does_not_pay_or_does_not_run_says_so(tiny, monkeypatch, fast):
+    monkeypatch.setattr("potstill.sr.backends.precisions.fast_bf16", lambda: fast)
+    x = torch.rand(1, 3, 8, 8)
+    assert upscale(x, tiny, precision="auto", device="cpu").precision == (
+        "bf16" if fast else "fp32"
+    )
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert upscale(x, tiny, precision="bf16", device="cpu").precision == "bf16"
+    assert any("several times slower than fp32" in str(w.message) for w in said) == (not fast)
+    with pytest.warns(UserWarning, match="IMDN_RTC runs in fp32 with backend 'torch'"):
+        assert upscale(x, IMDN_RTC(8, 1), precision="bf16", device="cpu").precision == "fp32"
+
+
+@with_package("openvino", "onnx", "onnxscript")
+def test_openvino_without_bfloat16_says_so(tiny, monkeypatch):
+    import openvino
+
+    monkeypatch.setattr(
+        openvino, "Core", lambda: SimpleNamespace(get_property=lambda *names: ["FP32", "INT8"])
+    )
+    with pytest.warns(UserWarning, match="has no bfloat16, so OpenVINO runs in fp32"):
+        assert make_runner(tiny, "openvino", "bf16").precision == "fp32"
+    assert make_runner(tiny, "openvino", "auto").precision == "fp32"
+
+
+def test_float32_on_a_gpu_is_not_tf32():
+    before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    with exact_floats(torch.device("cuda")):
+        assert not torch.backends.cudnn.allow_tf32
+        assert torch.get_float32_matmul_precision() == "highest"
+    assert (torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()) == before
+
+
 @requires_cuda
 def test_cuda_equals_the_cpu(tiny):
     x = torch.rand(1, 3, 33, 47)
@@ -94,7 +134,9 @@ def test_cuda_equals_the_cpu(tiny):
 def test_bad_choices(tiny):
     with pytest.raises(ConfigError, match="got 'ncnn'; known: auto, torch, onnx, openvino"):
         make_runner(tiny, "ncnn")
-    with pytest.raises(ConfigError, match="precision must be fp32 or bf16, got 'fp16'"):
+    with pytest.raises(ConfigError, match="precision must be one of auto, .*, got 'int8'"):
+        make_runner(tiny, precision="int8")
+    with pytest.raises(ConfigError, match="precision fp16 needs a GPU, got the CPU"):
         make_runner(tiny, precision="fp16")
     with pytest.raises(ConfigError, match="device must be auto, cpu, cuda or mps, got 'tpu'"):
         make_runner(tiny, device="tpu")

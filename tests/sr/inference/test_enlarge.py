@@ -1,5 +1,9 @@
 """`upscale` on every kind of image, and every row of the table of bad inputs that concerns it."""
 
+import shutil
+import tempfile
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +16,7 @@ from potstill.sr import (
     IMDN_AS,
     IMDN_RTE,
     Picture,
+    Plan,
     load_model,
     plan,
     save_model,
@@ -194,12 +199,46 @@ def test_automatic_choice_from_a_memory_limit(tiny):
     model = IMDN(2)
     assert plan(model, 100, 100, memory_limit=2**30).mode == "none"
     assert plan(model, 1020, 678, memory_limit=2**30).mode == "exact"
-    with pytest.warns(UserWarning, match="30000 x 2000 pixels need .* GiB .*mode 'gates'"):
-        chosen = plan(model, 2000, 30_000, memory_limit=2**32)
-    assert chosen.mode == "gates"
-    assert chosen.bytes < 2**32
+    large = plan(model, 3024, 4032, memory_limit=2**31)  # a photograph of a phone
+    assert (large.mode, large.mapped) == ("exact", True)
+    assert large.bytes < 2**31
+    assert plan(model, 3024, 4032, memory_limit=2**31, stages=False).mode == "recompute"
+    assert not plan(model, 3024, 4032, memory_limit=2**40, tile=256).mapped
     result = upscale(torch.rand(1, 3, 20, 20), tiny, memory_limit=2**31)
     assert (result.mode, result.tile, result.backend) == ("none", 0, "torch")
+
+
+def test_the_plan_asks_the_device_that_computes(monkeypatch):
+    free = {"cuda:1": 2**30, "cuda:0": 2**40}
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[str(device)], 2**41))
+    assert plan(IMDN(2), 1020, 678, device="cuda:0").mode == "none"
+    assert plan(IMDN(2), 1020, 678, device="cuda:1").mode == "exact"
+
+
+def test_maps_on_the_disk_give_the_same_picture(tiny, photograph, monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    in_memory = upscale(photograph, tiny, tile=16)
+    monkeypatch.setattr(
+        "potstill.sr.inference.planes.plan", lambda *a, **b: Plan("exact", 16, 0, mapped=True)
+    )
+    on_disk = upscale(photograph, tiny, tile=16)
+    np.testing.assert_array_equal(on_disk.image, in_memory.image)
+    torch.testing.assert_close(on_disk.gates, in_memory.gates, rtol=0, atol=0)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
+    with pytest.raises(DataError, match="GiB on the disk, got 0.0 GiB free in .*set TMPDIR"):
+        upscale(photograph, tiny, tile=16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_a_network_comes_back_as_it_was(tiny, photograph, dtype):
+    expected = upscale(photograph, tiny).image
+    tiny.train().to(dtype)
+    made = upscale(photograph, tiny).image
+    assert np.abs(made.astype(int) - expected).max() <= (3 if dtype == torch.float16 else 0)
+    assert tiny.training
+    assert {p.dtype for p in tiny.parameters()} == {dtype}
+    assert all(p.requires_grad for p in tiny.parameters())
 
 
 def test_bad_tensors(tiny):

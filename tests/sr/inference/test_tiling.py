@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from potstill.core.errors import ConfigError
 from potstill.core.testing import requires_data
 from potstill.sr import IMDN, load_model, upscale
-from potstill.sr.backends.staged import Moments, Staged, moments
+from potstill.sr.backends.staged import Moments, Staged, _reduced, merged, moments
 from potstill.sr.inference.tiling import (
     Box,
     Frame,
@@ -143,17 +144,37 @@ def test_moments_merge_without_cancellation():
     z = 1000 + torch.randn(1, 4, 30, 50, generator=torch.Generator().manual_seed(0))
     z = z.contiguous(memory_format=torch.channels_last)
     parts = [moments(part) for part in z.split(7, dim=2)]
-    found = parts[0]
-    for part in parts[1:]:
-        found = found.merge(part)
+    found = merged(parts)
     variance, mean = torch.var_mean(z.double(), dim=(2, 3), correction=0)
     assert found.pixels == 1500
     torch.testing.assert_close(found.mean, mean[0], rtol=1e-6, atol=0)
     torch.testing.assert_close(found.variance, variance[0], rtol=1e-4, atol=0)
 
 
+def test_one_reduction_elsewhere_than_on_a_cpu():
+    z = 1000 + torch.randn(1, 4, 60, 50, generator=torch.Generator().manual_seed(0))
+
+    class Counted(TorchDispatchMode):
+        calls = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            Counted.calls += 1
+            return function(*args, **(kwargs or {}))
+
+    with Counted():
+        found = _reduced(z)
+    assert Counted.calls <= 8
+    expected = moments(z.contiguous(memory_format=torch.channels_last))
+    torch.testing.assert_close(found.mean, expected.mean, rtol=1e-6, atol=0)
+    torch.testing.assert_close(found.variance, expected.variance, rtol=1e-4, atol=0)
+    Counted.calls = 0
+    with Counted():
+        merged([expected] * 50)
+    assert Counted.calls <= 20
+
+
 def test_merging_is_the_textbook_formula():
     a = Moments(2, torch.tensor([1.0]).double(), torch.tensor([2.0]).double())
     b = Moments(1, torch.tensor([4.0]).double(), torch.tensor([0.0]).double())
-    both = a.merge(b)  # 0, 2 and 4
+    both = merged([a, b])  # 0, 2 and 4
     assert (both.pixels, float(both.mean), float(both.squares)) == (3, 2.0, 8.0)

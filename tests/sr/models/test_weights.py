@@ -158,3 +158,34 @@ def test_our_own_weights_come_with_the_package(scale):
     assert json.loads(metadata["config"])["global_skip"] == "bicubic"
     assert metadata["licence"] == "Apache-2.0"
     assert "astronaut.png" in metadata["data"]
+
+
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "net_g.", "model.", "module._orig_mod."]
+)
+@pytest.mark.parametrize("wrapper", [None, "params", "params_ema", "net_g"])
+def test_names_of_wrappers_are_no_names(tmp_path, tiny, prefix, wrapper):
+    state = {prefix + key: value for key, value in tiny.state_dict().items()}
+    path = tmp_path / "NET.PTH"
+    torch.save({wrapper: state, "iter": 3} if wrapper else state, path)
+    torch.testing.assert_close(load_model(path).state_dict(), tiny.state_dict())
+
+
+def test_a_file_is_what_it_holds(tmp_path, tiny):
+    made = save_model(tiny, tmp_path / "a.safetensors")
+    for name in ("b.pth", "b.bin"):
+        (tmp_path / name).write_bytes(made.read_bytes())
+        assert load_model(tmp_path / name).channels == 8
+    cases = {
+        "page.pth": (b"\n<!DOCTYPE html><html>404</html>", "got a web page, so the download"),
+        "page.pt": (b"<html>", "got a web page"),
+        "lfs.bin": (b"version https://git-lfs.github.com/spec/v1\noid", "a pointer of Git LFS"),
+        "noise.pth": (bytes(range(50, 200)), "got something else"),
+        "empty.pth": (b"", "got an empty file"),
+    }
+    for name, (data, message) in cases.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(
+            DataError, match=f"{name} must be a checkpoint or safetensors, .*{message}"
+        ):
+            load_model(tmp_path / name)

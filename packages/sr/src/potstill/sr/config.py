@@ -28,7 +28,7 @@ __all__ = [
 Alpha = Literal["bicubic", "lanczos", "network"]
 Backend = Literal["torch", "onnx", "openvino"]
 Mode = Literal["none", "exact", "recompute", "gates", "independent"]
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Scale = Literal[2, 3, 4]
 Tile = int | Literal["auto", "none"]
 
@@ -165,7 +165,7 @@ class UpscaleConfig:
         tile_mode: How tiles share statistics.
         memory_limit: Memory in MiB that may be used on top of the input.
         backend: Inference backend.
-        precision: Numeric precision.
+        precision: Numeric precision; auto is bf16 where the device has instructions for it.
         device: auto, cpu, cuda or mps.
         compile: Compile the network first.
         self_ensemble: Average over eight orientations: slower, slightly better.

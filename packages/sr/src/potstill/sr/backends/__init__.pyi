@@ -1,4 +1,5 @@
 from .export import export_onnx as export_onnx
+from .precisions import fast_bf16 as fast_bf16
 from .runners import BACKENDS as BACKENDS
 from .runners import Precision as Precision
 from .runners import Runner as Runner

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import torch
@@ -39,7 +40,8 @@ def export_onnx(model: Upscaler, path: str | Path, *, gates: bool = False) -> Pa
         inputs.append(torch.rand(len(model.blocks), model.channels))
         dynamic.append({})
     other = [torch.rand(1, 3, 2 * unit, unit), *inputs[1:]]
-    return to_onnx(model.cpu(), inputs, path, dynamic=dynamic, other=other).path
+    own = copy.deepcopy(model).to("cpu", torch.float32).eval()  # the caller's stays as it is
+    return to_onnx(own, inputs, path, dynamic=dynamic, other=other).path
 
 
 def export(model: str, /, *, out: Path, gates: bool = False, half: bool = False) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Callable
 from functools import lru_cache
@@ -18,6 +19,7 @@ from potstill.core.backends import Backend, Backends
 from potstill.core.engine import resolve_device
 from potstill.sr.backends.export import export_onnx
 from potstill.sr.backends.onegraph import CompiledGraph
+from potstill.sr.backends.precisions import DTYPES, check_precision
 from potstill.sr.backends.staged import Staged
 from potstill.sr.config import Precision
 from potstill.sr.models.base import Upscaler
@@ -38,17 +40,18 @@ class Runner:
         model: Network.
         stages: Stages of the network in PyTorch, which compute statistics over tiles whatever the
             backend is; None for networks without attention.
-        precision: Numeric precision.
+        precision: Numeric precision that it runs in.
         device: Device of the tensors.
     """
 
     backend: str
 
     def __init__(self, model: Upscaler, precision: Precision, device: torch.device) -> None:
-        self.model = model.to(device).eval()
+        # A copy: the caller's network keeps its mode, device and dtype.
+        self.model = copy.deepcopy(model).to(device, torch.float32).eval().requires_grad_(False)
         self.precision, self.device = precision, device
-        bf16 = precision == "bf16"
-        self.stages = Staged(model, bf16=bf16) if isinstance(model, IMDN) else None
+        staged = isinstance(self.model, IMDN)
+        self.stages = Staged(self.model, dtype=DTYPES[precision]) if staged else None
 
     def __call__(self, image: Tensor, gates: Tensor | None = None) -> Tensor:
         """Enlarge ``[1 3 h w]`` in [0, 1]."""
@@ -65,8 +68,10 @@ class TorchRunner(Runner):
     ) -> None:
         super().__init__(model, precision, device)
         self._graph: CompiledGraph | None = None
-        if compiled and isinstance(model, IMDN):
-            self._graph = CompiledGraph(model, bf16=precision == "bf16")
+        if compiled and isinstance(self.model, IMDN):
+            if precision == "fp16":
+                raise ConfigError("upscale: compile runs in fp32 or bf16, got fp16; use bf16")
+            self._graph = CompiledGraph(self.model, bf16=precision == "bf16")
 
     @torch.inference_mode()
     def __call__(self, image: Tensor, gates: Tensor | None = None) -> Tensor:
@@ -105,14 +110,6 @@ class OnnxRunner(ExportedRunner):
     """ONNX Runtime on the CPU, in float32."""
 
     backend = "onnx"
-
-    def __init__(self, model: Upscaler, precision: Precision, device: torch.device) -> None:
-        if precision != "fp32":
-            raise ConfigError(
-                f"upscale: backend 'onnx' runs in fp32 on the CPU, got {precision}; use backend "
-                "'openvino' or 'torch'"
-            )
-        super().__init__(model, precision, device)
 
     def _open(self, path: Path) -> Function:
         import onnxruntime
@@ -176,8 +173,9 @@ def make_runner(
     Args:
         model: A network of the family.
         backend: One of ``BACKENDS``; ``"auto"`` is torch.
-        precision: "bf16" keeps the gates and the last layers in float32 with torch (all of the
-            reconstruction, or the upsampler when compiled), and none with openvino.
+        precision: "auto", "fp32", "bf16" or, on a GPU, "fp16". Half precisions keep the gates and
+            the last layers in float32 with torch (all of the reconstruction, or the upsampler when
+            compiled), and none with openvino.
         device: "auto" (CUDA, else MPS, else CPU), "cpu", "cuda", "cuda:<number>" or "mps".
         compiled: Let torch compile the network: seconds to minutes once, then faster.
 
@@ -185,12 +183,11 @@ def make_runner(
         ConfigError: An unknown name, or a combination that does not exist.
         BackendError: A package or a device is missing; says what to install.
     """
-    if precision not in ("fp32", "bf16"):
-        raise ConfigError(f"upscale: precision must be fp32 or bf16, got {precision!r}")
     chosen = BACKENDS.resolve(backend)
     where = resolve_device("cpu" if device == "auto" and chosen.devices else device)
     options = {"compiled": compiled} if chosen.name == "torch" else {}
-    return BACKENDS.resolve(chosen.name, where).run(model, precision, where, **options)
+    runs = BACKENDS.resolve(chosen.name, where).run
+    return runs(model, check_precision(model, chosen.name, precision, where), where, **options)
 
 
 def ready_runner(

@@ -14,7 +14,6 @@ for memory traffic, since on a CPU the convolutions are only part of the time:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -44,20 +43,6 @@ class Moments(NamedTuple):
     mean: Float[Tensor, " channels"]
     squares: Float[Tensor, " channels"]
 
-    def merge(self, other: Moments) -> Moments:
-        """Moments of both sets of pixels together.
-
-        Source: Chan, Golub, LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing
-        Sample Variances", COMPSTAT 1982, Eq. (2.1). No cancellation, however many tiles.
-        """
-        pixels = self.pixels + other.pixels
-        gap = other.mean - self.mean
-        return Moments(
-            pixels,
-            self.mean + gap * (other.pixels / pixels),
-            self.squares + other.squares + gap.square() * (self.pixels * other.pixels / pixels),
-        )
-
     @property
     def variance(self) -> Tensor:
         """Population variance, ``[C]``."""
@@ -67,21 +52,42 @@ class Moments(NamedTuple):
 def moments(z: Float[Tensor, "1 channels h w"]) -> Moments:
     """Moments of one map.
 
-    ``batch_norm_update_stats`` is the statistics half of batch normalization, vectorized for
-    channels_last. It adds up in float32, so it gets strips of a few thousand pixels, and these are
-    merged in float64.
+    On a CPU ``batch_norm_update_stats`` is the statistics half of batch normalization, vectorized
+    for channels_last. It adds up in float32, so it gets strips of a few thousand pixels, and these
+    are merged in float64. Elsewhere one reduction does it, in float32 whatever the map is in.
     """
+    if z.device.type != "cpu":
+        return _reduced(z)
     parts = []
     for strip in z.split(max(1, _STRIP // z.shape[3]), dim=2):
         mean, variance = torch.batch_norm_update_stats(strip, None, None, 0.1)
         count = strip.shape[2] * strip.shape[3]
-        parts.append(Moments(count, mean.double(), variance.double() * count))
+        parts.append(Moments(count, mean, variance * count))
     return merged(parts)
 
 
+def _reduced(z: Tensor) -> Moments:
+    """Moments by one reduction, which adds up in a tree; MPS has no float64."""
+    variance, mean = torch.var_mean(z.float(), dim=(2, 3), correction=0)
+    if z.device.type == "mps":
+        variance, mean = variance.cpu(), mean.cpu()
+    pixels = z.shape[2] * z.shape[3]
+    return Moments(pixels, mean[0].double(), variance[0].double() * pixels)
+
+
 def merged(parts: Sequence[Moments]) -> Moments:
-    """Moments of all pixels of several parts."""
-    return reduce(Moments.merge, parts)
+    """Moments of all pixels of several parts.
+
+    Source: Chan, Golub, LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample
+    Variances", COMPSTAT 1982, Eq. (2.1), for many parts at once: squares about the common mean. No
+    cancellation, however many tiles.
+    """
+    pixels = sum(part.pixels for part in parts)
+    means = torch.stack([part.mean for part in parts]).double()
+    counts = means.new_tensor([[part.pixels] for part in parts])
+    mean = (means * counts).sum(0) / pixels
+    within = torch.stack([part.squares for part in parts]).double().sum(0)
+    return Moments(pixels, mean, within + ((means - mean).square() * counts).sum(0))
 
 
 class Staged:
@@ -92,12 +98,12 @@ class Staged:
 
     Args:
         model: Network; its weights are copied, so later changes to it have no effect here.
-        bf16: Run head and blocks in bfloat16; the reconstruction stays in float32.
+        dtype: Type of head and blocks; the reconstruction stays in float32.
     """
 
-    def __init__(self, model: IMDN, *, bf16: bool = False) -> None:
+    def __init__(self, model: IMDN, *, dtype: torch.dtype = torch.float32) -> None:
         self.model = model
-        self.dtype = torch.bfloat16 if bf16 else torch.float32
+        self.dtype = dtype
         parameter = next(model.parameters())
         self.device = parameter.device
         self.blocks: list[InformationBlock] = list(model.blocks)  # type: ignore[arg-type]
@@ -144,8 +150,8 @@ class Staged:
         """The gate of block ``k``, from the statistics of what it distilled."""
         gate = self.blocks[k].gate
         assert gate is not None
-        dtype = gate.down.weight.dtype
-        return gate(found.mean.to(dtype)[None], found.variance.to(dtype)[None])[0]
+        mean, variance = (x.to(gate.down.weight)[None] for x in (found.mean, found.variance))
+        return gate(mean, variance)[0]
 
     def fuse_(self, x: Tensor, k: int, z: Tensor, gate: Tensor) -> Tensor:
         """Block ``k``'s output in place of its input: ``x += (W diag(g)) z + b``."""

@@ -12,6 +12,7 @@ from cyclopts import Parameter
 from potstill.core import (
     BackendError,
     Column,
+    ConfigError,
     Report,
     atomic,
     count_macs,
@@ -23,7 +24,7 @@ from potstill.core.command import progress, say
 from potstill.sr.backends.runners import make_runner
 from potstill.sr.config import Backend, Mode, Precision, Scale, Tile
 from potstill.sr.evaluation.drawings import quality_against_time, seam_figure, strip
-from potstill.sr.evaluation.scores import PUBLISHED, evaluate, find_set, mean
+from potstill.sr.evaluation.scores import PUBLISHED, evaluate, find_pairs, mean
 from potstill.sr.images.metrics import Protocol
 from potstill.sr.images.reading import read_image
 from potstill.sr.images.resize import imresize, reduced
@@ -37,9 +38,12 @@ Words = Annotated[tuple[str, ...], Parameter(consume_multiple=True)]
 
 
 def evaluate_set(
-    images: str = "Set5",
+    images: str | None = None,
     /,
     *,
+    gt: str | None = None,
+    lr: str | None = None,
+    glob: str | None = None,
     scale: Scale = 2,
     model: Words = (),
     protocol: Protocol = "paper",
@@ -53,7 +57,11 @@ def evaluate_set(
     """Measure PSNR and SSIM of one network image by image, or of several networks.
 
     Args:
-        images: Folder of originals, or a set below ``sr/`` of the data root, such as Set5.
+        images: Folder of originals, or a set below ``sr/`` of the data root; Set5 by default.
+        gt: Folder of originals, the same as ``images``.
+        lr: Folder of their low-resolution images; by default they are made by MATLAB's bicubic, or
+            found in ``LRbicx<scale>`` beside ``GTmod<n>``.
+        glob: Pattern of the originals below their folder, such as "*.png".
         scale: Factor.
         model: Weight files or names; our own weights by default.
         protocol: "paper" reproduces published tables, "imdn-repo" the authors' script.
@@ -68,8 +76,13 @@ def evaluate_set(
         "scale": scale, "protocol": protocol, "tile": tile, "tile_mode": tile_mode,
         "backend": backend, "precision": precision, "self_ensemble": self_ensemble,
     }  # fmt: skip
+    if images is not None and gt is not None:
+        raise ConfigError(f"eval: gt must be left out where a set is named, got {images} and {gt}")
+    images = images or gt or "Set5"
+    pairs = find_pairs(images, scale, lr=lr, pattern=glob)
+    options["lows"] = pairs.lows
     make = _ranking if len(model) > 1 else _table
-    report = make(Path(images).name, find_set(images), model or (f"potstill-x{scale}",), options)
+    report = make(Path(images).name, pairs.originals, model or (f"potstill-x{scale}",), options)
     known = PUBLISHED.get((Path(images).name, scale))
     if known is not None:
         report.add("IMDN", published="Hui et al. 2019", psnr=known[0], ssim=known[1])
@@ -122,9 +135,11 @@ def _ranking(
     }
     report = Report(f"{name} x{scale}", columns=columns, label="network", data=name)
     points: list[dict[str, Any]] = []
+    lows = options["lows"]
+    first = {**options, "lows": lows and lows[:1]}
     for model in models:
         network = load_model(model)
-        evaluate(network, originals[:1], **options)  # the first call is a slow one
+        evaluate(network, originals[:1], **first)  # the first call is a slow one
         with progress(f"{name} x{scale}: {model}") as shown:
             average = mean(evaluate(network, originals, progress=shown, **options))
         point: dict[str, Any] = {

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from potstill.core import atomic
 from potstill.sr.images.metadata import carried
@@ -64,7 +66,7 @@ def read_animation(path: str | os.PathLike[str], *, megapixels: float = MEGAPIXE
     return Animation(frames, durations, loop)
 
 
-def _transparent(info: dict[object, object], mode: str) -> bool:
+def _transparent(info: Mapping[Any, Any], mode: str) -> bool:
     return "transparency" in info or mode in ("RGBA", "LA", "PA")
 
 

@@ -70,7 +70,7 @@ class Picture:
             color = color.convert("L") if self.kind == "L" else color
             color.putalpha(Image.fromarray(replace(self, color=stacked(self.alpha)).rgb8()[..., 0]))
         exif = renewed(self.exif, color.size, None, "")
-        found = {"icc_profile": self.icc, "xmp": self.xmp, "dpi": self.dpi}
+        found: dict[str, Any] = {"icc_profile": self.icc, "xmp": self.xmp, "dpi": self.dpi}
         found["exif"] = None if exif is None else exif.tobytes()
         found["photoshop"] = None if self.iptc is None else {0x0404: self.iptc}
         color.info.update({key: value for key, value in found.items() if value is not None})

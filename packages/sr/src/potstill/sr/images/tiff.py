@@ -51,7 +51,7 @@ def read_samples(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None] | None:
             if planar or "imagecodecs" not in str(error):
                 raise DataError(
                     f"read_image: {path} must be in a compression that can be read here, got "
-                    f"{page.compression.name} in planes: {error}; pip install imagecodecs"
+                    f"{getattr(page.compression, 'name', page.compression)} in planes: {error}; pip install imagecodecs"
                 ) from error
             values = _by_opencv(path)
         associated = bool(extra) and page.extrasamples[0] == 1

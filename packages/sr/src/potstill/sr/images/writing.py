@@ -155,7 +155,8 @@ def _without_what_is_lost(picture: Picture, path: Path, form: str) -> Picture:
         named.append("all but 256 colours")
     if named:
         warnings.warn(f"write_image: {path} cannot hold {', '.join(named)}; dropped", stacklevel=3)
-    return replace(picture, **dict.fromkeys(lost))
+    nothing: dict[str, Any] = dict.fromkeys(lost)
+    return replace(picture, **nothing)
 
 
 def _write_pil(picture: Picture, path: Path, form: str, quality: int | None) -> None:

@@ -228,7 +228,8 @@ def _one(
             transparent=_clear(frames[0]),
             overwrite=batch.overwrite,
         )
-        made, results, seconds = [], [], 0.0
+        made: list[Picture] = []
+        results: list[Result] = []
         for frame in frames:
             made.append(_enlarged(frame, model, goal, options, results))
             if moving and results[-1].gates is not None:
@@ -242,7 +243,6 @@ def _one(
             )
         else:
             write_image(made[0], target, overwrite=batch.overwrite, quality=batch.quality)
-        seconds = sum(result.seconds for result in results)
     return {
         "input": str(path),
         "output": str(target),
@@ -251,7 +251,7 @@ def _one(
         "frames": len(frames),
         "mode": results[0].mode,
         "tile": results[0].tile,
-        "seconds": round(seconds, 3),
+        "seconds": round(sum(result.seconds for result in results), 3),
         "peak_mib": round(max(result.peak_bytes for result in results) / 2**20),
         "self_ensemble": batch.self_ensemble,
         "warnings": list(dict.fromkeys(str(w.message) for w in caught)),

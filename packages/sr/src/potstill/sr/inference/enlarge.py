@@ -35,7 +35,7 @@ class Result:
         mode: How statistics were shared.
         tile: Side of the tiles, 0 without.
         backend: Inference backend.
-        precision: Numeric precision.
+        precision: Numeric precision that it ran in.
         seconds: Wall time.
         peak_bytes: Most memory on top of what was in use before; on a CPU an upper bound, since
             the high-water mark of a process never falls.
@@ -86,10 +86,11 @@ def upscale(
         tile: Side of tiles in pixels; "auto" cuts only when memory asks for it, "none" never.
         tile_mode: How tiles share statistics: "exact", "recompute" and (with the gates of the
             image) "gates" have no seams; "independent" is what other tools do. "auto" takes
-            "exact", or "gates" with a warning when even that needs too much memory.
+            "exact", with its maps on the disk (below ``TMPDIR``) where memory is short.
         gates: Gates from the result of another image or an earlier run; implies "gates".
-        memory_limit: Memory in bytes on top of the input; half of what is free by default.
-        precision: Numeric precision.
+        memory_limit: Memory in bytes on top of the input; by default half of
+            what is free on the device.
+        precision: "auto", "fp32", "bf16" or "fp16"; auto is bf16 where the device has it.
         backend: Inference backend: "torch", "onnx" or "openvino".
         device: "auto", "cpu", "cuda" or "mps".
         compile: Compile the network with torch first: pays from a few images on.
@@ -124,13 +125,20 @@ def upscale(
     before, start = psutil.Process().memory_info().rss, time.perf_counter()
     on_gpu = runner.device.type == "cuda"
     if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.reset_peak_memory_stats(runner.device)
     enlarged = kinds(image)
     seconds = time.perf_counter() - start
-    peak = torch.cuda.max_memory_allocated() if on_gpu else max(0, _peak() - before)
+    peak = torch.cuda.max_memory_allocated(runner.device) if on_gpu else max(0, _peak() - before)
     chosen = planes.plan
     return Result(
-        enlarged, chosen.mode, chosen.tile, runner.backend, precision, seconds, peak, planes.found
+        enlarged,
+        chosen.mode,
+        chosen.tile,
+        runner.backend,
+        runner.precision,
+        seconds,
+        peak,
+        planes.found,
     )
 
 

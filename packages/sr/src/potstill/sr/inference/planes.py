@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from potstill.core import ConfigError, DataError
+from potstill.sr.backends.precisions import exact_floats
 from potstill.sr.backends.runners import Runner
 from potstill.sr.config import Mode
 from potstill.sr.images.metrics import LUMA
@@ -138,7 +139,8 @@ class Planes:
         tile = self.tile
         while True:
             try:
-                self._run(frame, tile)
+                with exact_floats(runner.device):
+                    self._run(frame, tile)
                 break
             except (MemoryError, RuntimeError) as error:
                 smaller = self._smaller()
@@ -160,7 +162,8 @@ class Planes:
             tile=tile_side,
             tile_mode="gates" if self.gates is not None else self.tile_mode,
             memory_limit=self.memory_limit,
-            precision="bf16" if runner.stages and runner.stages.dtype == torch.bfloat16 else "fp32",
+            precision=runner.precision,
+            device=runner.device,
             stages=runner.backend == "torch",
         )
         self.planned(self.plan)
@@ -172,7 +175,7 @@ class Planes:
         elif mode == "independent" or stages is None:
             plain(runner, frame, tile, _INDEPENDENT_MARGIN if stages else radius, step)
         elif mode == "exact":
-            self.found = exact(stages, frame, tile, step)
+            self.found = exact(stages, frame, tile, step, mapped=self.plan.mapped)
         else:
             if self.gates is not None:
                 self.found = check_gates(self.gates, stages)

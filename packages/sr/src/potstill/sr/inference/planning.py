@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 from typing import Literal
 
 import psutil
+import torch
 
 from potstill.sr.config import Mode, Precision
 from potstill.sr.models.base import Upscaler
 from potstill.sr.models.imdn import IMDN
 
-__all__ = ["Plan", "plan"]
+__all__ = ["Plan", "free_memory", "plan"]
 
 _TILE = 256
 _WHOLE_MAPS = 8  # maps alive at the peak of a pass over the whole image, measured
@@ -29,11 +29,13 @@ class Plan:
         mode: How statistics are shared.
         tile: Side of the tiles, feature pixels; 0 without tiles.
         bytes: Estimated memory on top of the input.
+        mapped: Feature maps of "exact" lie on the disk.
     """
 
     mode: Mode
     tile: int
     bytes: int
+    mapped: bool = False
 
 
 def plan(
@@ -45,9 +47,10 @@ def plan(
     tile_mode: Mode | Literal["auto"] = "auto",
     memory_limit: int | None = None,
     precision: Precision = "fp32",
+    device: str | torch.device = "cpu",
     stages: bool = True,
 ) -> Plan:
-    """Decide on mode and tile, warning where the mode is an approximation.
+    """Decide on mode and tile; the picture is the same whatever memory there is.
 
     Args:
         network: Network of the family.
@@ -55,8 +58,9 @@ def plan(
         width: Width of the input, pixels.
         tile: Side of the tiles, "auto" or "none", as in `upscale`.
         tile_mode: How tiles share statistics, as in `upscale`.
-        memory_limit: Memory in bytes; half of what is free by default.
+        memory_limit: Memory in bytes; by default half of what is free on the device.
         precision: Numeric precision.
+        device: Device that computes.
         stages: Ability of the backend to run block by block, which "exact" needs.
 
     Example:
@@ -65,33 +69,35 @@ def plan(
         >>> plan(IMDN(2), 4000, 3000, memory_limit=2**34).mode
         'exact'
     """
-    limit = memory_limit or psutil.virtual_memory().available // 2
+    limit = memory_limit or free_memory(torch.device(device)) // 2
     stride, scale = network.stride, network.scale
     area = math.ceil(height / stride) * math.ceil(width / stride)
-    cell = network.channels * (2 if precision == "bf16" else 4)
+    cell = network.channels * (2 if precision in ("bf16", "fp16") else 4)
     output = 12 * height * width * scale**2
 
-    def need(mode: str, side: int) -> int:
+    def need(mode: str, side: int, *, mapped: bool = False) -> int:
         if mode == "none":
             return area * cell * _WHOLE_MAPS + output
         margin = 2 * (4 if mode == "exact" else network.radius)
         piece = min((side + margin) ** 2, area) * cell * _TILE_MAPS
-        return piece + output // 4 + (area * cell * _EXACT_MAPS if mode == "exact" else 0)
+        maps = area * cell * _EXACT_MAPS if mode == "exact" and not mapped else 0
+        return piece + output // 4 + maps
 
     if tile == "none" or tile_mode == "none":
         return Plan("none", 0, need("none", 0))
     side = _TILE if tile == "auto" else tile
     if tile == "auto" and tile_mode == "auto" and need("none", 0) <= limit:
         return Plan("none", 0, need("none", 0))
-    if tile_mode != "auto":
+    if tile_mode not in ("auto", "exact"):
         return Plan(tile_mode, side, need(tile_mode, side))
-    if not isinstance(network, IMDN) or (stages and need("exact", side) <= limit):
-        return Plan("exact", side, need("exact", side))
-    side = 128 if tile == "auto" and need("gates", side) > limit else side
-    warnings.warn(
-        f"upscale: {width} x {height} pixels need {need('exact', side) / 2**30:.1f} GiB to be "
-        f"exact and {limit / 2**30:.1f} GiB may be used, so attention is estimated from a sample "
-        "of tiles (mode 'gates'); tile_mode='recompute' is exact in little memory, and slower",
-        stacklevel=3,
-    )
-    return Plan("gates", side, need("gates", side))
+    if isinstance(network, IMDN) and not stages:
+        return Plan("recompute", side, need("recompute", side))
+    mapped = isinstance(network, IMDN) and need("exact", side) > limit
+    return Plan("exact", side, need("exact", side, mapped=mapped), mapped)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a device."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)

@@ -8,13 +8,19 @@ head works on 4x4 and 2x2 of them.
 
 from __future__ import annotations
 
+import math
+import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from potstill.core import ConfigError
+from potstill.core import ConfigError, DataError
 from potstill.sr.backends.staged import Staged, merged, moments
 
 __all__ = [
@@ -23,6 +29,7 @@ __all__ = [
     "Frame",
     "boxes",
     "exact",
+    "feature_maps",
     "gated",
     "gates_from_sample",
     "gates_recomputed",
@@ -136,49 +143,97 @@ def gated(
     plain(lambda part: network(part, gates), frame, tile, margin, step)
 
 
-def exact(stages: Staged, frame: Frame, tile: int, step: Step) -> Tensor:
+def exact(stages: Staged, frame: Frame, tile: int, step: Step, *, mapped: bool = False) -> Tensor:
     """Enlarge in tiles what equals the whole image: all tiles finish a block before the next.
 
     Each block runs over the tiles twice: first its convolutions, with a margin of 4, and the sums
     for the statistics in float64; then, with the gate known, the point-wise rest in place. Three
     maps of the image are kept (12 bytes a channel and pixel in float32) and one tile.
 
+    Args:
+        stages: Network.
+        frame: Image.
+        tile: Side of the tiles, feature pixels.
+        step: Callable for progress.
+        mapped: Keep the maps on the disk.
+
     Returns:
         The gates, [blocks channels].
+
+    Raises:
+        DataError: The disk has no room for them.
     """
-    shape = (1, stages.model.channels, frame.size.bottom, frame.size.right)
-    x, z = (
-        torch.empty(
-            shape, dtype=stages.dtype, device=stages.device, memory_format=torch.channels_last
-        )
-        for _ in range(2)
-    )
-    for core in boxes(frame.size, tile):
-        core.of(x).copy_(_head(stages, frame, core))
-    total = stages.collected(x)
-    gates = []
-    for k, block in enumerate(stages.blocks):
-        found = []
+    with feature_maps(stages, frame.size.bottom, frame.size.right, mapped=mapped) as maps:
+        x, z, total = maps
+        rows = [slice(top, top + tile) for top in range(0, frame.size.bottom, tile)]
         for core in boxes(frame.size, tile):
-            around = core.grown(block.radius, frame.size)
-            part = stages.distill(k, _own(around.of(x)))
-            kept = _own(core.within(around).of(part))
-            core.of(z).copy_(kept)
-            found.append(moments(kept))
+            core.of(x).copy_(_head(stages, frame, core))
+        for strip in rows:
+            total[:, :, strip].copy_(stages.collected(_here(stages, x[:, :, strip])))
+        gates = []
+        for k, block in enumerate(stages.blocks):
+            found = []
+            for core in boxes(frame.size, tile):
+                around = core.grown(block.radius, frame.size)
+                part = stages.distill(k, _own(_here(stages, around.of(x))))
+                kept = _own(core.within(around).of(part))
+                core.of(z).copy_(kept)
+                found.append(moments(kept))
+                step()
+            gates.append(stages.gate(k, merged(found)))
+            for strip in rows:
+                parts = [_here(stages, part[:, :, strip]) for part in (x, z, total)]
+                stages.collect_(parts[2], k, stages.fuse_(parts[0], k, parts[1], gates[-1]))
+                for part, whole in zip(parts[::2], (x, total), strict=True):
+                    if part.device != whole.device:
+                        whole[:, :, strip].copy_(part)
+        for core in boxes(frame.size, tile):
+            around = core.grown(2, frame.size)
+            shallow = _head(stages, frame, around)
+            image = frame.get(around)
+            deep = _here(stages, around.of(total)).clone(memory_format=torch.channels_last)
+            frame.put(core, around, stages.tail(deep, shallow, image))
             step()
-        gates.append(stages.gate(k, merged(found)))
-        stages.collect_(total, k, stages.fuse_(x, k, z, gates[-1]))
-    del x, z
-    for core in boxes(frame.size, tile):
-        around = core.grown(2, frame.size)
-        shallow = _head(stages, frame, around)
-        image = frame.get(around)
-        large = stages.tail(
-            around.of(total).clone(memory_format=torch.channels_last), shallow, image
-        )
-        frame.put(core, around, large)
-        step()
-    return torch.stack(gates)
+        return torch.stack(gates)
+
+
+@contextmanager
+def feature_maps(
+    stages: Staged, height: int, width: int, *, mapped: bool
+) -> Iterator[list[Tensor]]:
+    """Three maps ``[1 C H W]`` in channels_last: on the device, or in files that end with it."""
+    shape = (1, height, width, stages.model.channels)
+    if not mapped:
+        yield [
+            torch.empty(shape, dtype=stages.dtype, device=stages.device).permute(0, 3, 1, 2)
+            for _ in range(3)
+        ]
+        return
+    count = math.prod(shape)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        size, free = 3 * count * stages.dtype.itemsize, shutil.disk_usage(folder).free
+        if size > free:
+            raise DataError(
+                f"upscale: exact tiles need {size / 2**30:.1f} GiB on the disk, got "
+                f"{free / 2**30:.1f} GiB free in {tempfile.gettempdir()}; set TMPDIR, or "
+                "tile_mode='recompute'"
+            )
+        maps = [_mapped(Path(folder, str(number)), count, stages.dtype) for number in range(3)]
+        yield [values.view(shape).permute(0, 3, 1, 2) for values in maps]
+        del maps
+
+
+def _mapped(path: Path, count: int, dtype: torch.dtype) -> Tensor:
+    """Values in a file; the disk sets them aside, since a page without space kills the process."""
+    with path.open("wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, count * dtype.itemsize)
+    return torch.from_file(str(path), shared=True, size=count, dtype=dtype)
+
+
+def _here(stages: Staged, part: Tensor) -> Tensor:
+    """A part of a map on the device that computes: itself where it lies there."""
+    return part.to(stages.device)
 
 
 def gates_recomputed(stages: Staged, frame: Frame, tile: int, step: Step) -> Tensor:

@@ -34,11 +34,14 @@ __all__ = [
 PRETRAINED = {f"potstill-x{scale}": f"potstill-x{scale}.safetensors" for scale in (2, 3, 4)}
 """Our own weights, which come with the package: small students, trained on free photographs."""
 
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
+
 ARCHITECTURES: dict[str, type[Upscaler]] = {
     cls.architecture: cls for cls in (IMDN, IMDN_AS, IMDN_RTC, IMDN_RTE)
 }
 
-_WRAPPERS = ("params_ema", "params", "state_dict", "model_state_dict", "model")
+_WRAPPERS = ("params_ema", "params", "net_g", "state_dict", "model_state_dict", "model")
+_PREFIXES = ("module.", "_orig_mod.", "net_g.", "generator.", "model.")  # of every tensor
 
 # Official name -> ours; what matches none is kept, so that our own names pass through.
 _RENAMES = [
@@ -139,13 +142,18 @@ def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
     Dictionaries around the weights (``params``, ``params_ema``, ``state_dict``) are opened.
 
     Raises:
-        DataError: The file is missing, empty or damaged, holds more than tensors, or its suffix is
-            none of ``.safetensors``, ``.pth``, ``.pt``, ``.ckpt``.
+        DataError: The file is missing, empty, damaged or something else, holds more than tensors,
+            or its suffix is none of ``.safetensors``, ``.pth``, ``.pt``, ``.ckpt``, ``.bin``.
     """
     path = Path(path)
     if not path.is_file():
         raise DataError(f"load_model: {path} must be a file, got nothing there; check the path")
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() not in _SUFFIXES:
+        raise DataError(
+            f"load_model: {path} must end in {', '.join(_SUFFIXES[:-1])} or {_SUFFIXES[-1]}, got "
+            f"{path.suffix or 'no suffix'!r}"
+        )
+    if _looks_like(path) == "safetensors":
         try:
             with safe_open(path, framework="pt") as file:
                 return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
@@ -153,11 +161,6 @@ def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
             raise DataError(
                 f"load_model: {path} must be a whole safetensors file, got: {error}; fetch it again"
             ) from error
-    if path.suffix not in (".pth", ".pt", ".ckpt"):
-        raise DataError(
-            f"load_model: {path} must end in .safetensors, .pth, .pt or .ckpt, got "
-            f"{path.suffix or 'no suffix'!r}"
-        )
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -170,6 +173,32 @@ def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
             f"load_model: {path} must be a whole checkpoint, got: {error}; fetch it again"
         ) from error
     return _unwrap(loaded, path), {}
+
+
+def _looks_like(path: Path) -> str:
+    """Kind of a weight file by its first bytes, whatever its suffix is.
+
+    Raises:
+        DataError: It is none; says what it is.
+    """
+    with path.open("rb") as file:
+        head = file.read(64)
+    if head[:2] == b"PK" or head[:1] == b"\x80":
+        return "torch"
+    if path.suffix.lower() == ".safetensors" or head[8:9] == b"{":
+        return "safetensors"
+    text = head.lstrip().lower()
+    if not head:
+        found = "an empty file"
+    elif text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        found = "a web page, so the download went wrong"
+    elif text.startswith(b"version https://git-lfs"):
+        found = "a pointer of Git LFS, which stands for the file"
+    else:
+        found = "something else"
+    raise DataError(
+        f"load_model: {path} must be a checkpoint or safetensors, got {found}; fetch it again"
+    )
 
 
 def detect(
@@ -279,9 +308,17 @@ def _unwrap(loaded: Any, path: Path) -> dict[str, Tensor]:
 
 def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors under our names, whether they have the official ones or these."""
-    bare = {key.removeprefix("module."): value for key, value in tensors.items()}
+    bare = dict(tensors)
+    while prefix := next((p for p in _PREFIXES if _common(p, bare)), None):
+        bare = {key.removeprefix(prefix): value for key, value in bare.items()}
     large = any(re.match(r"block\d+\.c7\.", key) for key in bare)
     return {_rename(key, large): value for key, value in bare.items()}
+
+
+def _common(prefix: str, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether every tensor has a prefix that says nothing; the official RTC begins with model.0."""
+    official = any(re.match(r"model\.\d", key) for key in tensors)
+    return bool(tensors) and not official and all(key.startswith(prefix) for key in tensors)
 
 
 def _rename(key: str, large: bool) -> str:
