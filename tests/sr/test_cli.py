@@ -59,7 +59,7 @@ def test_table_overwrite_and_modes(folder, weights, tmp_path, capsys):
 def test_the_mode_is_said_before_anything_is_computed(
     folder, weights, tmp_path, capsys, monkeypatch
 ):
-    def stopped(*args):
+    def stopped(*args, **options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("potstill.sr.inference.planes.exact", stopped)
@@ -192,6 +192,7 @@ def test_train_distil_and_export(folder, tmp_path, capsys):
     assert "must end in .onnx or .safetensors" in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("ignore:upscale. this CPU has no bfloat16")
 def test_time_says_what_is_missing(weights, capsys, monkeypatch):
     import importlib.util
 

@@ -31,7 +31,7 @@ def test_pairs_are_found_and_give_what_the_originals_give(tree, tiny):
 
 
 def test_what_does_not_fit_is_named(tree, tiny, photograph):
-    with pytest.raises(DataError, match="a.png must be a.png reduced by 2, got 15 x 12 for 60 x"):
+    with pytest.raises(DataError, match="ax4.png must be a.png reduced by 2, got 15 x 12 for 60 x"):
         evaluate(tiny, find_pairs(tree, 2).originals[:1],
                  lows=find_pairs(tree, 4, lr=tree.parent / "named").lows[:1])  # fmt: skip
     with pytest.raises(DataError, match="must have files like '.*jpg', got none"):

@@ -97,9 +97,9 @@ def test_damaged_and_foreign_files(tmp_path, tiny):
             load_model(path)
     with pytest.raises(DataError, match="got nothing there"):
         load_model(tmp_path / "none.pth")
-    (tmp_path / "net.bin").write_bytes(b"x")
+    (tmp_path / "net.xyz").write_bytes(b"x")
     with pytest.raises(DataError, match="must end in .safetensors"):
-        load_model(tmp_path / "net.bin")
+        load_model(tmp_path / "net.xyz")
     torch.save({"a": torch.zeros(3)}, tmp_path / "net.pth")
     with pytest.raises(ConfigError, match="must be weights of IMDN"):
         load_model(tmp_path / "net.pth")

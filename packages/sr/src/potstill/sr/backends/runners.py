@@ -50,8 +50,9 @@ class Runner:
         # A copy: the caller's network keeps its mode, device and dtype.
         self.model = copy.deepcopy(model).to(device, torch.float32).eval().requires_grad_(False)
         self.precision, self.device = precision, device
-        staged = isinstance(self.model, IMDN)
-        self.stages = Staged(self.model, dtype=DTYPES[precision]) if staged else None
+        self.stages: Staged | None = None
+        if isinstance(self.model, IMDN):
+            self.stages = Staged(self.model, dtype=DTYPES[precision])
 
     def __call__(self, image: Tensor, gates: Tensor | None = None) -> Tensor:
         """Enlarge ``[1 3 h w]`` in [0, 1]."""

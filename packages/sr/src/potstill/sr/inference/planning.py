@@ -88,7 +88,7 @@ def plan(
     side = _TILE if tile == "auto" else tile
     if tile == "auto" and tile_mode == "auto" and need("none", 0) <= limit:
         return Plan("none", 0, need("none", 0))
-    if tile_mode not in ("auto", "exact"):
+    if tile_mode != "auto" and tile_mode != "exact":  # mypy sees which is left
         return Plan(tile_mode, side, need(tile_mode, side))
     if isinstance(network, IMDN) and not stages:
         return Plan("recompute", side, need("recompute", side))
