@@ -50,8 +50,8 @@ def read_samples(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None] | None:
         except ValueError as error:  # a codec is missing
             if planar or "imagecodecs" not in str(error):
                 raise DataError(
-                    f"read_image: {path} must be in a compression that can be read here, got "
-                    f"{getattr(page.compression, 'name', page.compression)} in planes: {error}; pip install imagecodecs"
+                    f"read_image: {path} must be in a compression that can be read here, got: "
+                    f"{error}; pip install imagecodecs"
                 ) from error
             values = _by_opencv(path)
         associated = bool(extra) and page.extrasamples[0] == 1
