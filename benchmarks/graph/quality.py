@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from statistics import mean
+from time import perf_counter
 from typing import Any
 
 from potstill.core import Engine
 from potstill.core.measure.bench import Figure, at_least, at_most, benchmark
-from potstill.graph import distill, load, recipe_for, teacher_logits, train_teacher
+from potstill.graph import Recipe, distill, load, recipe_for, teacher_logits, train_teacher
 from potstill.graph.analysis import compare, diagnose
 from potstill.graph.data import with_positions
+from potstill.graph.training import choose
 
 HARD = "issue 4: Must hold"
 CORA, CITESEER = "graph/planetoid/Cora/raw", "graph/planetoid/CiteSeer/raw"
@@ -235,3 +237,61 @@ def citeseer_diagnostics(quick: bool) -> dict[str, Figure]:
     for name in ("glnn", "lfd"):
         figures[f"against {name}"] = Figure(mean(rows["ff-g2m"]) / mean(rows[name]), "x")
     return figures
+
+
+CHOICES = (
+    "digits", "cora", "citeseer", "cpf-cora", "cpf-citeseer", "photo", "cs", "actor", "texas",
+    "cornell", "wisconsin", "chameleon", "minesweeper", "tolokers",
+)  # fmt: skip
+"""All graphs that are loadable here; nothing in `choose` was fitted to any of them."""
+
+
+@benchmark(
+    name="auto",
+    data="graph",
+    budget=7200,
+    targets={
+        "mean regret": at_most(0.5, "issue 18: section 3"),
+        "cost": at_most(1.3, "issue 18: section 3"),
+        "worst against glnn": at_least(-1.0, "issue 18: section 3"),
+    },
+)
+def auto(quick: bool, names: tuple[str, ...] = CHOICES) -> dict[str, Figure]:
+    """What `--auto` chooses without a tuned row, against the best of MLP, GLNN and FF-G2M.
+
+    One general recipe, two seeds a graph. Regret is the test score of the best method less that of
+    the chosen one, in points; cost is that of probe and student over that of the student.
+    """
+    recipe, seeds = Recipe(epochs=30 if quick else 500), SEEDS[: 1 if quick else 2]
+    figures, regrets, costs, gains = {}, [], [], []
+    for name in names[:2] if quick else names:
+        own = [_regret(load(name, seed=seed), recipe, seed) for seed in seeds]
+        regret, cost, gain = (mean(column) for column in zip(*own, strict=True))
+        regrets.append(regret)
+        costs.append(cost)
+        gains.append(gain)
+        figures[f"regret {name}"] = Figure(regret, "points")
+    return figures | {
+        "mean regret": Figure(mean(regrets), "points"),
+        "cost": Figure(mean(costs), "x"),
+        "worst against glnn": Figure(min(gains), "points"),
+    }
+
+
+def _regret(data: Any, recipe: Recipe, seed: int) -> tuple[float, float, float]:
+    """Regret in points, cost, and gain over GLNN in points, of the choice for one graph."""
+    z = teacher_logits(train_teacher(data, recipe, seed=seed).model, data)
+    started = perf_counter()
+    chosen = choose(data, z, recipe, seed=seed)
+    probed, score, cost = perf_counter() - started, {}, {}
+    for method in ("mlp", "glnn", "ff-g2m"):
+        started = perf_counter()
+        student = distill(data, z, recipe, method, seed=seed)
+        cost[method] = perf_counter() - started
+        score[method] = 100 * student.accuracy["test"]
+    mine = score[chosen.method]
+    return (
+        max(score.values()) - mine,
+        1 + probed / cost[chosen.method],
+        mine - score["glnn"],
+    )

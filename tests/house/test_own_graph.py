@@ -28,7 +28,7 @@ def test_a_new_user_distils_evaluates_exports_and_serves(tmp_path, monkeypatch, 
     tables = next(e for e in document.examples() if "features.csv" in e.parsed)
     tables.evaluate()
     assert main(["graph", "check", "mine"]) == 0
-    assert "zero 20 %" in capsys.readouterr().out
+    assert "zero 10 %" in capsys.readouterr().out
     for words in commands[:-1]:
         assert main(words) == 0, words
     assert main([*commands[-1], "--check"]) == 0
@@ -39,7 +39,7 @@ def test_a_new_user_distils_evaluates_exports_and_serves(tmp_path, monkeypatch, 
         assert Path(page, "index.html").read_text(encoding="utf-8").count("<svg") == plots
     x = read_features("mine/features.csv")
     student = MLPStudent.from_pretrained("runs/mine/student")
-    assert student.classes == ("four", "one", "three", "two", "zero")
+    assert student.classes[:3] == ("eight", "five", "four")
     session = onnxruntime.InferenceSession("runs/mine/student.onnx")
     (z,) = session.run(None, {session.get_inputs()[0].name: x})
     assert torch.equal(torch.from_numpy(z).argmax(1), student.predict(x))
@@ -48,9 +48,9 @@ def test_a_new_user_distils_evaluates_exports_and_serves(tmp_path, monkeypatch, 
     words = ["graph", "predict", "runs/mine/student", "mine/features.csv"]
     assert main([*words, "--probabilities", "--out", "answers.csv"]) == 0
     lines = Path("answers.csv").read_text(encoding="utf-8").splitlines()
-    assert lines[0] == "node,four,one,three,two,zero"
+    assert lines[0].startswith("node,eight,five,four")
     assert sum(map(float, lines[1].split(",")[1:])) == pytest.approx(1, abs=1e-5)
     assert main([*words, "--out", "classes.csv"]) == 0
     said = [line.split(",")[1] for line in Path("classes.csv").read_text().splitlines()[1:]]
     true = [line.split(",")[1] for line in Path("mine/features.csv").read_text().splitlines()[1:]]
-    assert sum(a == b for a, b in zip(said, true, strict=True)) > 0.9 * len(true)
+    assert sum(a == b for a, b in zip(said, true, strict=True)) > 0.85 * len(true)

@@ -143,6 +143,7 @@ class DistillConfig(StudentsConfig):
 
     Attributes:
         seeds: Number of seeds, from ``--seed`` on; FF-G2M's own five begin at 2022.
+        auto: Choose between a plain MLP and GLNN by a short probe of the features, and say so.
         hold_out: Share of the test nodes that training never sees; 0 is the transductive case.
         logits: A teacher's logits of all nodes as ``.npy`` [N C], instead of training a teacher;
             all seeds then share the split of the first, which must be that of the teacher. A graph
@@ -151,6 +152,7 @@ class DistillConfig(StudentsConfig):
     """
 
     seeds: int = 5
+    auto: bool = False
     hold_out: float = 0.0
     logits: Path | None = None
     kind: Literal["logits", "probabilities", "log_probabilities", "embeddings"] = "logits"
@@ -159,6 +161,8 @@ class DistillConfig(StudentsConfig):
         super().__post_init__()
         if self.seeds < 1:
             raise ConfigError(f"distill: seeds must be at least 1, got {self.seeds}")
+        if self.auto and self.methods:
+            raise ConfigError("distill: auto must come without methods, got both")
         if not 0 <= self.hold_out < 1:
             raise ConfigError(f"distill: hold_out must be in [0, 1), got {self.hold_out}")
         if self.logits is not None and self.hold_out:

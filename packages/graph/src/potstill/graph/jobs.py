@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,9 +15,12 @@ from potstill.core.command import say
 from potstill.graph.analysis.comparison import compare
 from potstill.graph.analysis.diagnostics import diagnose
 from potstill.graph.config import DiagnoseConfig, DistillConfig, GraphConfig, TrainConfig
-from potstill.graph.data.check import check_graph
+from potstill.graph.data.check import check_graph, check_logits
 from potstill.graph.data.datasets import load
 from potstill.graph.data.readers import read_graph
+from potstill.graph.data.scaling import in_units
+from potstill.graph.data.splits import hold_out
+from potstill.graph.training.choice import Choice, choose
 from potstill.graph.training.protocol import teacher_logits, train_teacher
 from potstill.graph.training.scores import SCORES
 
@@ -116,10 +120,11 @@ class Distill(_GraphJob[DistillConfig]):
     def train(self, progress: Any) -> None:
         """Train them, seed by seed."""
         config = self.config
+        chosen = self.choose(progress) if config.auto else None
         self.comparison = compare(
             self.load,
             config.recipe(),
-            config.methods,
+            config.methods if chosen is None else (chosen.method,),
             range(config.training.seed, config.training.seed + config.seeds),
             hold_out_rate=config.hold_out,
             logits=config.logits,
@@ -129,6 +134,26 @@ class Distill(_GraphJob[DistillConfig]):
         )
         trained = [one for many in self.comparison.trained.values() for one in many]
         self.history = [*self.history, *(row for one in trained for row in one.history)]
+
+    def choose(self, progress: Any) -> Choice:
+        """The method that suits the graph. The teacher is the one that the first seed needs."""
+        config, seed = self.config, self.config.training.seed
+        data, options = self.load(seed), self.options(progress)
+        if config.hold_out:
+            data = hold_out(data, config.hold_out, seed).observed
+        if config.logits is None:
+            own = {**options, "training": replace(config.training, lr=None)}
+            own["run"] = options["run"] / f"seed-{seed}" / "teacher"
+            own["progress"] = options["progress"](f"seed {seed}: {config.teacher} teacher")
+            z = teacher_logits(train_teacher(data, config.recipe(), seed=seed, **own).model, data)
+        else:
+            z = in_units(data, check_logits(config.logits, len(data.y), kind=config.kind))
+        chosen = choose(
+            data, z, config.recipe(), seed=seed, training=config.training, engine=self.engine
+        )
+        if self.engine.main:
+            say(chosen.text)
+        return chosen
 
     def export(self, folder: Path, history: Any) -> Report:
         """Save the student of the last method; the page has accuracy, size and latency."""

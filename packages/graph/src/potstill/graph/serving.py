@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,8 @@ _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>student</
 const at = id => document.getElementById(id);
 fetch('/about').then(r => r.json()).then(a => { at('about').textContent = a.text; });
 at('ask').onclick = async () => {
-  const x = at('x').value.trim().split(/\\n/).map(line => line.split(',').map(Number));
+  const x = at('x').value.trim().split(/\\n/).map(line => line.split(',')
+    .map(cell => cell.trim() === '' ? null : Number(cell)));
   const reply = await fetch('/predict', {method: 'POST', body: JSON.stringify({x})});
   const r = await reply.json();
   at('said').replaceChildren();
@@ -55,7 +57,7 @@ at('ask').onclick = async () => {
 
 
 def answer(model: MLPStudent, body: bytes) -> dict[str, Any]:
-    """What a student says about rows of features, ``{"x": [[...], ...]}``.
+    """What a student says about rows of features, ``{"x": [[...], ...]}``; null is missing.
 
     Returns:
         ``answers``: class, labels or values of each row; ``probabilities`` and ``classes`` where
@@ -68,10 +70,11 @@ def answer(model: MLPStudent, body: bytes) -> dict[str, Any]:
     if not isinstance(asked, dict) or "x" not in asked:
         raise Refused(400, 'the body must be {"x": [[...], ...]}, rows of features')
     try:
-        x = torch.tensor(asked["x"], dtype=torch.float32)
+        rows = [[math.nan if cell is None else cell for cell in row] for row in asked["x"]]
+        x = torch.tensor(rows, dtype=torch.float32)
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise Refused(400, f"x must be rows of numbers: {error}") from error
-    if not x.isfinite().all() and model.nan != "fill":
+    if x.isinf().any() or (x.isnan().any() and model.nan != "fill"):
         raise Refused(400, "x must be finite in float32")
     found = model.predict(x).tolist()
     if model.task == "values":

@@ -34,14 +34,15 @@ def scale_features(data: Data, scaling: Scaling = "auto") -> Data:
     if scaling == "standard":
         if is_sparse(data.x):
             raise ConfigError("scaling must be row or none for sparse features, got 'standard'")
-        scale, data.x_shift = torch.std_mean(data.x.double(), 0, correction=0)
-        data.x_scale = scale.where(scale > 1e-12 * data.x_shift.abs().clamp_min(1e-30), 1)
-        data.x = ((data.x - data.x_shift) / data.x_scale).float()
+        scale, shift = torch.std_mean(data.x.double(), 0, correction=0)
+        constant = scale <= 1e-7 * shift.abs()
+        data.x_shift, data.x_scale = shift.float(), scale.masked_fill(constant, 1).float()
+        data.x = ((data.x.double() - data.x_shift) / data.x_scale).float()
     elif scaling == "row":
         data.x, data.rows_scaled = scale_rows(data.x), True
     if values and data.get("task") == "values":
-        scale, data.y_shift = torch.std_mean(data.y[data.train_mask].double(), 0, correction=0)
-        data.y_scale = scale.where(scale > 0, 1)
+        scale, shift = torch.std_mean(data.y[data.train_mask].double(), 0, correction=0)
+        data.y_shift, data.y_scale = shift.float(), scale.where(scale > 0, 1).float()
         data.y = in_units(data, data.y)
     return data
 
@@ -50,7 +51,7 @@ def in_units(data: Data, y: Tensor) -> Tensor:
     """Values [N K] as the graph has them: less the mean of the training nodes, in deviations."""
     if data.get("y_scale") is None:
         return y
-    return ((y - data.y_shift) / data.y_scale).float()
+    return ((y.double() - data.y_shift) / data.y_scale).float()
 
 
 def scale_rows(x: Tensor) -> Tensor:

@@ -1,3 +1,5 @@
+from .choice import Choice as Choice
+from .choice import choose as choose
 from .distiller import GraphToMLP as GraphToMLP
 from .distiller import Supervised as Supervised
 from .protocol import METHODS as METHODS

@@ -108,15 +108,20 @@ def _f1(z: Tensor, y: Tensor) -> float:
     return float(torch.stack(each).mean())
 
 
-def baseline(data: Data) -> float:
-    """What is reached by saying the same of every test node: the commonest class, or the median."""
+def baseline(data: Data, part: str = "test") -> float:
+    """What is reached by saying the same of every node: the commonest class, or the median.
+
+    Args:
+        data: A checked graph.
+        part: ``"test"`` or ``"val"``; validation where there are no test nodes.
+    """
     y, seen = data.y, data.train_mask
     if y.is_floating_point():
         own = y[seen]
         z = own.median(0).values if data.task == "values" else own.mean(0).logit()
     else:
         z = F.one_hot(y[seen], data.num_classes).float().mean(0)
-    mask = data.test_mask if bool(data.test_mask.any()) else data.val_mask
+    mask = data[f"{part}_mask"] if bool(data[f"{part}_mask"].any()) else data.val_mask
     return score(data, z.expand(len(y), -1), mask)
 
 
