@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from potstill.core import ConfigError, Interrupted, Training
 from potstill.core.command.cli import main
-from potstill.graph import Recipe, check_graph, distill, train_teacher
+from potstill.graph import Comparison, Recipe, check_graph, distill, train_teacher
 from potstill.graph.config import DiagnoseConfig, DistillConfig, TrainConfig
 from potstill.graph.jobs import Diagnose, Distill, Train
 
@@ -21,6 +21,13 @@ VERBS = {
     "distill": ["--seeds", "2", "--methods", "glnn", "--methods", "krd", "--teacher-lr", "0.03"],
     "diagnose": ["--methods", "glnn", "--every", "4", "--weight-decay", "0.1"],
 }
+
+
+@pytest.fixture(autouse=True)
+def _untimed(monkeypatch):
+    """Latencies are not compared here, and take a second a page."""
+    times = {"single node": 1.0, "full graph": 1.0}
+    monkeypatch.setattr(Comparison, "_times", lambda self, model: times)
 
 
 def weights(folder):
