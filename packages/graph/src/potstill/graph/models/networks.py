@@ -164,7 +164,7 @@ class MLPStudent(
         first, last = raw.layers[0], raw.layers[-1]
         if data.get("x_scale") is not None:
             weight = first.weight.double() / data.x_scale
-            first.bias.copy_(first.bias.double() - weight @ data.x_shift)
+            first.bias.copy_(first.bias.double() - weight @ data.x_shift.double())
             first.weight.copy_(weight)
         if data.get("y_scale") is not None:
             last.weight.copy_(last.weight.double() * data.y_scale[:, None])
