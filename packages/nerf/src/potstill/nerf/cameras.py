@@ -11,26 +11,32 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from potstill.core import ConfigError, DataError
+from potstill.nerf.lenses import LENSES, Lens, directions
 
 __all__ = ["Cameras", "look_at", "looking", "orbit", "pinhole", "rotations"]
 
 
 @dataclass(frozen=True)
 class Cameras:
-    """Pinhole cameras of one image size, with the distortion model of OpenCV.
+    """Cameras with the lens models of OpenCV, or whole panoramas.
 
     Axes are OpenGL's: x right, y up, the camera looks along -z. Pixel centres are at +0.5.
 
     Args:
         poses: Camera to world, [V 4 4].
         intrinsics: fx, fy, cx, cy in pixels, [V 4].
-        width: Image width in pixels.
-        height: Image height in pixels.
-        distortion: k1, k2, p1, p2, [V 4]; None for none.
+        width: Image width in pixels; the largest one where images differ in size.
+        height: Image height in pixels, likewise.
+        distortion: k1 k2 p1 p2, [V 4], or with k3 k4 k5 k6, [V 8]; k1 k2 k3 k4 of a fisheye; None
+            for none.
         names: Names of the views, for messages.
+        lens: ``perspective``; ``fisheye``, OpenCV's; or ``equirectangular``, whose focal length is
+            in pixels a radian.
+        sizes: Width and height of each image, [V 2]; None where all are equal.
 
     Raises:
         DataError: A pose is not finite or not rigid, or a focal length is not positive.
+        ConfigError: An unknown lens.
 
     Example:
         >>> cameras = orbit(views=4, radius=3.0, width=8, height=6, angle=0.7)
@@ -43,10 +49,17 @@ class Cameras:
     intrinsics: Float[Tensor, "views 4"]
     width: int
     height: int
-    distortion: Float[Tensor, "views 4"] | None = None
+    distortion: Float[Tensor, "views coefficients"] | None = None
     names: tuple[str, ...] = ()
+    lens: Lens = "perspective"
+    sizes: Integer[Tensor, "views 2"] | None = None
 
     def __post_init__(self) -> None:
+        if self.lens not in LENSES:
+            raise ConfigError(
+                f"Cameras: lens must be one of {', '.join(LENSES)}, got {self.lens!r}"
+            )
+
         def refuse(bad: Tensor, requirement: str, got: Tensor) -> None:
             if bool(bad.any()):
                 view = int(bad.nonzero()[0, 0])
@@ -79,13 +92,33 @@ class Cameras:
             intrinsics=self.intrinsics[chosen],
             distortion=None if self.distortion is None else self.distortion[chosen],
             names=tuple(self.names[i] for i in chosen) if self.names else (),
+            sizes=None if self.sizes is None else self.sizes[chosen],
         )
 
+    @property
+    def extents(self) -> Integer[Tensor, "views 2"]:
+        """Width and height of each image."""
+        if self.sizes is not None:
+            return self.sizes
+        return torch.tensor([self.width, self.height]).expand(len(self), 2)
+
+    def size(self, view: int) -> tuple[int, int]:
+        """Width and height of an image."""
+        width, height = self.extents[view].tolist()
+        return width, height
+
     def resized(self, width: int, height: int) -> Cameras:
-        """The same cameras with images of another size."""
-        x, y = width / self.width, height / self.height
-        factors = self.intrinsics.new_tensor([x, y, x, y])
-        return replace(self, intrinsics=self.intrinsics * factors, width=width, height=height)
+        """The same cameras with images of another size, and all of that one."""
+        return self.fitted(torch.tensor([width, height]).expand(len(self), 2))
+
+    def fitted(self, sizes: Integer[Tensor, "views 2"]) -> Cameras:
+        """The same cameras with images of other sizes: width and height of each."""
+        factors = (sizes.double() / self.extents).repeat(1, 2)
+        intrinsics = (self.intrinsics * factors).to(self.intrinsics)
+        width, height = sizes.amax(0).tolist()
+        same = bool((sizes == sizes[0]).all())
+        kept = None if same else sizes.clone()
+        return replace(self, intrinsics=intrinsics, width=width, height=height, sizes=kept)
 
     def moved(self, similarity: Float[Tensor, "4 4"]) -> Cameras:
         """The cameras after a similarity of the world: rotations stay rotations."""
@@ -104,44 +137,40 @@ class Cameras:
             x: Column in pixels; the centre of the first pixel is 0.5.
             y: Row in pixels, from the top.
         """
-        fx, fy, cx, cy = self.intrinsics[view].unbind(1)
-        u, v = (x - cx) / fx, (y - cy) / fy
-        if self.distortion is not None:
-            u, v = undistort(u, v, self.distortion[view])
-        local = torch.stack([u, -v, -torch.ones_like(u)], dim=1)
+        local = self._local(view, x, y)[0] * x.new_tensor([1.0, -1.0, -1.0])
         pose = self.poses[view]
-        directions = (pose[:, :3, :3] @ local[:, :, None])[..., 0]
-        return pose[:, :3, 3], torch.nn.functional.normalize(directions, dim=1)
+        turned = (pose[:, :3, :3] @ local[:, :, None])[..., 0]
+        return pose[:, :3, 3], torch.nn.functional.normalize(turned, dim=1)
 
     def view(self, index: int) -> tuple[Tensor, Tensor]:
         """Rays of all pixels of one camera, row by row."""
-        y, x = torch.meshgrid(
-            torch.arange(self.height) + 0.5, torch.arange(self.width) + 0.5, indexing="ij"
-        )
-        return self.rays(torch.full((x.numel(),), index), x.flatten(), y.flatten())
+        return self.rays(*self._pixels(index))
 
+    def reached(self, index: int) -> Tensor:
+        """Pixels [H W] of one camera that the lens reaches; its distortion folds over the others.
 
-def undistort(u: Tensor, v: Tensor, distortion: Tensor) -> tuple[Tensor, Tensor]:
-    """Ideal image coordinates of distorted ones, by Newton's method on OpenCV's model.
+        The ray of such a pixel is that of the last one on the way to the centre which is reached.
+        """
+        width, height = self.size(index)
+        if self.distortion is None and self.lens != "fisheye":
+            return torch.ones(height, width, dtype=torch.bool)
+        return self._local(*self._pixels(index))[1].reshape(height, width)
 
-    Source: OpenCV, "Camera Calibration", k1 k2 p1 p2. Coordinates are those of the plane at
-    distance 1, y down.
-    """
-    k1, k2, p1, p2 = distortion.unbind(1)
-    x, y = u, v
-    for _ in range(8):
-        r2 = x * x + y * y
-        radial = 1 + r2 * (k1 + r2 * k2)
-        slope = 2 * k1 + 4 * k2 * r2  # d radial / dx = slope * x
-        fx = x * radial + 2 * p1 * x * y + p2 * (r2 + 2 * x * x) - u
-        fy = y * radial + 2 * p2 * x * y + p1 * (r2 + 2 * y * y) - v
-        xx = radial + slope * x * x + 2 * p1 * y + 6 * p2 * x
-        xy = slope * x * y + 2 * p1 * x + 2 * p2 * y
-        yy = radial + slope * y * y + 2 * p2 * x + 6 * p1 * y
-        determinant = xx * yy - xy * xy
-        x = x - (yy * fx - xy * fy) / determinant
-        y = y - (xx * fy - xy * fx) / determinant
-    return x, y
+    def ahead(self, index: int) -> Tensor:
+        """Share [H W] of a distance along each pixel's ray that lies along the optical axis."""
+        width, height = self.size(index)
+        local = self._local(*self._pixels(index))[0]
+        return torch.nn.functional.normalize(local, dim=1)[:, 2].reshape(height, width)
+
+    def _pixels(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        width, height = self.size(index)
+        y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+        return torch.full((x.numel(),), index), x.flatten(), y.flatten()
+
+    def _local(self, view: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        fx, fy, cx, cy = self.intrinsics[view].unbind(1)
+        distortion = None if self.distortion is None else self.distortion[view]
+        return directions(self.lens, (x - cx) / fx, (y - cy) / fy, distortion)
 
 
 def look_at(position: Tensor, target: Tensor, up: Tensor) -> Tensor:

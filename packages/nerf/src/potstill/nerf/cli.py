@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
 from potstill.core import ConfigError
 from potstill.core.command import config as configs
 from potstill.core.command import say, table, verb
-from potstill.nerf.config import ConvertConfig, SceneConfig, TrainConfig
+from potstill.nerf.config import ConvertConfig, OtherScene, SceneConfig, TrainConfig
 
 if TYPE_CHECKING:
     from potstill.nerf.fields.base import Field
     from potstill.nerf.scenes.scene import Scene
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
 
 app = App(
     name="nerf", help="Radiance fields: train, convert, evaluate, render, inspect, view, export."
@@ -41,35 +44,45 @@ def report(conversions: list[Path], /, *, out: Path = Path("runs/report")) -> No
 
 @app.command(name="eval")
 def evaluate(
-    run: Path, /, *, data: str = "", downsample: int | None = None, backend: str = "auto"
+    run: Path,
+    /,
+    *,
+    scene: Annotated[OtherScene | None, Parameter(name="*")] = None,
+    backend: str = "auto",
+    device: Device = "auto",
 ) -> None:
-    """Score a trained field on the test views of its scene.
+    """Score a trained field on the test views of its scene, or of another in its coordinates.
+
+    Options of the scene are those of the run where they are not given.
 
     Args:
         run: Folder of the run, with config.yaml and field.safetensors.
-        data: Another place of the scene.
-        downsample: Another factor.
+        scene: Other options of the scene.
         backend: Backend of the encodings.
+        device: Device that renders.
     """
-    from potstill.core import atomic, count_parameters, psnr, ssim
+    from potstill.core import atomic, count_parameters, ssim
     from potstill.nerf.pictures import compare
     from potstill.nerf.render.image import render_image
 
-    field, scene = _trained(run, data, downsample, backend)
-    rows = []
-    for view in range(len(scene.test.cameras)):
-        rgb, _, _ = render_image(field, scene.test.cameras, view, field.space, field.occupancy)
-        both = (rgb.permute(2, 0, 1), scene.test.image(view).permute(2, 0, 1))
-        rows.append((float(psnr(*both)), float(ssim(*both))))
-    mean = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
-    ordered = sorted(range(len(rows)), key=lambda view: rows[view][0])
+    field, shown = _trained(run, scene, backend, device)
+    rows = {}
+    for view in range(len(shown.test.cameras)):
+        rgb, _, _ = render_image(field, shown.test.cameras, view, field.space, field.occupancy)
+        ours, photo = shown.test.judged(view, rgb), shown.test.image(view)
+        likeness = ssim(ours.permute(2, 0, 1), photo.permute(2, 0, 1))
+        row = (shown.test.psnr(view, rgb), float(likeness))
+        if row[0] == row[0]:  # else all of it is masked
+            rows[view] = row
+    mean = [sum(column) / len(rows) for column in zip(*rows.values(), strict=True)]
+    ordered = sorted(rows, key=lambda view: rows[view][0])
     worst, best = ordered[0], ordered[-1]
-    picture = compare(field, scene.test, run / "evaluation.png", tuple({best, worst}))
+    picture = compare(field, shown.test, run / "evaluation.png", tuple({best, worst}))
     with atomic(run / "evaluation.csv") as temporary:
-        lines = [f"{i},{p:.4f},{s:.5f}" for i, (p, s) in enumerate(rows)]
+        lines = [f"{i},{p:.4f},{s:.5f}" for i, (p, s) in rows.items()]
         temporary.write_text("\n".join(["view,psnr,ssim", *lines, ""]))
     table(
-        f"{field.kind} on {scene.name}",
+        f"{field.kind} on {shown.name}",
         {
             "PSNR, mean of the test views": f"{mean[0]:.2f} dB",
             "PSNR, worst view": f"{rows[worst][0]:.2f} dB (view {worst})",
@@ -89,8 +102,9 @@ def render(
     frames: int = 48,
     width: int = 0,
     what: Literal["color", "depth"] = "color",
-    data: str = "",
+    scene: Annotated[OtherScene | None, Parameter(name="*")] = None,
     backend: str = "auto",
+    device: Device = "auto",
 ) -> None:
     """Render a closed path around the scene as GIF, MP4 or, with one frame, PNG.
 
@@ -100,8 +114,9 @@ def render(
         frames: Number of images.
         width: Width of the images; that of the photos by default.
         what: Colours or depth.
-        data: Another place of the scene.
+        scene: Other options of the scene.
         backend: Backend of the encodings.
+        device: Device that renders.
     """
     from potstill.core import generator
     from potstill.core.command import progress
@@ -110,12 +125,13 @@ def render(
     from potstill.nerf.pictures import depth_colors, orbit_around, save_frames
     from potstill.nerf.render.image import render_image
 
-    if (run / "conversion.json").exists() and not data:  # no image was needed, none is now
-        field, _ = load_field(run, backend)
+    given = scene is not None and scene.data
+    if (run / "conversion.json").exists() and not given:  # no image was needed, none is now
+        field = load_field(run, backend)[0].to(_device(device))
         cameras = load_prior(run / "prior.json").cameras(64, generator("orbit"))
     else:
-        field, scene = _trained(run, data, None, backend)
-        cameras = scene.train.cameras
+        field, shown = _trained(run, scene, backend, device)
+        cameras = shown.train.cameras
     path = orbit_around(cameras, field.space.kind, frames, width)
     images = []
     with progress("render") as show:
@@ -129,7 +145,7 @@ def render(
 
 @app.command
 def inspect(scene: Annotated[SceneConfig | None, Parameter(name="*")] = None) -> int:
-    """Show camera ranges, the proposed scale, and what is wrong with a scene."""
+    """Show camera ranges, the proposed scale, unused keys, and what is wrong with a scene."""
     from potstill.nerf.inspection import show_scene
     from potstill.nerf.jobs import scene_of
 
@@ -160,6 +176,9 @@ def export(
     out: Path | None = None,
     resolution: int = 128,
     count: int = 100_000,
+    crop: tuple[float, ...] = (),
+    components: float = 0.0,
+    device: Device = "auto",
 ) -> None:
     """Write a mesh or a point cloud (PLY), or the table in tiny-cuda-nn's order.
 
@@ -171,20 +190,30 @@ def export(
         out: The file; in the folder of the run by default.
         resolution: Resolution of the mesh.
         count: Number of points.
+        crop: Box of the mesh or the points in the data: minimum and maximum corner.
+        components: Share of the largest part's cells that other parts of a mesh need to be kept.
+        device: Device that evaluates the field.
     """
     from potstill.nerf.export import export_mesh, export_points, export_tcnn
     from potstill.nerf.fields.hash import HashField
     from potstill.nerf.fields.make import load_field
 
     field, header = load_field(run)
+    field.to(_device(device))
+    if (what != "mesh" and components) or (what == "tcnn" and crop):
+        raise ConfigError(f"export: {what} has no crop or components, got some; leave them out")
     folder = run if run.is_dir() else run.parent
     similarity = header["similarity"]
     target = out or folder / (f"{what}.safetensors" if what == "tcnn" else f"{what}.ply")
     if what == "mesh":
-        vertices, faces = export_mesh(field, target, resolution=resolution, similarity=similarity)
+        vertices, faces = export_mesh(
+            field, target, resolution=resolution, similarity=similarity, crop=crop,
+            components=components,
+        )  # fmt: skip
         facts = {"vertices": f"{vertices:,}", "faces": f"{faces:,}"}
     elif what == "points":
-        facts = {"points": f"{export_points(field, target, count=count, similarity=similarity):,}"}
+        written = export_points(field, target, count=count, similarity=similarity, crop=crop)
+        facts = {"points": f"{written:,}"}
     else:
         if not isinstance(field, HashField):
             raise ConfigError(f"export: tcnn needs a hash field, got {field.kind}")
@@ -194,30 +223,51 @@ def export(
 
 
 @app.command
-def view(run: Path, /, *, port: int = 8080, data: str = "") -> None:
+def view(
+    run: Path,
+    /,
+    *,
+    port: int = 8080,
+    scene: Annotated[OtherScene | None, Parameter(name="*")] = None,
+    backend: str = "auto",
+    device: Device = "auto",
+) -> None:
     """Look at a trained field in the browser (needs viser).
 
     Args:
         run: Folder of the run.
         port: Port of the server.
-        data: Another place of the scene.
+        scene: Other options of the scene.
+        backend: Backend of the encodings.
+        device: Device that renders.
     """
     from potstill.nerf.viewer import serve
 
-    field, scene = _trained(run, data, None, "auto")
+    field, shown = _trained(run, scene, backend, device)
     say(f"open http://localhost:{port} in a browser; Ctrl-C ends")
-    serve(field, scene.train.cameras, port)
+    serve(field, shown.train.cameras, port)
 
 
-def _trained(run: Path, data: str, downsample: int | None, backend: str) -> tuple[Field, Scene]:
-    """The field of a run, and the scene that it was trained on or is evaluated by."""
+def _trained(run: Path, other: Any, backend: str, device: Device) -> tuple[Field, Scene]:
+    """The field of a run, and the scene that it was trained on or is evaluated by, where it is."""
     from potstill.nerf.fields.make import load_field
     from potstill.nerf.jobs import scene_of
 
     path = run / "config.yaml"
     options = configs.read(path).get("scene", {})
-    options |= {"data": data} if data else {}
-    options |= {} if downsample is None else {"downsample": downsample}
+    changes = {} if other is None else dataclasses.asdict(other)
+    options |= {name: value for name, value in changes.items() if value is not None}
     if not options.get("data"):
         raise ConfigError(f"nerf: {run} holds a conversion without images; name some with --data")
-    return load_field(run, backend)[0], scene_of(configs.build(SceneConfig, options, str(path)))
+    field, header = load_field(run, backend)
+    config = configs.build(SceneConfig, options, str(path))
+    scene = scene_of(config, header["similarity"])
+    for note in scene.notes:
+        say(f"warning: {note}")
+    return field.to(_device(device)), scene
+
+
+def _device(name: Device) -> Any:
+    from potstill.core.engine import resolve_device
+
+    return resolve_device(name)

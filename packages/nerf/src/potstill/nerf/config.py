@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, make_dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from cyclopts import Parameter
 
@@ -47,17 +47,42 @@ class SceneConfig:
     Attributes:
         data: Folder of the scene; "analytic" needs none.
         layout: Layout of the folder; found out by default.
-        downsample: Integer factor by which images are smaller; 0 is the layout's default.
+        downsample: Factor by which images are smaller; 0 is the layout's default.
         allow_missing: Leave out frames whose image is absent.
         rescale_intrinsics: Scale intrinsics that are for images of another size.
+        scale: Factor from lengths of the data to those of the field; the layout's by default.
+        center: Point of the data that becomes the origin.
+        aabb: Box of the data outside of which nothing is: minimum and maximum corner.
+        near: Distance in the data at which rays start.
+        far: Distance in the data at which rays end, in a scene without end.
     """
 
     data: Annotated[str, _short("data")] = "analytic"
     _: KW_ONLY
     layout: Annotated[str, _short("layout")] = "auto"
-    downsample: Annotated[int, _short("downsample")] = 0
+    downsample: Annotated[float, _short("downsample")] = 0
     allow_missing: Annotated[bool, _short("allow-missing")] = False
     rescale_intrinsics: Annotated[bool, _short("rescale-intrinsics")] = False
+    scale: Annotated[float | None, _short("scale")] = None
+    center: Annotated[tuple[float, ...], _short("center")] = ()
+    aabb: Annotated[tuple[float, ...], _short("aabb")] = ()
+    near: Annotated[float | None, _short("near")] = None
+    far: Annotated[float | None, _short("far")] = None
+
+
+def _optional(cls: type) -> type:
+    """Options like those of a configuration, none of which has to be given."""
+    options = []
+    for name, hint in get_type_hints(cls, include_extras=True).items():
+        if name != "_":
+            value, *notes = get_args(hint)
+            options.append((name, Annotated[(value | None, *notes)], field(default=None)))
+    namespace = {"__doc__": cls.__doc__, "__module__": __name__}
+    return make_dataclass(f"Other{cls.__name__}", options, frozen=True, namespace=namespace)
+
+
+OtherScene: Any = _optional(SceneConfig)
+"""Options of a scene in the place of those that a run was made with; None keeps these."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +96,7 @@ class TrainConfig:
         size: Size of the field.
         samples: Samples per process and step; the batch is the number of rays to take them from.
         background: Colour behind transparent pixels; noise behind images without alpha by default.
+        depth: Weight of the depth maps of the scene.
         distortion: Weight of the distortion loss, against fog.
         variation: Weight of the total variation of vm, cp and grid.
         every: Steps between validations; 0 for none.
@@ -86,6 +112,7 @@ class TrainConfig:
     size: FieldSize = field(default_factory=FieldSize)
     samples: int = 6144
     background: Literal["auto", "white", "black", "random"] = "auto"
+    depth: float = 0.0
     distortion: float = 0.0
     variation: float = 0.0
     every: int = 250
@@ -98,8 +125,8 @@ class TrainConfig:
     )
 
     def __post_init__(self) -> None:
-        at_least = {"samples": 1, "occupancy": 1, "every": 0, "distortion": 0, "variation": 0}
-        _check(self, at_least)
+        weights = dict.fromkeys(("depth", "distortion", "variation"), 0)
+        _check(self, {"samples": 1, "occupancy": 1, "every": 0, **weights})
         if not self.training.final:
             raise ConfigError("TrainConfig: final must be positive, got 0; it decays exponentially")
 

@@ -28,6 +28,8 @@ def export_mesh(
     resolution: int = 128,
     depth: float = 0.35,
     similarity: Tensor | Sequence[Sequence[float]] | None = None,
+    crop: Sequence[float] = (),
+    components: float = 0.0,
 ) -> tuple[int, int]:
     """The surface where one step through the field absorbs a given optical depth, as PLY.
 
@@ -40,6 +42,8 @@ def export_mesh(
         resolution: Samples an axis of the unit cube.
         depth: Optical depth of a cell at the surface.
         similarity: Map of the input's coordinates to the field's; its inverse is applied.
+        crop: Low and high corner of a box of the input; all of it when empty.
+        components: Share of the largest part's cells that other parts need to be kept.
 
     Returns:
         Numbers of vertices and faces.
@@ -49,7 +53,10 @@ def export_mesh(
         BackendError: scikit-image is missing.
     """
     try:
-        from skimage.measure import marching_cubes  # type: ignore[import-not-found, unused-ignore]
+        from skimage.measure import (  # type: ignore[import-not-found, unused-ignore]
+            label,
+            marching_cubes,
+        )
     except ImportError as error:
         raise BackendError(
             "export_mesh: scikit-image is needed; pip install 'potstill-nerf[mesh]'"
@@ -62,7 +69,14 @@ def export_mesh(
     volume = torch.zeros(len(unit))
     inside = field.occupancy.occupied(unit.to(_device(field))).nonzero()[:, 0].cpu()
     volume[inside] = _density(field, field.space.points(unit[inside])) * size / resolution
+    world = _to_input(field.space.world(field.space.points(unit)), similarity)
+    volume[~_within(world, crop)] = 0
     values = volume.reshape(resolution, resolution, resolution).numpy()
+    if components:
+        parts = label(values > depth)
+        cells = np.bincount(parts.ravel())
+        cells[0] = 0
+        values[(cells < components * cells.max())[parts] & (parts > 0)] = 0
     if not values.min() < depth < values.max():
         raise DataError(
             f"export_mesh: depth must be between {values.min():.3g} and {values.max():.3g}, the "
@@ -71,9 +85,11 @@ def export_mesh(
     vertices, faces, normals, _ = marching_cubes(values, depth)
     place = field.space.points(torch.from_numpy((vertices + 0.5) / resolution).float())
     outward = torch.from_numpy(np.ascontiguousarray(normals)).float()  # towards low density
+    seen = field.space.world(place)
+    if field.space.kind == "ndc":  # a mirrored space, all of which is seen from its origin
+        outward, faces = -seen, faces[:, ::-1]
     colors = _colors(field, place, -torch.nn.functional.normalize(outward + 1e-9, dim=1))
-    world = _to_input(field.space.world(place), similarity)
-    write_ply(path, world.numpy(), colors.numpy(), faces[:, ::-1])
+    write_ply(path, _to_input(seen, similarity).numpy(), colors.numpy(), faces[:, ::-1])
     return len(vertices), len(faces)
 
 
@@ -84,6 +100,7 @@ def export_points(
     *,
     count: int = 100_000,
     similarity: Tensor | Sequence[Sequence[float]] | None = None,
+    crop: Sequence[float] = (),
     seed: int = 0,
 ) -> int:
     """Coloured points, drawn with a density that follows the opacity of the field, as PLY.
@@ -93,6 +110,7 @@ def export_points(
         path: The file.
         count: Number of points.
         similarity: Map of the input's coordinates to the field's; its inverse is applied.
+        crop: Low and high corner of a box of the input; all of it when empty.
         seed: Seed of the draws.
 
     Returns:
@@ -108,6 +126,9 @@ def export_points(
     unit = (cells[tries] + torch.rand(len(tries), 3, generator=draw)) / field.occupancy.size
     step = float(field.space.edges()[1] - field.space.edges()[0])
     points = field.space.points(unit)
+    points = points[_within(_to_input(field.space.world(points), similarity), crop)]
+    if not len(points):
+        raise DataError("export_points: crop must hold occupied cells, got a box without any")
     opacity = -torch.expm1(-_density(field, points) * step) + 1e-6
     chosen = torch.multinomial(opacity, min(count, len(opacity)), generator=draw)
     place = points[chosen]
@@ -189,6 +210,17 @@ def _colors(field: Field, points: Tensor, views: Tensor) -> Tensor:
     return torch.cat(
         [field.head(field.features(p.to(device)), v.to(device)).cpu() for p, v in pairs]
     )
+
+
+def _within(points: Tensor, crop: Sequence[float]) -> Tensor:
+    if len(crop) not in (0, 6):
+        raise ConfigError(
+            f"export: crop must be six numbers, the low and the high corner, got {len(crop)}"
+        )
+    if not len(crop):
+        return torch.ones(len(points), dtype=torch.bool)
+    low, high = points.new_tensor([tuple(crop[:3]), tuple(crop[3:])])
+    return ((points >= low) & (points <= high)).all(1)
 
 
 def _to_input(points: Tensor, similarity: Tensor | Sequence[Sequence[float]] | None) -> Tensor:

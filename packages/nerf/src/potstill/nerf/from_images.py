@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -24,7 +25,6 @@ from potstill.core import (
     Validation,
     fit,
     generator,
-    psnr,
 )
 from potstill.core.engine import MakeOptimizer
 from potstill.nerf import regularizers
@@ -49,6 +49,7 @@ class RayBatch(NamedTuple):
         rgb: Colour over the background, [R 3].
         background: [R 3].
         jitter: Place of samples in their intervals, [R].
+        depth: Distance that a depth map gives, 0 where it is unknown, [R].
     """
 
     origins: Tensor
@@ -56,10 +57,13 @@ class RayBatch(NamedTuple):
     rgb: Tensor
     background: Tensor
     jitter: Tensor
+    depth: Tensor
 
 
 class RaySource:
     """Rays through random pixels of random views: a pure function of (seed, step, rank).
+
+    Pixels that are masked are never drawn.
 
     Args:
         split: Views with images.
@@ -90,16 +94,21 @@ class RaySource:
         has_alpha = split.images.shape[-1] == 4
         self.noise = background == "random" or (background == "auto" and not has_alpha)
         self.level = 0.0 if background == "black" else 1.0
-        self.rays, self.seed = rays, seed
+        self.rays, self.seed, self.depths = rays, seed, split.depths
+        self.free = None if split.masks is None else split.masks.flatten().nonzero()[:, 0]
 
     def __call__(self, step: int, rank: int = 0, world: int = 1) -> RayBatch:
         """The batch of a step for one process."""
         draw = generator("rays", self.seed, step, rank)
         n, (views, height, width) = self.rays, self.images.shape[:3]
-        pick = torch.rand(3, n, generator=draw)
-        view = (pick[0] * views).long().clamp(max=views - 1)
-        x = (pick[1] * width).long().clamp(max=width - 1)
-        y = (pick[2] * height).long().clamp(max=height - 1)
+        if self.free is not None:
+            place = self.free[torch.randint(len(self.free), (n,), generator=draw)]
+            view, y, x = place // (height * width), place // width % height, place % width
+        else:
+            pick = torch.rand(3, n, generator=draw)
+            view = (pick[0] * views).long().clamp(max=views - 1)
+            x = (pick[1] * width).long().clamp(max=width - 1)
+            y = (pick[2] * height).long().clamp(max=height - 1)
         origins, directions = self.cameras.rays(view, x + 0.5, y + 0.5)
         pixels = self.images[view, y, x].float() / 255
         behind = torch.full((n, 3), self.level)
@@ -107,7 +116,8 @@ class RaySource:
             behind = torch.rand(n, 3, generator=draw)
         alpha = pixels[:, 3:] if pixels.shape[1] == 4 else torch.ones(n, 1)
         rgb = pixels[:, :3] * alpha + behind * (1 - alpha)
-        return RayBatch(origins, directions, rgb, behind, torch.rand(n, generator=draw))
+        depth = torch.zeros(n) if self.depths is None else self.depths[view, y, x]
+        return RayBatch(origins, directions, rgb, behind, torch.rand(n, generator=draw), depth)
 
 
 class ImagesToField(Distiller):
@@ -118,8 +128,8 @@ class ImagesToField(Distiller):
     Args:
         field: The student of this distiller, the teacher of later ones.
         samples: Budget of samples a step.
-        objective: Terms out of pixel, distortion and variation; the mean squared error of colours
-            by default.
+        objective: Terms out of pixel, depth, distortion and variation; the mean squared error of
+            colours by default.
         refresh: Let the occupancy grid follow the field (`Field.follow`); else it stays as it is,
             for one that came from a teacher.
     """
@@ -150,6 +160,8 @@ class ImagesToField(Distiller):
         count = len(samples.counts)
         rendered = render_rays(field, rays[:count], samples, batch.background[:count])
         tensors: dict[str, tuple[Any, ...]] = {"pixel": (rendered.rgb, batch.rgb[:count])}
+        if "depth" in wanted:
+            tensors["depth"] = (rendered.depth, batch.depth[:count])
         if "distortion" in wanted:
             tensors["distortion"] = (rendered.weight, samples, field.space)
         if "variation" in wanted:
@@ -169,6 +181,7 @@ def train_field(
     samples: int = 6144,
     rays: int = 2048,
     background: Background = "auto",
+    depth: float = 0.0,
     distortion: float = 0.0,
     variation: float = 0.0,
     refresh: bool = True,
@@ -194,6 +207,7 @@ def train_field(
         samples: Samples a step.
         rays: Rays drawn a step, of which as many are used as ``samples`` allow.
         background: Colour behind transparent pixels.
+        depth: Weight of `regularizers.depth`, where the scene has depth maps.
         distortion: Weight of `regularizers.distortion`, against fog
             (nerfstudio's nerfacto takes 2e-3, published).
         variation: Weight of `regularizers.variation`, for vm, cp and grid.
@@ -207,15 +221,21 @@ def train_field(
         The trained field, and the history of `fit`.
 
     Raises:
-        DataError: No images, rays that never meet the space.
+        DataError: No images, rays that never meet the space; or depth without depth maps.
         ConfigError: No budget; or variation of a kind without neighbours.
     """
     objective = Objective(
         pixel=(1.0, F.mse_loss),
+        depth=(depth, regularizers.depth),
         distortion=(distortion, regularizers.distortion),
         variation=(variation, regularizers.variation),
     )
     source = RaySource(scene.train, rays, background, seed)
+    if depth and (scene.train.depths is None or field.space.kind == "ndc"):
+        raise DataError(
+            "train_field: depth needs depth maps, of a scene that is not in normalised device "
+            f"coordinates, got {'none' if scene.train.depths is None else 'these'}; leave it 0"
+        )
     run = Run(Path(run)) if isinstance(run, str | Path) else run
 
     def learn(field: Field, share: float, part: str, every: int) -> Sequence[dict[str, float]]:
@@ -274,7 +294,7 @@ def _score(student: nn.Module, part: slice, split: Split) -> dict[str, Mean]:
 
 
 def score(field: Field, split: Split, views: int | None = None) -> float:
-    """Mean PSNR in dB over the first ``views`` views of a split, on white.
+    """Mean PSNR in dB over the first ``views`` views of a split, on white, where not masked.
 
     Raises:
         DataError: There are no views, or no images.
@@ -288,10 +308,8 @@ def score_of_views(
 ) -> Mean:
     """`score` over a part of the views."""
     count = min(views or len(split.cameras), len(split.cameras))
-    if not count:
-        raise DataError("score: views must be at least 1, got none to compare with")
     values = []
     for view in range(count)[part]:
         rgb, _, _ = render_image(field, split.cameras, view, field.space, field.occupancy)
-        values.append(float(psnr(rgb, split.image(view))))
-    return Mean.of(values)
+        values.append(split.psnr(view, rgb))
+    return Mean.of([value for value in values if not math.isnan(value)])  # nan: all is masked

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from potstill.core.command import say, table
+from potstill.nerf.cameras import Cameras
 from potstill.nerf.scenes.scene import Scene
 
 __all__ = ["inspect_scene", "show_scene"]
@@ -29,15 +30,18 @@ def inspect_scene(scene: Scene) -> tuple[list[tuple[str, str]], list[str]]:
     facts = [
         ("layout", scene.layout),
         ("views", f"{len(cameras)} to train, {len(scene.test.cameras)} to test"),
-        ("images", f"{cameras.width} x {cameras.height} {channels}"),
+        ("images", f"{_sizes(cameras)} {channels}"),
         ("focal length, centre", f"{fx} {fy}, {cx} {cy} pixels"),
-        ("distortion", "none" if cameras.distortion is None else "k1 k2 p1 p2"),
+        ("lens", cameras.lens + ("" if cameras.distortion is None else ", distorted")),
+        ("masked", f"{_masked(scene):.1%}"),
+        ("depth maps", "none" if scene.train.depths is None else f"{_with_depth(scene)} views"),
         ("cameras, low corner", _triple(places.amin(0))),
         ("cameras, high corner", _triple(places.amax(0))),
         ("distance to the centre", f"{float(distance.min()):.3f} to {float(distance.max()):.3f}"),
         ("space", f"{space.kind} {_triple(space.low)} to {_triple(space.high)}"),
         ("scale applied to the input", f"{scale:.4g}"),
         ("rays that miss the space", f"{missed:.1%}"),
+        ("keys that are not used", ", ".join(scene.unused) or "none"),
     ]
     return facts, [*scene.notes, *_warnings(scene, missed)]
 
@@ -65,7 +69,8 @@ def _warnings(scene: Scene, missed: float) -> list[str]:
     inside = ((places > low) & (places < high)).all(1).float().mean()
     if space.kind == "box" and float(inside) == 1:
         found.append("all cameras are inside the box: the scene may be an unbounded one")
-    cx, cy = cameras.intrinsics[:, 2] / cameras.width, cameras.intrinsics[:, 3] / cameras.height
+    found += _far_away(scene)
+    cx, cy = (cameras.intrinsics[:, 2:] / cameras.extents).unbind(1)
     if bool(((cx - 0.5).abs() > 0.2).any() | ((cy - 0.5).abs() > 0.2).any()):
         found.append("a principal point is far from the middle: are cx and cy swapped?")
     images = scene.train.images
@@ -79,12 +84,44 @@ def _warnings(scene: Scene, missed: float) -> list[str]:
     return found
 
 
+def _far_away(scene: Scene) -> list[str]:
+    """Cameras that are much farther from the others' middle than these: wrong poses."""
+    found = []
+    for cameras in (scene.train.cameras, scene.test.cameras):
+        places = cameras.poses[:, :3, 3]
+        distance = (places - places.median(0).values).norm(dim=1)
+        for view in (distance > 50 * distance.median().clamp(min=1e-6)).nonzero()[:, 0].tolist():
+            name = cameras.names[view] if cameras.names else f"view {view}"
+            found.append(
+                f"{name} is {float(distance[view] / distance.median().clamp(min=1e-6)):.0f} times "
+                "as far away as the other cameras: is its transform_matrix right?"
+            )
+    return found
+
+
+def _sizes(cameras: Cameras) -> str:
+    sizes = sorted({f"{width} x {height}" for width, height in cameras.extents.tolist()})
+    return ", ".join(sizes[:4]) + (f" and {len(sizes) - 4} more sizes" if sizes[4:] else "")
+
+
+def _masked(scene: Scene) -> float:
+    """Share of the pixels of the photos that are not used."""
+    masks, extents = scene.train.masks, scene.train.cameras.extents
+    return 0.0 if masks is None else 1 - float(masks.sum()) / float(extents.prod(1).sum())
+
+
+def _with_depth(scene: Scene) -> int:
+    depths = scene.train.depths
+    return 0 if depths is None else int((depths > 0).flatten(1).any(1).sum())
+
+
 def _share_that_misses(scene: Scene) -> float:
     draw = torch.Generator().manual_seed(0)
     cameras = scene.train.cameras
     view = torch.randint(len(cameras), (4096,), generator=draw)
-    x = torch.rand(4096, generator=draw) * cameras.width
-    y = torch.rand(4096, generator=draw) * cameras.height
+    width, height = cameras.extents[view].unbind(1)
+    x = torch.rand(4096, generator=draw) * width
+    y = torch.rand(4096, generator=draw) * height
     rays = scene.space.trace(*cameras.rays(view, x, y))
     return float((rays.far <= rays.base).float().mean())
 

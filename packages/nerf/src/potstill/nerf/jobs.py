@@ -16,6 +16,7 @@ from potstill.nerf.backends import ENCODERS
 from potstill.nerf.config import ConvertConfig, SceneConfig, TrainConfig
 from potstill.nerf.distill.convert import convert, hand_over
 from potstill.nerf.distill.edit import EditedField
+from potstill.nerf.distill.evaluation import on
 from potstill.nerf.distill.objective import Progression
 from potstill.nerf.distill.page import conversion_page
 from potstill.nerf.distill.priors import load_prior, prior_of
@@ -33,12 +34,13 @@ __all__ = ["Convert", "Train", "scene_of"]
 C = TypeVar("C", bound=TrainConfig | ConvertConfig)
 
 
-def scene_of(config: SceneConfig) -> Scene:
-    """The scene that options name."""
-    return load_scene(
-        config.data, config.layout, downsample=config.downsample,
-        allow_missing=config.allow_missing, rescale=config.rescale_intrinsics,
-    )  # fmt: skip
+def scene_of(config: SceneConfig, similarity: Any = None) -> Scene:
+    """The scene that options name; in the coordinates of a field, where there is its similarity."""
+    options = dataclasses.asdict(config)
+    data, layout, rescale = (options.pop(k) for k in ("data", "layout", "rescale_intrinsics"))
+    if similarity is not None:  # these have made it
+        options |= dict.fromkeys(("scale", "near", "far")) | {"center": (), "aabb": ()}
+    return load_scene(data, layout, rescale=rescale, similarity=similarity, **options)
 
 
 class _FieldJob(Job[C]):
@@ -102,8 +104,8 @@ class Train(_FieldJob[TrainConfig]):
             config.kind, scene.space, self.size, occupancy=config.occupancy, backend=config.backend
         )
         self.field, self.history = train_field(
-            field, scene, background=config.background, distortion=config.distortion,
-            variation=config.variation, progress=progress,
+            field, scene, background=config.background, depth=config.depth,
+            distortion=config.distortion, variation=config.variation, progress=progress,
             schedule=decaying(config.training.final, config.training.warmup), **self.options(),
         )  # fmt: skip
 
@@ -113,12 +115,13 @@ class Train(_FieldJob[TrainConfig]):
         note = f"{scene.name}, {len(history)} steps, backend {self.backend.name}"
         prior_of(scene.train.cameras, scene.space).save(folder / "prior.json")
         views = tuple(range(min(2, len(scene.test.cameras))))
-        return {
-            "PSNR on the test views": score(field, scene.test),
-            "occupied cells": field.occupancy.share(),
-            "field": save_field(field, folder / "field.safetensors", scene.similarity, note),
-            "picture": compare(field, scene.test, folder / "comparison.png", views),
-        }
+        with on(self.engine.device, field):
+            return {
+                "PSNR on the test views": score(field, scene.test),
+                "occupied cells": field.occupancy.share(),
+                "field": save_field(field, folder / "field.safetensors", scene.similarity, note),
+                "picture": compare(field, scene.test, folder / "comparison.png", views),
+            }
 
 
 class Convert(_FieldJob[ConvertConfig]):
@@ -133,8 +136,9 @@ class Convert(_FieldJob[ConvertConfig]):
         self.find_unused = config.feature_until > 0
         beside = config.teacher if config.teacher.is_dir() else config.teacher.parent
         self.prior = load_prior(config.prior or beside / "prior.json")
-        self.scene = scene_of(config.scene) if config.scene.data else None
         self.teacher, self.header = load_field(config.teacher, config.backend)
+        similarity = self.header["similarity"]
+        self.scene = scene_of(config.scene, similarity) if config.scene.data else None
         if box := config.erase or config.keep:
             low, high = (box[0], box[1], box[2]), (box[3], box[4], box[5])
             mode: Literal["erase", "keep"] = "erase" if config.erase else "keep"
@@ -168,7 +172,8 @@ class Convert(_FieldJob[ConvertConfig]):
         self.prior.save(folder / "prior.json")
         report.save(folder / "conversion.json")
         if self.scene is not None:
-            found["PSNR on the test views"] = score(self.field, self.scene.test)
+            with on(self.engine.device, self.field):
+                found["PSNR on the test views"] = score(self.field, self.scene.test)
         note, similarity = f"{report.teacher} teacher", self.header["similarity"]
         title = f"{report.teacher} to {report.student}"
         return {

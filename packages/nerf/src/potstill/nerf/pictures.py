@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from potstill.core import BackendError, ConfigError, atomic, psnr
+from potstill.core import BackendError, ConfigError, atomic
 from potstill.nerf.cameras import Cameras, looking
 from potstill.nerf.fields.base import Field
 from potstill.nerf.render.image import render_image
@@ -33,13 +33,13 @@ def compare(
     for row, view in zip(axes, views, strict=True):
         rgb, opacity, depth = render_image(field, split.cameras, view, field.space, field.occupancy)
         photo = split.image(view)
-        error = (rgb - photo).abs().mean(2)
+        error = (split.judged(view, rgb) - photo).abs().mean(2)
         row[0].imshow(photo.numpy())
         row[1].imshow(rgb.numpy())
         shown = row[2].imshow(error.numpy(), cmap="magma", vmin=0, vmax=0.3)
         row[3].imshow(depth_colors(depth, opacity).numpy())
         row[0].set_ylabel(split.cameras.names[view] if split.cameras.names else f"view {view}")
-        row[1].set_xlabel(f"{float(psnr(rgb, photo)):.2f} dB")
+        row[1].set_xlabel(f"{split.psnr(view, rgb):.2f} dB")
     for axis, title in zip(
         axes[0], ("photo", "rendered", "absolute error, 0 to 0.3", "depth, near is bright"),
         strict=True,

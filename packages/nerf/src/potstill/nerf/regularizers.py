@@ -1,4 +1,4 @@
-"""Terms that need no photo: compact rays and smooth grids."""
+"""Terms that need no photo: depth maps, compact rays and smooth grids."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from potstill.core import Mean
 from potstill.nerf.render.composite import sum_before
 from potstill.nerf.render.march import Samples
 from potstill.nerf.space import Space
 
-__all__ = ["distortion", "variation"]
+__all__ = ["depth", "distortion", "variation"]
 
 
 def distortion(weight: Float[Tensor, " samples"], samples: Samples, space: Space) -> Tensor:
@@ -34,6 +35,20 @@ def distortion(weight: Float[Tensor, " samples"], samples: Samples, space: Space
     between = 2 * (weight * (place * mass - moment)).sum()
     within = weight.square().sum() / (3 * space.steps)
     return ((between + within) / max(len(samples.counts), 1)).to(weight)
+
+
+def depth(rendered: Float[Tensor, " rays"], measured: Float[Tensor, " rays"]) -> Tensor:
+    """Mean absolute difference of expected and measured distances, where these are known.
+
+    Source: Deng et al., "Depth-supervised NeRF", CVPR 2022, in the simpler form of its Eq. (3)
+    without a variance.
+
+    Args:
+        rendered: Expected distances, from `Rendered`.
+        measured: Distances along the rays; 0 where they are unknown.
+    """
+    known = measured > 0
+    return Mean(((rendered - measured).abs() * known).sum(), known.sum())
 
 
 def variation(*differences: Tensor) -> Tensor:

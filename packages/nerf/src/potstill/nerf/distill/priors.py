@@ -78,6 +78,8 @@ class PosePrior(ABC):
                 "height": lens.height,
                 "intrinsics": lens.intrinsics.tolist(),
                 "distortion": None if lens.distortion is None else lens.distortion.tolist(),
+                "model": lens.lens,
+                "sizes": None if lens.sizes is None else lens.sizes.tolist(),
             },
         }
         with atomic(path) as temporary:
@@ -231,7 +233,11 @@ def prior_of(cameras: Cameras, space: Space) -> PosePrior:
     (as PVD-AL does), normalised device coordinates the box of the centres, and an unbounded scene
     the neighbourhood of its cameras.
     """
-    lens = cameras if len(cameras.intrinsics.unique(dim=0)) > 1 else cameras[:1]
+    lens = (
+        cameras
+        if len(cameras.intrinsics.unique(dim=0)) > 1 or cameras.sizes is not None
+        else cameras[:1]
+    )
     places = cameras.poses[:, :3, 3]
     if space.kind == "ndc":
         low, high = places.amin(0), places.amax(0)
@@ -258,13 +264,15 @@ def load_prior(path: str | os.PathLike[str]) -> PosePrior:
         document = json.loads(path.read_text())
         lens = document.pop("lens")
         intrinsics = torch.tensor(lens["intrinsics"])
-        distortion = lens["distortion"]
+        distortion, sizes = lens["distortion"], lens.get("sizes")
         cameras = Cameras(
             torch.eye(4).repeat(len(intrinsics), 1, 1),
             intrinsics,
             lens["width"],
             lens["height"],
             None if distortion is None else torch.tensor(distortion),
+            lens=lens.get("model", "perspective"),
+            sizes=None if sizes is None else torch.tensor(sizes),
         )
         kind = document.pop("kind")
         if kind == NearPrior.kind:

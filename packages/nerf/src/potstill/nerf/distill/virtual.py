@@ -86,7 +86,8 @@ class VirtualRays:
         draw, n, lens = generator("virtual", self.seed, step), self.rays, self.prior.lens
         pick = torch.rand(4, n, generator=draw)
         which = (pick[3] * len(lens)).long().clamp(max=len(lens) - 1)
-        local = lens.rays(which, pick[0] * lens.width, pick[1] * lens.height)[1]
+        width, height = lens.extents[which].unbind(1)
+        local = lens.rays(which, pick[0] * width, pick[1] * height)[1]
         view = (pick[2] * self.views).long().clamp(max=self.views - 1)
         behind, jitter = torch.rand(n, 3, generator=draw), torch.rand(n, generator=draw)
         mine = slice(rank, None, world)

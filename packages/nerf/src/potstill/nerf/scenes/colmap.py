@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
-from potstill.core import DataError
-from potstill.nerf.cameras import Cameras, rotations
-from potstill.nerf.scenes.scene import Scene, Split, read_images, unbounded
+from potstill.core import DataError, reading
+from potstill.nerf.cameras import rotations
+from potstill.nerf.lenses import Lens
+from potstill.nerf.scenes.framing import unbounded
+from potstill.nerf.scenes.scene import Scene
+from potstill.nerf.scenes.views import View, assemble
 
 __all__ = ["find_model", "load_colmap"]
 
@@ -21,17 +26,23 @@ _MODELS = {
     2: ("SIMPLE_RADIAL", 4),
     3: ("RADIAL", 5),
     4: ("OPENCV", 8),
+    5: ("OPENCV_FISHEYE", 8),
+    6: ("FULL_OPENCV", 12),
+    8: ("SIMPLE_RADIAL_FISHEYE", 4),
+    9: ("RADIAL_FISHEYE", 5),
 }
+_COUNTS = dict(_MODELS.values())
+_ONE_FOCAL = ("SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL")  # and the fisheyes of these names
 
 
-class _Lens(NamedTuple):
+class _Camera(NamedTuple):
     model: str
     width: int
     height: int
     parameters: list[float]
 
 
-class _View(NamedTuple):
+class _Image(NamedTuple):
     quaternion: list[float]
     translation: list[float]
     camera: int
@@ -52,11 +63,14 @@ def find_model(folder: Path) -> Path | None:
     return None
 
 
-def load_colmap(folder: Path, *, downsample: int = 1, allow_missing: bool = False) -> Scene:
-    """Read ``cameras`` and ``images`` of a sparse model, and the photos in ``images/``.
+def load_colmap(folder: Path, *, downsample: float = 1, allow_missing: bool = False) -> Scene:
+    """Read cameras, images and points of a sparse model, and the photos in ``images/``.
 
-    Lenses: SIMPLE_PINHOLE, PINHOLE, SIMPLE_RADIAL, RADIAL and OPENCV. Normalised and contracted
-    like ``transforms.json``; every 8th view by name tests.
+    Lenses: SIMPLE_PINHOLE, PINHOLE, SIMPLE_RADIAL, RADIAL, OPENCV, FULL_OPENCV, and the fisheyes
+    SIMPLE_RADIAL_FISHEYE, RADIAL_FISHEYE and OPENCV_FISHEYE. A photo in ``masks/`` of the same name
+    (or with .png behind it, as COLMAP takes it) is black where nothing is to be used. Normalised
+    and contracted like ``transforms.json``, by the points where there are 100 or more; every 8th
+    view by name tests.
 
     Raises:
         DataError: Files are missing or damaged, or a lens is of another model.
@@ -67,117 +81,161 @@ def load_colmap(folder: Path, *, downsample: int = 1, allow_missing: bool = Fals
             f"load_colmap: {folder} must hold a sparse model, got no cameras.bin or cameras.txt in "
             "it, sparse/0 or sparse"
         )
-    binary = (model / "cameras.bin").is_file()
-    try:
-        lenses = _lenses_binary(model) if binary else _lenses_text(model)
-        views = _views_binary(model) if binary else _views_text(model)
-    except (OSError, struct.error, ValueError, IndexError) as error:
-        raise DataError(f"load_colmap: {model} must be a whole model, got: {error}") from error
-    views.sort(key=lambda view: view.name)
-    photos = {view.name: folder / "images" / view.name for view in views}
+    kind = "bin" if (model / "cameras.bin").is_file() else "txt"
+    parts = {}
+    for name in ("cameras", "images"):
+        with reading(model / f"{name}.{kind}", f"the {name} of a whole model"):
+            parts[name] = _READERS[name, kind](model / f"{name}.{kind}")
+    cameras, images = parts["cameras"], sorted(parts["images"], key=lambda image: image.name)
+    if not images:
+        raise DataError(f"load_colmap: {model / f'images.{kind}'} must hold views, got none")
+    photos = {image.name: folder / "images" / image.name.replace("\\", "/") for image in images}
     absent = [name for name, path in photos.items() if not path.is_file()]
     if absent and not allow_missing:
         raise DataError(
-            f"load_colmap: {len(absent)} of {len(views)} views have no photo in {folder / 'images'}"
-            f": {', '.join(absent[:5])}; pass allow_missing=True (--allow-missing)"
+            f"load_colmap: {len(absent)} of {len(images)} views have no photo in "
+            f"{folder / 'images'}: {', '.join(absent[:5])}; pass allow_missing=True "
+            "(--allow-missing)"
         )
-    views = [view for view in views if view.name not in absent]
-    images = read_images([photos[view.name] for view in views], downsample)
-    cameras = _cameras(views, lenses).resized(images.shape[2], images.shape[1])
-    notes = (f"{len(absent)} views have no photo",) if absent else ()
-    return unbounded(folder.name, "colmap", Split(cameras, images), notes)
+    views = [_view(image, cameras, photos[image.name]) for image in images
+             if image.name not in absent]  # fmt: skip
+    lens = _lens({cameras[image.camera].model for image in images})
+    split, notes = assemble(views, lens, model, downsample=downsample, rescale=True)
+    if absent:
+        notes.insert(0, f"{len(absent)} views have no photo")
+    points = None
+    source = model / f"points3D.{kind}"
+    if source.is_file():
+        with reading(source, "the points of a whole model"):
+            points = _READERS["points3D", kind](source)
+    return unbounded(folder.name, "colmap", split, notes, points=points)
 
 
-def _cameras(views: list[_View], lenses: dict[int, _Lens]) -> Cameras:
-    for view in views:
-        if view.camera not in lenses:
-            raise DataError(f"load_colmap: {view.name} must have a known camera, got {view.camera}")
-        if not sum(q * q for q in view.quaternion) > 1e-12:
-            raise DataError(f"load_colmap: {view.name} must have a rotation, got the quaternion 0")
-    sizes = {lenses[view.camera][1:3] for view in views}
-    if len(sizes) != 1:
-        raise DataError(f"load_colmap: cameras must have one image size, got {sorted(sizes)}")
-    quaternion = torch.tensor([view.quaternion for view in views], dtype=torch.float64)
-    rotation = rotations(quaternion).mT  # world to camera, transposed
-    translation = torch.tensor([view.translation for view in views], dtype=torch.float64)
-    poses = torch.eye(4, dtype=torch.float64).repeat(len(views), 1, 1)
-    poses[:, :3, :3] = rotation * torch.tensor([1.0, -1.0, -1.0])  # OpenCV to OpenGL
-    poses[:, :3, 3] = -(rotation @ translation[..., None])[..., 0]
-    lens = [_pinhole(lenses[view.camera]) for view in views]
-    distortion = torch.tensor([values[4:] for values in lens])
-    return Cameras(
-        poses.float(),
-        torch.tensor([values[:4] for values in lens]),
-        *sizes.pop(),
-        distortion=distortion if bool(distortion.any()) else None,
-        names=tuple(view.name for view in views),
-    )
-
-
-def _pinhole(lens: _Lens) -> list[float]:
-    """fx, fy, cx, cy, k1, k2, p1, p2."""
-    p = lens.parameters
-    if lens.model in ("SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL"):
+def _view(image: _Image, cameras: dict[int, _Camera], photo: Path) -> View:
+    if image.camera not in cameras:
+        raise DataError(f"load_colmap: {image.name} must have a known camera, got {image.camera}")
+    if not sum(q * q for q in image.quaternion) > 1e-12:
+        raise DataError(f"load_colmap: {image.name} must have a rotation, got the quaternion 0")
+    quaternion = torch.tensor([image.quaternion], dtype=torch.float64)
+    rotation = rotations(quaternion)[0].T  # world to camera, transposed
+    pose = torch.eye(4, dtype=torch.float64)
+    pose[:3, :3] = rotation * torch.tensor([1.0, -1.0, -1.0])  # OpenCV to OpenGL
+    pose[:3, 3] = -(rotation @ torch.tensor(image.translation, dtype=torch.float64))
+    camera = cameras[image.camera]
+    p = camera.parameters
+    if camera.model.removesuffix("_FISHEYE") in _ONE_FOCAL:
         p = [p[0], *p]
-    return (p + [0.0] * 8)[:8]
+    folder = photo.parents[len(Path(image.name).parts) - 1].with_name("masks")
+    masks = (folder / image.name, folder / f"{image.name}.png")
+    mask = next((path for path in masks if path.is_file()), None)
+    size = (camera.width, camera.height)
+    return View(image.name, photo, pose, p[:4], size, p[4:], mask)
 
 
-def _lenses_text(model: Path) -> dict[int, _Lens]:
-    lenses = {}
-    for line in _lines(model / "cameras.txt"):
+def _lens(models: set[str]) -> Lens:
+    kinds = {"fisheye" if model.endswith("FISHEYE") else "perspective" for model in models}
+    if len(kinds) > 1:
+        raise DataError(
+            f"load_colmap: cameras must all be fisheyes or none of them, got {sorted(models)}; "
+            "undistort with `colmap image_undistorter`"
+        )
+    return "fisheye" if "fisheye" in kinds else "perspective"
+
+
+def _cameras_text(path: Path) -> dict[int, _Camera]:
+    cameras = {}
+    for line in _lines(path):
         number, name, width, height, *values = line.split()
-        _check(name)
-        lenses[int(number)] = _Lens(name, int(width), int(height), [float(v) for v in values])
-    return lenses
+        _check(path, name)
+        if len(values) != _COUNTS[name]:
+            raise DataError(
+                f"{path}: camera {number} must have {_COUNTS[name]} parameters, got {len(values)}"
+            )
+        cameras[int(number)] = _Camera(name, int(width), int(height), [float(v) for v in values])
+    return cameras
 
 
-def _views_text(model: Path) -> list[_View]:
-    views = []
+def _images_text(path: Path) -> list[_Image]:
+    images = []
     # two lines a view: the pose, and the points, which may be an empty line
-    text = (model / "images.txt").read_text().splitlines()
-    lines = [line for line in text if not line.startswith("#")]
+    lines = [line for line in path.read_text("utf-8-sig").splitlines() if not line.startswith("#")]
     for line in lines[::2]:
         if not line.strip():
             continue
         _, *pose, camera, name = line.split(maxsplit=9)
         values = [float(value) for value in pose]
-        views.append(_View(values[:4], values[4:7], int(camera), name))
-    return views
+        images.append(_Image(values[:4], values[4:7], int(camera), name))
+    return images
 
 
-def _lenses_binary(model: Path) -> dict[int, _Lens]:
-    data = (model / "cameras.bin").read_bytes()
-    (count,), at, lenses = struct.unpack_from("<Q", data), 8, {}
-    for _ in range(count):
+def _points_text(path: Path) -> torch.Tensor:
+    rows = [[float(value) for value in line.split()[1:4]] for line in _lines(path)]
+    return torch.tensor(rows).reshape(-1, 3)
+
+
+def _cameras_binary(path: Path) -> dict[int, _Camera]:
+    data, cameras = path.read_bytes(), {}
+    at = 8
+    for _ in _counted(data, path, 24):
         number, kind, width, height = struct.unpack_from("<iiQQ", data, at)
         name, size = _MODELS.get(kind, (f"number {kind}", 0))
-        _check(name)
+        _check(path, name)
         values = struct.unpack_from(f"<{size}d", data, at + 24)
-        lenses[number] = _Lens(name, width, height, list(values))
+        cameras[number] = _Camera(name, width, height, list(values))
         at += 24 + 8 * size
-    return lenses
+    return cameras
 
 
-def _views_binary(model: Path) -> list[_View]:
-    data = (model / "images.bin").read_bytes()
-    (count,), at, views = struct.unpack_from("<Q", data), 8, []
-    for _ in range(count):
-        _, *pose, camera = struct.unpack_from("<i7di", data, at)
+def _images_binary(path: Path) -> list[_Image]:
+    data, images = path.read_bytes(), []
+    at = 8
+    for _ in _counted(data, path, 73):
+        number, *pose, camera = struct.unpack_from("<i7di", data, at)
         end = data.index(b"\0", at + 64)
-        views.append(_View(pose[:4], pose[4:], camera, data[at + 64 : end].decode()))
+        images.append(_Image(pose[:4], pose[4:], camera, data[at + 64 : end].decode()))
         (points,) = struct.unpack_from("<Q", data, end + 1)
         at = end + 9 + 24 * points
-    return views
+        if at > len(data):
+            raise DataError(f"{path}: image {number} must have its points, got {points} of them")
+    return images
 
 
-def _check(name: str) -> None:
-    known = [model for model, _ in _MODELS.values()]
-    if name not in known:
+def _points_binary(path: Path) -> torch.Tensor:
+    data, points = path.read_bytes(), []
+    at = 8
+    for _ in _counted(data, path, 51):
+        points.append(struct.unpack_from("<3d", data, at + 8))
+        (length,) = struct.unpack_from("<Q", data, at + 43)
+        at += 51 + 8 * length
+    return torch.from_numpy(np.array(points, dtype=np.float32).reshape(-1, 3))
+
+
+def _counted(data: bytes, path: Path, size: int) -> Iterator[int]:
+    """As many turns as the file says that it has records of at least ``size`` bytes."""
+    (count,) = struct.unpack_from("<Q", data)
+    if count * size > len(data):
+        raise DataError(f"{path} must hold what it counts, got {count} in {len(data)} bytes")
+    return iter(range(count))
+
+
+def _check(path: Path, name: str) -> None:
+    if name not in _COUNTS:
         raise DataError(
-            f"load_colmap: lens must be one of {', '.join(known)}, got {name}; undistort with "
-            "`colmap image_undistorter`"
+            f"load_colmap: {path}: lens must be one of {', '.join(_COUNTS)}, got {name}; "
+            "undistort with `colmap image_undistorter`"
         )
 
 
 def _lines(path: Path) -> list[str]:
-    return [s for line in path.read_text().splitlines() if (s := line.strip()) and s[0] != "#"]
+    text = path.read_text("utf-8-sig")
+    return [s for line in text.splitlines() if (s := line.strip()) and s[0] != "#"]
+
+
+_READERS: dict[tuple[str, str], Any] = {
+    ("cameras", "txt"): _cameras_text,
+    ("cameras", "bin"): _cameras_binary,
+    ("images", "txt"): _images_text,
+    ("images", "bin"): _images_binary,
+    ("points3D", "txt"): _points_text,
+    ("points3D", "bin"): _points_binary,
+}

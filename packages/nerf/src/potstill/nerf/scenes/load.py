@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from potstill.core import ConfigError, DataError, nearest, reading
 from potstill.nerf.scenes.analytic import analytic
 from potstill.nerf.scenes.colmap import find_model, load_colmap
+from potstill.nerf.scenes.framing import framed
 from potstill.nerf.scenes.llff import load_llff
 from potstill.nerf.scenes.scene import Scene
 from potstill.nerf.scenes.transforms import load_blender, load_transforms
@@ -21,23 +26,40 @@ def load_scene(
     data: str | os.PathLike[str] = "analytic",
     layout: str = "auto",
     *,
-    downsample: int = 0,
+    downsample: float = 0,
     allow_missing: bool = False,
     rescale: bool = False,
+    scale: float | None = None,
+    center: Sequence[float] = (),
+    aabb: Sequence[float] = (),
+    near: float | None = None,
+    far: float | None = None,
+    similarity: Tensor | Sequence[Sequence[float]] | None = None,
 ) -> Scene:
     """Load posed images.
+
+    Lengths of ``center``, ``aabb``, ``near`` and ``far`` are those of the input.
 
     Args:
         data: A folder, or ``"analytic"`` for the scene that needs none.
         layout: One of `LAYOUTS`, or ``"auto"``.
-        downsample: Integer factor by which images are smaller; 0 is the layout's default (8 for
-            LLFF, else 1).
+        downsample: Factor, at least 1, by which images are smaller; 0 is the layout's default (8
+            for LLFF, else 1).
         allow_missing: Skip frames whose image is absent.
         rescale: Scale intrinsics that are for images of another size.
+        scale: Factor from lengths of the input to those of a field; None is the layout's choice,
+            here and below.
+        center: Point of the input that becomes the origin.
+        aabb: Low and high corner of a box of the input, outside of which nothing is; the axes of
+            the input are then kept.
+        near: Distance at which rays start.
+        far: Distance at which rays end, in a scene without end.
+        similarity: Map of the coordinates of the input to those of a field that is there already,
+            [4 4], in the place of one that is made from the cameras.
 
     Raises:
         DataError: Nothing, or several layouts, in the folder; or its content is not usable.
-        ConfigError: An unknown layout.
+        ConfigError: An unknown layout, or a number that makes no sense.
 
     Example:
         >>> load_scene("analytic", downsample=4).train.cameras.width
@@ -45,10 +67,19 @@ def load_scene(
     """
     if layout != "auto" and layout not in LAYOUTS:
         raise ConfigError(f"load_scene: unknown layout {layout!r}; {nearest(layout, LAYOUTS)}")
-    if downsample < 0:
-        raise ConfigError(f"load_scene: downsample must be at least 0, got {downsample}")
+    if downsample < 0 or 0 < downsample < 1:
+        raise ConfigError(f"load_scene: downsample must be at least 1, or 0, got {downsample}")
+    scene = _load(data, layout, downsample, allow_missing, rescale)
+    if similarity is not None:
+        scene = scene.aligned(torch.as_tensor(similarity))
+    return framed(scene, scale=scale, center=center, aabb=aabb, near=near, far=far)
+
+
+def _load(
+    data: str | os.PathLike[str], layout: str, downsample: float, allow_missing: bool, rescale: bool
+) -> Scene:
     if str(data) == "analytic" or layout == "analytic":
-        return analytic(size=48 // max(downsample, 1))
+        return analytic(size=int(48 // max(downsample, 1)))
     folder = Path(data)
     chosen = detect(folder) if layout == "auto" else layout
     factor = downsample or 1

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
-import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from potstill.core import DataError, reading
+from potstill.core import DataError, psnr
 from potstill.nerf.cameras import Cameras
-from potstill.nerf.scenes.similarity import normalizing
+from potstill.nerf.scenes.similarity import scale_of
 from potstill.nerf.space import Space
 
-__all__ = ["Scene", "Split", "every_eighth", "read_images", "unbounded"]
+__all__ = ["Scene", "Split"]
 
 
 @dataclass(frozen=True)
@@ -25,11 +23,16 @@ class Split:
 
     Args:
         cameras: One a view.
-        images: Bytes [V H W C] with 3 or 4 channels; None where only the poses are known.
+        images: Bytes [V H W C] with 3 or 4 channels, smaller ones at the top left; None where only
+            the poses are known.
+        masks: True where images are to be learned from and scored; everywhere when None.
+        depths: Distances along the rays in the units of the cameras, 0 where unknown.
     """
 
     cameras: Cameras
     images: UInt8[Tensor, "views height width channels"] | None = None
+    masks: Bool[Tensor, "views height width"] | None = None
+    depths: Float[Tensor, "views height width"] | None = None
 
     def __post_init__(self) -> None:
         if self.images is None:
@@ -50,10 +53,42 @@ class Split:
         """
         if self.images is None:
             raise DataError("Split.image: images are needed, got poses only")
-        pixels = self.images[view].float() / 255
+        width, height = self.cameras.size(view)
+        pixels = self.images[view, :height, :width].float() / 255
         if pixels.shape[-1] == 3:
             return pixels
         return pixels[..., :3] * pixels[..., 3:] + background * (1 - pixels[..., 3:])
+
+    def judged(self, view: int, rendered: Float[Tensor, "height width 3"]) -> Tensor:
+        """A rendering whose masked pixels are those of the photo: they count as equal."""
+        if self.masks is None:
+            return rendered
+        width, height = self.cameras.size(view)
+        mask = self.masks[view, :height, :width, None]
+        return torch.where(mask, rendered, self.image(view))
+
+    def psnr(self, view: int, rendered: Float[Tensor, "height width 3"]) -> float:
+        """Decibels of a rendering over the pixels that are not masked."""
+        photo = self.image(view)
+        if self.masks is None:
+            return float(psnr(rendered, photo))
+        width, height = self.cameras.size(view)
+        mask = self.masks[view, :height, :width]
+        return float(psnr(rendered[mask], photo[mask])) if bool(mask.any()) else math.nan
+
+    def __getitem__(self, index: Tensor | slice | list[int]) -> Split:
+        """Some of the views."""
+        chosen = torch.arange(len(self.cameras))[index]
+        images, masks, depths = (
+            None if part is None else part[chosen]
+            for part in (self.images, self.masks, self.depths)
+        )
+        return Split(self.cameras[chosen], images, masks, depths)
+
+    def moved(self, similarity: Float[Tensor, "4 4"]) -> Split:
+        """The views after a similarity of the world."""
+        depths = None if self.depths is None else self.depths * scale_of(similarity)
+        return replace(self, cameras=self.cameras.moved(similarity), depths=depths)
 
 
 @dataclass(frozen=True)
@@ -68,6 +103,8 @@ class Scene:
         space: Region that the cameras look at.
         similarity: Map of the coordinates of the input to those of the scene, [4 4].
         notes: Remarks on unusual input, for ``potstill nerf inspect``.
+        unused: Keys of the file that nothing is done with.
+        points: Points of a sparse reconstruction in the coordinates of the scene, [P 3], or None.
     """
 
     name: str
@@ -77,6 +114,8 @@ class Scene:
     space: Space
     similarity: Float[Tensor, "4 4"] = field(default_factory=lambda: torch.eye(4))
     notes: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+    points: Float[Tensor, "points 3"] | None = None
 
     def __post_init__(self) -> None:
         if len(self.train.cameras) < 2:
@@ -100,66 +139,12 @@ class Scene:
         )
         return replace(self, train=replace(self.train, cameras=self.train.cameras[order]))
 
-
-def every_eighth(cameras: Cameras, images: Tensor | None) -> tuple[Split, Split]:
-    """Training and test split where the files name none: every 8th view, from the first, tests."""
-    index = torch.arange(len(cameras))
-
-    def part(mask: Tensor) -> Split:
-        chosen = index[mask]
-        return Split(cameras[chosen], None if images is None else images[chosen])
-
-    return part(index % 8 != 0), part(index % 8 == 0)
-
-
-def unbounded(name: str, layout: str, views: Split, notes: tuple[str, ...]) -> Scene:
-    """A scene without end: normalised, contracted, every 8th view tests."""
-    similarity = normalizing(views.cameras.poses)
-    train, test = every_eighth(views.cameras.moved(similarity), views.images)
-    space = Space("contracted", (-1.0,) * 3, (1.0,) * 3, near=0.1, far=40.0, steps=128)
-    return Scene(name, layout, train, test, space, similarity, notes)
-
-
-def read_images(paths: Sequence[Path], downsample: int = 1) -> Tensor:
-    """Images of one size as bytes [V H W C], reduced by an integer factor.
-
-    Alpha is premultiplied while averaging, so that invisible pixels do not bleed.
-
-    Raises:
-        DataError: A file is missing or damaged; sizes or channels differ; the size is not a
-            multiple of ``downsample``.
-    """
-    from PIL import Image
-
-    images: list[np.ndarray] = []
-    for path in paths:
-        with reading(path, "an image"), Image.open(path) as image:
-            mode = "RGBA" if image.mode in ("RGBA", "LA", "PA") else "RGB"
-            images.append(np.asarray(image.convert(mode)))
-        if images[-1].shape != images[0].shape:
-            raise DataError(
-                f"read_images: images must have one size, got {_size(images[0])} in "
-                f"{paths[0].name} and {_size(images[-1])} in {path.name}; convert them first"
-            )
-    stack = torch.from_numpy(np.stack(images))
-    if downsample == 1:
-        return stack
-    height, width = stack.shape[1:3]
-    if downsample < 1 or height % downsample or width % downsample:
-        raise DataError(f"read_images: downsample must divide {width} x {height}, got {downsample}")
-    return torch.cat([_reduce(part, downsample) for part in stack.split(8)])
-
-
-def _reduce(images: Tensor, factor: int) -> Tensor:
-    pixels = images.float().permute(0, 3, 1, 2)
-    if pixels.shape[1] == 4:
-        pixels = torch.cat([pixels[:, :3] * pixels[:, 3:] / 255, pixels[:, 3:]], dim=1)
-    pixels = torch.nn.functional.avg_pool2d(pixels, factor)
-    if pixels.shape[1] == 4:
-        alpha = pixels[:, 3:]
-        pixels = torch.cat([pixels[:, :3] * 255 / alpha.clamp(min=1e-3), alpha], dim=1)
-    return pixels.clamp(0, 255).round().byte().permute(0, 2, 3, 1).contiguous()
-
-
-def _size(image: np.ndarray) -> str:
-    return "x".join(map(str, (image.shape[1], image.shape[0], image.shape[2])))
+    def aligned(self, similarity: Float[Tensor, "4 4"]) -> Scene:
+        """The scene in other coordinates: ``similarity`` takes those of the input there."""
+        wanted = torch.as_tensor(similarity).double()
+        step = wanted @ torch.linalg.inv(self.similarity.double())
+        points = self.points
+        if points is not None:
+            points = (points.double() @ step[:3, :3].T + step[:3, 3]).float()
+        train, test = self.train.moved(step), self.test.moved(step)
+        return replace(self, train=train, test=test, similarity=wanted.float(), points=points)

@@ -6,14 +6,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["normalizing", "recentering"]
+__all__ = ["normalizing", "recentering", "scale_of"]
 
 
-def normalizing(poses: Float[Tensor, "views 4 4"]) -> Float[Tensor, "4 4"]:
+def normalizing(
+    poses: Float[Tensor, "views 4 4"], points: Float[Tensor, "points 3"] | None = None
+) -> Float[Tensor, "4 4"]:
     """Put what the cameras look at to the origin, their mean up to z, and them in the unit ball.
 
-    The centre is the point nearest to all viewing axes in the least-squares sense; where these are
-    almost parallel it is kept from running away by a weak pull to the mean camera.
+    The centre is the median of the points of the scene, and half of them lie in the ball too.
+    Without points it is the point nearest to all viewing axes in the least-squares sense; where
+    these are almost parallel it is kept from running away by a weak pull to the mean camera.
     """
     poses = poses.double()
     origins, axes = poses[:, :3, 3], -poses[:, :3, 2]
@@ -22,7 +25,12 @@ def normalizing(poses: Float[Tensor, "views 4 4"]) -> Float[Tensor, "4 4"]:
     right = (project @ origins[..., None]).sum(0)[:, 0] + pull @ origins.mean(0)
     center = torch.linalg.solve(project.sum(0) + pull, right)
     turn = _turning(poses[:, :3, 1].mean(0))
-    scale = 1 / (origins - center).norm(dim=1).max().clamp(min=1e-6)
+    reach = (origins - center).norm(dim=1).max()
+    if points is not None:
+        center = points.double().median(0).values
+        reach = (origins - center).norm(dim=1).max()
+        reach = torch.maximum(reach, (points - center).norm(dim=1).median())
+    scale = 1 / reach.clamp(min=1e-6)
     similarity = torch.eye(4, dtype=torch.float64)
     similarity[:3, :3] = scale * turn
     similarity[:3, 3] = -scale * (turn @ center)
@@ -40,6 +48,11 @@ def recentering(poses: Float[Tensor, "views 4 4"], scale: float) -> Float[Tensor
     similarity[:3, :3] = scale * rotation.T
     similarity[:3, 3] = -scale * (rotation.T @ poses[:, :3, 3].mean(0))
     return similarity.float()
+
+
+def scale_of(similarity: Tensor) -> float:
+    """Factor of lengths."""
+    return float(torch.linalg.det(similarity[:3, :3].double()) ** (1 / 3))
 
 
 def _turning(up: Tensor) -> Tensor:
