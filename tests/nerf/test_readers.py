@@ -21,6 +21,7 @@ from potstill.nerf import (
     Train,
     TrainConfig,
     load_field,
+    load_path,
     load_scene,
     orbit,
 )
@@ -513,3 +514,40 @@ def test_depth_maps_are_learned_from_where_there_are_some(tmp_path):
     capture(tmp_path / "a")
     with pytest.raises(DataError, match="depth needs depth maps"):
         Train(replace(config, out=tmp_path / "c")).run(progress=False)
+
+
+def test_views_go_out_in_nerfstudios_layout_and_paths_come_in(tmp_path, capsys):
+    run = tmp_path / "run"
+    words = ["--kind", "cp", "--size.resolution", "8", "--steps", "1", "--every", "0",
+             "--occupancy", "8", "--downsample", "2"]  # fmt: skip
+    data = capture(tmp_path / "data", size=(24, 18), camera_model="OPENCV_FISHEYE", k1=0.01)
+    assert main(["nerf", "train", "--data", str(data), "--out", str(run), *words]) == 0
+    export = ["nerf", "export", str(run), "--what", "views", "--count", "3", "--device", "cpu"]
+    assert main(export) == 0
+    again = load_scene(run / "views")
+    cameras = again.train.cameras
+    assert (cameras.lens, cameras.size(0), len(cameras)) == ("fisheye", (12, 9), 2)
+    assert float(cameras.distortion[0, 0]) == pytest.approx(0.01)
+    # near the cameras of the data, in its coordinates
+    places = again.train.moved(torch.linalg.inv(again.similarity)).cameras.poses[:, :3, 3]
+    given = orbit(9, 4.0, 8, 6, 0.7).poses[:, :3, 3]
+    assert float(torch.cdist(places, given).amin(1).max()) < 3
+    poses = [pose.flatten().tolist() for pose in orbit(2, 4.0, 8, 6, 0.7).poses]
+    frames = [{"camera_to_world": pose, "fov": 60.0, "aspect": 2.0} for pose in poses]
+    document = {"camera_type": "perspective", "render_height": 8, "render_width": 16, "fps": 12,
+                "camera_path": frames}  # fmt: skip
+    path = tmp_path / "path.json"
+    path.write_text(json.dumps(document))
+    cameras, fps = load_path(path)
+    assert (fps, cameras.size(0)) == (12, (16, 8))
+    up = cameras.rays(torch.tensor([0]), torch.tensor([8.0]), torch.tensor([0.0]))[1][0]
+    angle = math.degrees(math.acos(float(up @ -cameras.poses[0, :3, 2])))
+    assert angle == pytest.approx(30, abs=1e-3)
+    out = tmp_path / "a.gif"
+    render = ["nerf", "render", str(run), "--path", str(path), "--out", str(out)]
+    assert main([*render, "--device", "cpu"]) == 0
+    with Image.open(out) as image:
+        assert (image.n_frames, image.size, image.info["duration"]) == (2, (16, 8), 80)
+    path.write_text(json.dumps(document | {"camera_type": "vr180"}))
+    with pytest.raises(DataError, match=r"path.json must have cameras of type .*'vr180'"):
+        load_path(path)

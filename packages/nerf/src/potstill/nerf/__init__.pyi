@@ -60,6 +60,8 @@ from .from_images import train_field as train_field
 from .inspection import inspect_scene as inspect_scene
 from .jobs import Convert as Convert
 from .jobs import Train as Train
+from .nerfstudio import export_views as export_views
+from .nerfstudio import load_path as load_path
 from .optim import RATES as RATES
 from .optim import RowAdam as RowAdam
 from .optim import with_rates as with_rates

@@ -102,11 +102,12 @@ def render(
     frames: int = 48,
     width: int = 0,
     what: Literal["color", "depth"] = "color",
+    path: Path | None = None,
     scene: Annotated[OtherScene | None, Parameter(name="*")] = None,
     backend: str = "auto",
     device: Device = "auto",
 ) -> None:
-    """Render a closed path around the scene as GIF, MP4 or, with one frame, PNG.
+    """Render a closed path around the scene, or another, as GIF, MP4 or, with one frame, PNG.
 
     Args:
         run: Folder of the run.
@@ -114,6 +115,7 @@ def render(
         frames: Number of images.
         width: Width of the images; that of the photos by default.
         what: Colours or depth.
+        path: A camera path of nerfstudio in the coordinates of the data, which has the frames.
         scene: Other options of the scene.
         backend: Backend of the encodings.
         device: Device that renders.
@@ -122,25 +124,32 @@ def render(
     from potstill.core.command import progress
     from potstill.nerf.distill.priors import load_prior
     from potstill.nerf.fields.make import load_field
+    from potstill.nerf.nerfstudio import load_path
     from potstill.nerf.pictures import depth_colors, orbit_around, save_frames
     from potstill.nerf.render.image import render_image
 
-    given = scene is not None and scene.data
-    if (run / "conversion.json").exists() and not given:  # no image was needed, none is now
+    given, fps = scene is not None and scene.data, 24.0
+    if path is not None:
+        field, header = load_field(run, backend)
+        field.to(_device(device))
+        cameras, fps = load_path(path, header["similarity"], width)
+        frames = len(cameras)
+    elif (run / "conversion.json").exists() and not given:  # no image was needed, none is now
         field = load_field(run, backend)[0].to(_device(device))
         cameras = load_prior(run / "prior.json").cameras(64, generator("orbit"))
     else:
         field, shown = _trained(run, scene, backend, device)
         cameras = shown.train.cameras
-    path = orbit_around(cameras, field.space.kind, frames, width)
+    if path is None:
+        cameras = orbit_around(cameras, field.space.kind, frames, width)
     images = []
     with progress("render") as show:
         for view in range(frames):
-            rgb, opacity, depth = render_image(field, path, view, field.space, field.occupancy)
+            rgb, opacity, depth = render_image(field, cameras, view, field.space, field.occupancy)
             images.append(rgb if what == "color" else depth_colors(depth, opacity))
             show(view + 1, frames)
     default = "orbit.gif" if what == "color" else "depth.gif"
-    table("rendered", {"frames": frames, "file": save_frames(images, out or run / default)})
+    table("rendered", {"frames": frames, "file": save_frames(images, out or run / default, fps)})
 
 
 @app.command
@@ -172,31 +181,34 @@ def export(
     run: Path,
     /,
     *,
-    what: Literal["mesh", "points", "tcnn"] = "mesh",
+    what: Literal["mesh", "points", "tcnn", "views"] = "mesh",
     out: Path | None = None,
     resolution: int = 128,
-    count: int = 100_000,
+    count: int | None = None,
     crop: tuple[float, ...] = (),
     components: float = 0.0,
     device: Device = "auto",
 ) -> None:
-    """Write a mesh or a point cloud (PLY), or the table in tiny-cuda-nn's order.
+    """Write a mesh or points (PLY), tiny-cuda-nn's table, or rendered views for nerfstudio.
 
     Coordinates are those of the input data.
 
     Args:
         run: Folder of the run, or a field's file.
-        what: Mesh, point cloud or table.
-        out: The file; in the folder of the run by default.
+        what: Mesh, point cloud, table, or images with transforms.json from the pose prior.
+        out: The file, or the folder of views; in the folder of the run by default.
         resolution: Resolution of the mesh.
-        count: Number of points.
+        count: Number of points (100,000 by default) or of views (100).
         crop: Box of the mesh or the points in the data: minimum and maximum corner.
         components: Share of the largest part's cells that other parts of a mesh need to be kept.
         device: Device that evaluates the field.
     """
+    from potstill.core import generator
+    from potstill.nerf.distill.priors import load_prior
     from potstill.nerf.export import export_mesh, export_points, export_tcnn
     from potstill.nerf.fields.hash import HashField
     from potstill.nerf.fields.make import load_field
+    from potstill.nerf.nerfstudio import export_views
 
     field, header = load_field(run)
     field.to(_device(device))
@@ -204,7 +216,8 @@ def export(
         raise ConfigError(f"export: {what} has no crop or components, got some; leave them out")
     folder = run if run.is_dir() else run.parent
     similarity = header["similarity"]
-    target = out or folder / (f"{what}.safetensors" if what == "tcnn" else f"{what}.ply")
+    suffixes = {"tcnn": ".safetensors", "views": ""}
+    target = out or folder / f"{what}{suffixes.get(what, '.ply')}"
     if what == "mesh":
         vertices, faces = export_mesh(
             field, target, resolution=resolution, similarity=similarity, crop=crop,
@@ -212,8 +225,13 @@ def export(
         )  # fmt: skip
         facts = {"vertices": f"{vertices:,}", "faces": f"{faces:,}"}
     elif what == "points":
-        written = export_points(field, target, count=count, similarity=similarity, crop=crop)
+        written = export_points(
+            field, target, count=count or 100_000, similarity=similarity, crop=crop
+        )
         facts = {"points": f"{written:,}"}
+    elif what == "views":
+        cameras = load_prior(folder / "prior.json").cameras(count or 100, generator("views"))
+        facts = {"views": f"{export_views(field, cameras, target, similarity):,}"}
     else:
         if not isinstance(field, HashField):
             raise ConfigError(f"export: tcnn needs a hash field, got {field.kind}")

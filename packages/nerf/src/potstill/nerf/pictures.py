@@ -113,7 +113,7 @@ def _angles_among(angles: Tensor, frames: int) -> Tensor:
     return first + span * (0.5 + 0.45 * (2 * torch.pi * share).sin())
 
 
-def save_frames(frames: list[Tensor], path: str | os.PathLike[str], fps: int = 24) -> Path:
+def save_frames(frames: list[Tensor], path: str | os.PathLike[str], fps: float = 24) -> Path:
     """Write frames [H W 3] in [0, 1] as GIF, as MP4, or as one PNG where there is one frame.
 
     Raises:
@@ -148,7 +148,7 @@ def save_frames(frames: list[Tensor], path: str | os.PathLike[str], fps: int = 2
     return path
 
 
-def _write_video(arrays: list[Any], path: Path, fps: int) -> None:
+def _write_video(arrays: list[Any], path: Path, fps: float) -> None:
     try:
         import imageio.v3 as imageio
         import imageio_ffmpeg  # type: ignore[import-not-found, unused-ignore]  # noqa: F401
