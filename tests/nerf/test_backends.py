@@ -1,10 +1,14 @@
 """Every backend against the float64 reference; choice, refusal, and the optimizer over them."""
 
+import ctypes.util
+import math
 import os
 import subprocess
 import sys
+from itertools import product
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -33,6 +37,19 @@ def parity(encode, device="cpu", tolerance=1e-6, levels=None, count=2048):
     assert (table.grad.cpu() - exact_table.grad).abs().max() <= tolerance * largest
     error = (x.grad.cpu() - exact_x.grad).abs() / exact_x.grad.abs().amax(1, keepdim=True)
     assert error.max() <= 1e-4
+
+
+def same_bits_in_any_order(encode):
+    """Points in another order, whose gradients span 30 powers of two: floats would differ."""
+    levels, draw = Levels.geometric(2, 2, 6, 2, 4), torch.Generator().manual_seed(0)
+    x = torch.rand(300, 3, generator=draw)
+    dy = torch.randn(300, 4, generator=draw) * 2.0 ** torch.randint(-15, 15, (300, 1))
+    found = []
+    for order in (torch.arange(300), torch.randperm(300, generator=draw)):
+        table = torch.zeros(levels.total, 2, requires_grad=True)
+        encode(x[order], table, levels).backward(dy[order])
+        found.append(table.grad)
+    assert torch.equal(*found)
 
 
 @pytest.mark.parametrize("name", ["torch", "native"])
@@ -95,14 +112,17 @@ def test_triton_kernels_in_the_interpreter():
     if not hasattr(interpreter, "fma_fp32"):
         pytest.skip("the interpreter of this Triton rounds a fused multiply-add twice, no GPU does")
     program = (
-        "from test_backends import parity\n"
+        "from test_backends import parity, same_bits_in_any_order\n"
         "from potstill.nerf.backends import triton\n"
         "from potstill.nerf import Levels\n"
         "parity(triton.encode, levels=Levels.geometric(3, 2, 9, 4, 40), count=200)\n"
+        "parity(triton.encode_fixed, levels=Levels.geometric(3, 2, 9, 4, 40), count=200)\n"
+        "same_bits_in_any_order(triton.encode_fixed)\n"
     )
+    path = [os.path.dirname(__file__), *filter(None, [os.environ.get("PYTHONPATH")])]
     done = subprocess.run(
         [sys.executable, "-c", program],
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.path.dirname(__file__)},
+        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(path)},
         capture_output=True,
         text=True,
     )
@@ -110,11 +130,17 @@ def test_triton_kernels_in_the_interpreter():
 
 
 @requires_cuda
-@pytest.mark.parametrize("name", ["torch", "triton", "tcnn"])
+@pytest.mark.parametrize("name", ["torch", "triton", "triton-fixed", "tcnn"])
 def test_parity_on_cuda(name):
     if reason := ENCODERS[name].missing:
         pytest.skip(reason)
     parity(ENCODERS[name].run, device="cuda", tolerance=1e-5)
+
+
+@requires_cuda
+def test_integer_sums_repeat_on_cuda():
+    encode = ENCODERS["triton-fixed"].run
+    same_bits_in_any_order(lambda x, table, levels: encode(x.cuda(), table.cuda(), levels).cpu())
 
 
 @requires_cuda
@@ -225,6 +251,42 @@ def test_tables_travel_to_tiny_cuda_nn_and_back():
     with pytest.raises(ShapeError, match="same level table, and without network weights"):
         tcnn.from_params(params[1:], levels)
     assert tcnn.config(levels)["per_level_scale"] == pytest.approx(2.0)
+
+
+def tcnns_levels(config):
+    """Vertices and rows of each level as tiny-cuda-nn's C++ computes them, by the C library."""
+    libm = ctypes.CDLL(ctypes.util.find_library("m"))
+    for name in ("exp2f", "log2f"):
+        function = getattr(libm, name)
+        function.restype, function.argtypes = ctypes.c_float, [ctypes.c_float]
+    growth = np.float32(libm.log2f(config["per_level_scale"]))
+    found = []
+    for level in range(config["n_levels"]):
+        power = np.float32(libm.exp2f(np.float32(level) * growth))
+        scale = power * np.float32(config["base_resolution"]) - np.float32(1)
+        side = int(np.ceil(scale)) + 1
+        found.append((side, min(-(-(side**3) // 8) * 8, 2 ** config["log2_hashmap_size"])))
+    return found
+
+
+@pytest.mark.skipif(not ctypes.util.find_library("m"), reason="there is no C library of this name")
+def test_level_tables_are_those_of_tiny_cuda_nn():
+    """1,104 configurations; 27 had another dense resolution when powers were of float64."""
+    finest = (96, 128, 200, 256, 300, 512, 777, 1024, 1500, 2048, 3000, 4096)
+    for count, base, end in product(range(2, 25), (4, 8, 16, 32), finest):
+        levels = Levels.geometric(count, 2, 19, base, end)
+        ours = list(zip(levels.resolution, levels.rows, strict=True))
+        assert tcnns_levels(tcnn.config(levels)) == ours, (count, base, end)
+
+
+def test_a_table_of_other_arithmetic_is_not_exported():
+    levels = Levels.geometric(4, 2, 10, 8, 64)
+    scale = tuple(value + 0.2 * k for k, value in enumerate(levels.scale))
+    resolution = tuple(math.ceil(value) + 1 for value in scale)
+    rows = tuple(min(-(-(n**3) // 8) * 8, 2**10) for n in resolution)
+    offset = tuple(sum(rows[:k]) for k in range(4))
+    with pytest.raises(BackendError, match="would resolve these levels otherwise"):
+        tcnn.config(Levels(2, scale, resolution, rows, offset))
 
 
 def lazy_reference(table, gradients, lr):

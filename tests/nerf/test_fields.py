@@ -1,6 +1,8 @@
 """Fields against explicit sums, and their files."""
 
 import json
+import math
+from itertools import product
 
 import pytest
 import torch
@@ -228,6 +230,27 @@ def test_files_that_do_not_fit_are_refused(change, drop, message, tmp_path):
     rewrite(path, change, drop)
     with pytest.raises(CheckpointError, match=message):
         load_field(path)
+
+
+@pytest.mark.parametrize("key", ["scale", "resolution", "rows", "offset", "features"])
+def test_damaged_level_tables_never_reach_a_kernel(key, tmp_path):
+    """Each number of the table replaced by wrong ones: some ended the process."""
+    path = save_field(small("hash"), tmp_path / "f.safetensors")
+    with safe_open(path, framework="pt") as file:
+        good = json.loads(file.metadata()["potstill.nerf"])["levels"][0]
+    places = [None] if key == "features" else range(len(good[key]))
+    wrong = [-1, 0, 7, 2**31, 2**63, 1e300, math.nan, None, "x", [3], True]
+    for place, value in product(places, wrong):
+        table = json.loads(json.dumps(good))
+        if place is None:
+            table[key] = value
+        elif table[key][place] == value:
+            continue
+        else:
+            table[key][place] = value
+        rewrite(path, lambda h, table=table: h.update(levels=[table]))
+        with pytest.raises(CheckpointError):
+            load_field(path)
 
 
 def test_other_files_are_refused(tmp_path):

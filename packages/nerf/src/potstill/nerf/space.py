@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -92,8 +93,8 @@ class Space:
 
     def affine(self, like: Tensor) -> tuple[Tensor, Tensor, bool]:
         """Low corner, one over the size, and whether a contraction follows."""
-        low, high = like.new_tensor(self.low), like.new_tensor(self.high)
-        return low, 1 / (high - low), self.kind == "contracted"
+        low, inverse = _corner(self, like.device, like.dtype)
+        return low, inverse, self.kind == "contracted"
 
     def unit(self, points: Float[Tensor, "points 3"]) -> Float[Tensor, "points 3"]:
         """Map points in marching coordinates to the unit cube."""
@@ -165,3 +166,11 @@ class Space:
             [-a * (dx / dz - x / z), -b * (dy / dz - y / z), -2 * self.near / z], dim=1
         )
         return start, torch.nn.functional.normalize(towards, dim=1)
+
+
+@lru_cache(64)
+def _corner(space: Space, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Low corner and one over the size, copied to a device once."""
+    with torch.inference_mode(False):
+        low, high = (torch.tensor(c, device=device, dtype=dtype) for c in (space.low, space.high))
+        return low, 1 / (high - low)

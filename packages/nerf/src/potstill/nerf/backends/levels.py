@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
+import os
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -60,12 +62,12 @@ class Levels:
             zip(self.scale, self.resolution, self.rows, self.offset, strict=True)
         ):
             power = rows > 0 and rows & (rows - 1) == 0
-            fits = 0 <= scale < side <= 2**20 and rows > 0 and offset == start
-            if not fits or (side**3 > rows and not power):
+            fits = 0 <= scale < 2**20 and side == math.ceil(scale) + 1 and offset == start
+            if not fits or rows < 1 or (side**3 > rows and not power):
                 raise ConfigError(
-                    f"Levels: level {level} must begin at row {start} and have a scale below its "
-                    f"resolution, and 2^k rows where it is hashed, got offset {offset}, scale "
-                    f"{scale}, resolution {side} and {rows} rows"
+                    f"Levels: level {level} must begin at row {start}, have ceil(scale) + 1 "
+                    "vertices an axis, and 2^k rows where it is hashed, got offset "
+                    f"{offset}, scale {scale}, resolution {side} and {rows} rows"
                 )
             start += rows
 
@@ -88,10 +90,23 @@ class Levels:
                 "Levels.geometric: levels must be 1 to 32, log2_rows 3 to 28 and base from 2 to "
                 f"finest, got {levels}, {log2_rows}, {base} and {finest}"
             )
-        growth = math.log2(finest / base) / max(levels - 1, 1)
+        factor = (finest / base) ** (1 / max(levels - 1, 1))
+        return cls.growing(levels, features, log2_rows, base, factor)
+
+    @classmethod
+    def growing(
+        cls, levels: int, features: int, log2_rows: int, base: int, factor: float
+    ) -> Levels:
+        """As `geometric`, from the factor between levels, in the arithmetic of tiny-cuda-nn.
+
+        Source: tiny-cuda-nn, ``grid_scale`` and ``grid_resolution``: every step is rounded to
+        float32, the factor and its logarithm too, and powers are those of the C library.
+        """
+        growth = np.float32(_float("log2f")(np.float32(factor)))
         scale, resolution, rows, offset = [], [], [], [0]
         for level in range(levels):
-            value = np.float32(np.exp2(np.float32(level * growth)) * np.float32(base) - 1)
+            power = np.float32(_float("exp2f")(np.float32(level) * growth))
+            value = power * np.float32(base) - np.float32(1)
             vertices = math.ceil(value) + 1
             scale.append(float(value))
             resolution.append(vertices)
@@ -137,3 +152,11 @@ class Levels:
         dense = [not hashed for hashed in self.hashed]
         columns = zip(self.scale, self.resolution, self.rows, dense, self.offset, strict=True)
         return np.array(list(columns), dtype=_RECORD)
+
+
+@cache
+def _float(name: str) -> Any:
+    """A function of the C library on float32: NumPy's are others, by processor."""
+    function = getattr(ctypes.CDLL("ucrtbase" if os.name == "nt" else None), name)
+    function.restype, function.argtypes = ctypes.c_float, [ctypes.c_float]
+    return function

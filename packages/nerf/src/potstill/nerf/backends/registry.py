@@ -22,6 +22,12 @@ def _triton(x: Tensor, table: Tensor, levels: Levels) -> Tensor:
     return encode(x, table, levels)
 
 
+def _triton_fixed(x: Tensor, table: Tensor, levels: Levels) -> Tensor:
+    from potstill.nerf.backends.triton import encode_fixed  # needs the package
+
+    return encode_fixed(x, table, levels)
+
+
 ENCODERS: Backends[_Encode] = Backends(
     "encode",
     Backend("triton", "Triton kernels; float32, atomic adds", _triton, ("cuda",), ("triton",)),
@@ -39,6 +45,13 @@ ENCODERS: Backends[_Encode] = Backends(
         native.encode,
         ("cpu",),
         check=native.library,
+    ),
+    Backend(
+        "triton-fixed",
+        "triton with integer sums: the same table gradient in every run",
+        _triton_fixed,
+        ("cuda",),
+        ("triton",),
     ),
     Backend("torch", "plain torch, the reference; deterministic on a CPU", reference.encode),
 )

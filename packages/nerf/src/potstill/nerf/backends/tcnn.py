@@ -6,6 +6,7 @@ import math
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,18 +29,36 @@ def advice() -> str:
 
 
 def config(levels: Levels) -> dict[str, Any]:
-    """The encoding in tiny-cuda-nn's own words."""
-    count = len(levels.scale)
-    growth = ((levels.scale[-1] + 1) / (levels.scale[0] + 1)) ** (1 / max(count - 1, 1))
-    return {
-        "otype": "HashGrid",
-        "n_levels": count,
-        "n_features_per_level": levels.features,
-        "log2_hashmap_size": math.ceil(math.log2(max(levels.rows))),
-        "base_resolution": round(levels.scale[0] + 1),
-        "per_level_scale": growth,
-        "interpolation": "Linear",
-    }
+    """The encoding in tiny-cuda-nn's own words, which resolve to the same level table there.
+
+    Raises:
+        BackendError: No factor between levels gives this table: it was not made by one.
+    """
+    count, base = len(levels.scale), round(levels.scale[0] + 1)
+    log2_rows = math.ceil(math.log2(max(levels.rows)))
+    middle = np.float32(((levels.scale[-1] + 1) / base) ** (1 / max(count - 1, 1)))
+    factors = [middle]
+    for bound in (0.0, np.inf):  # the last level tells the factor up to a few roundings
+        factor = middle
+        for _ in range(16):
+            factor = np.nextafter(factor, np.float32(bound))
+            factors.append(factor)
+    for factor in factors:
+        if Levels.growing(count, levels.features, log2_rows, base, float(factor)) == levels:
+            return {
+                "otype": "HashGrid",
+                "n_levels": count,
+                "n_features_per_level": levels.features,
+                "log2_hashmap_size": log2_rows,
+                "base_resolution": base,
+                "per_level_scale": float(factor),
+                "interpolation": "Linear",
+            }
+    raise BackendError(
+        "tcnn: tiny-cuda-nn would resolve these levels otherwise (a table of other arithmetic, "
+        "as by potstill before this version, or not by one factor); use backend 'triton', or train "
+        "anew"
+    )
 
 
 def to_params(table: Tensor, levels: Levels) -> Tensor:

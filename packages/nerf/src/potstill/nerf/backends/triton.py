@@ -1,7 +1,7 @@
 """The ``triton`` backend: one program for each level and block of points.
 
-Needs no CUDA compiler. The gradient of the table is summed with atomics, so its last bits depend
-on the order of the programs.
+Needs no CUDA compiler. The gradient of the table is summed with atomics: of floating numbers, so
+that its last bits depend on the order of the programs, or of 64-bit integers, which have no order.
 """
 
 # mypy: disable-error-code="untyped-decorator,no-untyped-def"
@@ -19,40 +19,57 @@ from torch import Tensor
 
 from potstill.nerf.backends.levels import Levels
 
-__all__ = ["encode", "launches"]
+__all__ = ["encode", "encode_fixed", "launches"]
 
 _BLOCK = 128
 
 
 def encode(x: Tensor, table: Tensor, levels: Levels) -> Tensor:
     """As in the reference, in float32."""
-    y: Tensor = _Encode.apply(x, table, levels)
+    y: Tensor = _Encode.apply(x, table, levels, False)
+    return y
+
+
+def encode_fixed(x: Tensor, table: Tensor, levels: Levels) -> Tensor:
+    """As `encode`; the gradient of the table has the same bits whatever the order of its sums."""
+    y: Tensor = _Encode.apply(x, table, levels, True)
     return y
 
 
 class _Encode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, table: Tensor, levels: Levels) -> Tensor:
+    def forward(ctx: Any, x: Tensor, table: Tensor, levels: Levels, fixed: bool) -> Tensor:
         x, table = x.detach().float().contiguous(), table.detach().float().contiguous()
         y = torch.empty(len(x), levels.width, device=x.device)
         _launch(_forward, levels, x, table, y)
         ctx.save_for_backward(x, table)
-        ctx.levels = levels
+        ctx.levels, ctx.fixed = levels, fixed
         return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         x, table = ctx.saved_tensors
         dy = dy.float().contiguous()
         dx = dtable = None
         if ctx.needs_input_grad[1]:
-            dtable = torch.zeros_like(table)
-            _launch(_backward_table, ctx.levels, x, dy, dtable)
+            units = _units(dy) if ctx.fixed else dy.new_ones(())
+            sums = torch.zeros_like(table, dtype=torch.int64 if ctx.fixed else torch.float32)
+            _launch(_backward_table, ctx.levels, x, dy, sums, units)
+            dtable = (sums.double() / units).float() if ctx.fixed else sums
         if ctx.needs_input_grad[0]:
             dx = torch.zeros_like(x)
             _launch(_backward_input, ctx.levels, x, table, dy, dx)
-        return dx, dtable, None
+        return dx, dtable, None, None
+
+
+def _units(dy: Tensor) -> Tensor:
+    """Integers in 1, a power of two so large that no sum of this gradient can overflow."""
+    if not dy.numel():
+        return dy.new_ones((), dtype=torch.float64)
+    largest = dy.abs().amax().double().clamp(min=2.0**-126)
+    # a row gets at most a weight of 1 of each point at each of 8 corners; a bit for rounding
+    return torch.exp2((61 - torch.log2(largest * 8 * max(len(dy), 1))).floor().clamp(-900, 900))
 
 
 def _launch(kernel: Any, levels: Levels, x: Tensor, *tensors: Tensor) -> None:
@@ -77,7 +94,8 @@ def launches() -> Iterator[Callable[[], object]]:
 def _both_ways(levels: Levels, points: int) -> None:
     x = torch.zeros(points, 3, requires_grad=True)
     table = torch.zeros(levels.total, levels.features, requires_grad=True)
-    encode(x, table, levels).sum().backward()
+    for each in (encode_fixed, encode):
+        each(x, table, levels).sum().backward()
 
 
 @cache
@@ -149,9 +167,10 @@ def _forward(
 
 @triton.jit
 def _backward_table(
-    x, gradient, out, scales, integers, count, levels, F: tl.constexpr, BLOCK: tl.constexpr
+    x, gradient, out, units, scales, integers, count, levels,
+    F: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Scatter the gradient of a block of points to the rows of one level."""
+    """Scatter the gradient of a block of points to the rows of one level; to integers in units."""
     level, points, mask, _, gx, gy, gz, fx, fy, fz, resolution, rows, hashed, offset = _block(
         x, scales, integers, count, BLOCK
     )
@@ -163,9 +182,10 @@ def _backward_table(
             for dx in tl.static_range(2):
                 row = _row(gx + dx, gy + dy, gz + dz, resolution, rows, hashed) + offset
                 weight = _near(fx, dx) * _near(fy, dy) * _near(fz, dz)
-                tl.atomic_add(
-                    out + row[:, None] * F + f, weight[:, None] * d, mask[:, None], sem="relaxed"
-                )
+                value = weight[:, None] * d
+                if out.dtype.element_ty == tl.int64:
+                    value = (value.to(tl.float64) * tl.load(units)).to(tl.int64)
+                tl.atomic_add(out + row[:, None] * F + f, value, mask[:, None], sem="relaxed")
 
 
 @triton.jit

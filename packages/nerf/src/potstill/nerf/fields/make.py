@@ -197,6 +197,7 @@ def _rebuild(header: dict[str, Any], tensors: dict[str, torch.Tensor], backend: 
                 f"of {levels.total} rows of {levels.features}"
             )
         grid.levels = levels  # the stored numbers, never computed again
+        grid.table = torch.nn.Parameter(torch.empty(tuple(rows)))
     if isinstance(field, GridField):
         field.table = torch.nn.Parameter(torch.zeros_like(tensors["table"]))
     return field
