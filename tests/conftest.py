@@ -7,9 +7,11 @@ import base64
 import io
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -39,6 +41,57 @@ def _data_root(request, monkeypatch, tmp_path_factory):
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).symlink_to(whole / path)
     monkeypatch.setenv("POTSTILL_DATA", str(folder))
+
+
+@pytest.fixture
+def on_two_processes(tmp_path):
+    """Function of verbs, as ``{name: words}``: two processes do what one does, and one writes.
+
+    All verbs of a package run one after the other in one pair of processes; ``{share:8}`` is 8 by
+    the number of processes. `apart` is the largest difference of a weight.
+    """
+    from safetensors.torch import load_file
+
+    from potstill.core.engine import run_ranks
+    from potstill.core.trust.compare import distance
+
+    def compare(verbs, apart=1e-6):
+        for world in (1, 2):
+            ranks = run_ranks(_verbs, world, verbs, str(tmp_path / f"on-{world}"))
+            assert all(set(codes.values()) == {0} for codes, _ in ranks), ranks
+            assert [len(written) > 0 for _, written in ranks] == [True, False][:world], ranks
+        for name in verbs:
+            one, two = (tmp_path / f"on-{world}" / name for world in (1, 2))
+            files = [sorted(p.relative_to(f) for p in f.rglob("*") if "step-" not in str(p))
+                     for f in (one, two)]  # fmt: skip
+            assert files[0] == files[1]
+            for path in two.rglob("*.json"):
+                json.loads(path.read_text())
+            assert any(load_file(path) for path in two.rglob("*.safetensors"))
+            assert distance(one, two) <= apart, name
+
+    return compare
+
+
+def _verbs(verbs, out):
+    """Codes of the verbs, and what this process writes below ``out``."""
+    from potstill.core.command.cli import main
+
+    world, written = int(os.environ["WORLD_SIZE"]), []
+
+    def watch(event, about):
+        if event == "os.rename" or (
+            event == "open" and (about[2] or 0) & (os.O_WRONLY | os.O_RDWR)
+        ):
+            paths = [str(about[0]), str(about[1])]
+            written.extend(path for path in paths if path.startswith(out))
+
+    sys.addaudithook(watch)
+    codes = {}
+    for name, words in verbs.items():
+        shared = (re.sub(r"{share:(\d+)}", lambda n: str(int(n[1]) // world), w) for w in words)
+        codes[name] = main([*shared, "--device", "cpu", "--out", f"{out}/{name}"])
+    return codes, written
 
 
 class Browser:

@@ -37,8 +37,8 @@ class Job:
         words: Its words.
         before: Commands that make what it needs in ``{data}``.
         leave_out: Patterns of files that hold times.
-        across: Largest difference of a weight between one and two processes; None where each
-            process draws for itself.
+        across: Largest difference of a weight between one and two processes; None where they
+            need not be equal.
     """
 
     words: str
@@ -201,8 +201,11 @@ the agent of `torchrun`; checkpoints are written every {often:.1g} seconds.
 Each row is of the last time that the job was tried, which may have been before what it lost was
 mended. A loss is listed below, with what was lost. Steps repeated are those after the last
 checkpoint before a SIGKILL or a full disk. Where the weights of two processes must equal those of
-one, they differ by at most: {apart}. In the other jobs each process draws its dropout, noise or
-rays for itself: two processes train another model than one does.
+one, they differ by at most: {apart}.
+Draws are those of one process, by sample. Two jobs are not held to equal weights: mae finetune
+mixes pairs of images (mixup, cutmix), which are of a process's own batch; nerf train takes the same
+rays and has the same losses, but Adam makes whole steps of gradients that are rounding alone, in
+cells that hardly a ray meets.
 
 Any command can be tried: `potstill trust -- COMMAND --out {{out}}`; see [the command line](cli.md).
 

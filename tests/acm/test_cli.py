@@ -9,10 +9,8 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-from potstill.acm import AdaptiveModel
 from potstill.core.command.cli import main
 from potstill.core.command.config import read
-from potstill.core.engine.ranks import run_ranks
 
 SMALL = ["--model", "vit_tiny_patch16_224", "--size", "16", "--patch", "4", "--width", "24",
          "--depth", "2", "--heads", "3", "--classes", "2", "--pool", "avg"]  # fmt: skip
@@ -143,21 +141,9 @@ def test_a_phase_without_epochs_is_left_out(data, converted, tmp_path):
 
 
 @pytest.mark.dist
-def test_two_processes_share_the_batches_and_one_writes(distilled, tmp_path):
-    words = ["--config", str(distilled / "config.yaml"), "--out", str(tmp_path), "--batch", "4"]
-    (code, saved), (other_code, other_saved) = run_ranks(_distill, 2, words)
-    assert (code, other_code) == (0, 0)
-    assert (saved, other_saved) == (4, 0)  # a model for each phase, and the result
-    one, two = (json.loads((f / "result.json").read_text()) for f in (distilled, tmp_path))
-    assert two["steps"] == one["steps"]
-    assert weights(tmp_path).keys() == weights(distilled).keys()
-
-
-def _distill(words):
-    saved = []
-    original = AdaptiveModel.save_pretrained
-    AdaptiveModel.save_pretrained = lambda *a, **k: (saved.append(1), original(*a, **k))
-    return run("distill", *words), len(saved)
+def test_two_processes_do_what_one_does(data, converted, on_two_processes):
+    words = [*SHORT[:6], "--batch", "{share:8}", "--data", str(data)]
+    on_two_processes({"distill": ["acm", "distill", str(converted), *words]})
 
 
 @pytest.mark.parametrize("option", ["epochs", "steps", "seconds", "lr", "parallel"])

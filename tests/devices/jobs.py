@@ -11,9 +11,48 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from tests.devices.pretend import GPU, pretend_gpu  # first: it changes what the others import
+from tests.devices.pretend import (
+    GPU,
+    pretend_gpu,
+    waits,
+)  # first: it changes what the others import
 
 warnings.simplefilter("ignore")
+
+
+def core() -> None:
+    """A step waits twice, for its values and for the norm, however many micro-batches it has."""
+    import torch.nn.functional as F
+    from torch import nn
+
+    from potstill.core import Distiller, Mean, Objective, fit
+
+    class Several(Distiller):
+        def forward(self, batch, step):
+            x, y, mask = batch
+            z, t = self.student(x), self.teacher(x)
+            return self.objective(
+                step, task=(z, y), weighted=(z, y), hint=(z, t), masked=(z, t, mask)
+            )
+
+    def masked(z, t, mask):
+        return Mean(((z - t).square().mean(1) * mask).sum(), mask.sum())
+
+    weighted = nn.CrossEntropyLoss(torch.tensor([0.5, 1.0, 0.0, 2.0]))
+    terms = {"task": F.cross_entropy, "weighted": weighted, "hint": F.mse_loss}
+    objective = Objective({k: (1.0, v) for k, v in {**terms, "masked": masked}.items()})
+    y = torch.tensor([0, 1, 3, -100, 1, 0])
+    batch = torch.randn(6, 5), y, torch.tensor([1.0, 0, 1, 1, 0, 1])
+
+    def count(steps: int, micros: int) -> int:
+        waits.clear()
+        distiller = Several(nn.Linear(5, 4), objective, nn.Linear(5, 4))
+        fit(distiller, [batch], steps=steps, accumulate=micros, clip=1.0, progress=False)
+        return waits.total()
+
+    for micros in (1, 4):
+        more, before = count(5, micros), count(3, micros)
+        assert more - before == 2 * 2, (micros, more - before, waits)
 
 
 def graph() -> None:
@@ -193,7 +232,7 @@ def nerf() -> None:
 
 
 JOBS: dict[str, Callable[[], None]] = {
-    job.__name__: job for job in (graph, mirage, sr, mae, acm, nerf)
+    job.__name__: job for job in (core, graph, mirage, sr, mae, acm, nerf)
 }
 
 if __name__ == "__main__":

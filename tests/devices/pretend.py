@@ -7,6 +7,7 @@ since torch registers a device once and for all.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -32,6 +33,18 @@ _MAY_MIX = {  # what CUDA allows: copies, and indices from the CPU
     aten.index_put.default,
     aten.index_put_.default,
 }
+
+
+_WAITING = {  # what CUDA must have finished, since its result goes to the CPU or has a size
+    aten._local_scalar_dense.default,
+    aten._unique2.default,
+    aten.equal.default,
+    aten.masked_select.default,
+    aten.nonzero.default,
+    aten.repeat_interleave.Tensor,
+}
+waits: Counter[str] = Counter()
+"""How often the CPU has waited for the device, by operation."""
 
 
 class _Device(_DummyBackendModule):
@@ -66,6 +79,7 @@ class OnGPU(Tensor):
 
     def tolist(self) -> Any:
         """As on a GPU: a copy to the CPU."""
+        waits["tolist"] += 1
         return self.inner.tolist()
 
     def __format__(self, form: str) -> str:
@@ -96,6 +110,8 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             f"{[list(value.shape) for value in left]} on the CPU"
         )
     target = torch.device(kwargs.get("device") or (GPU if here else "cpu"))
+    if _waits(func, args, kwargs, here, target):
+        waits[str(func)] += 1
     args_inside, kwargs_inside = tree_map(_inside, (args, kwargs))
     kwargs_inside |= {"device": torch.device("cpu")} if kwargs.get("device") else {}
     result = func(*args_inside, **kwargs_inside)
@@ -105,6 +121,16 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         same = [named[a.name] for a in schema.arguments if a.is_write]
         return same[0] if len(schema.returns) == 1 else tuple(same)
     return result if target.type == "cpu" else tree_map(_outside, result)
+
+
+def _waits(func: Any, args: Any, kwargs: dict[str, Any], here: list[Any], target: Any) -> bool:
+    if func is aten._to_copy.default:  # from or to pageable memory
+        return bool(here) != (target.type != "cpu") and not kwargs.get("non_blocking")
+    if func is aten.copy_.default:
+        return len(here) == 1 and args[1].dim() > 0 and not (len(args) > 2 and args[2])
+    if func in (aten.index.Tensor, aten.index_put_.default):
+        return bool(here) and any(i is not None and i.dtype == torch.bool for i in args[1])
+    return bool(here) and func in _WAITING
 
 
 def _inside(value: Any) -> Any:

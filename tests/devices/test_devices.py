@@ -28,7 +28,7 @@ def test_the_pretended_gpu_refuses_tensors_of_the_cpu():
     assert "on the GPU and [[1, 2]] on the CPU" in done.stderr
 
 
-@pytest.mark.parametrize("job", ["graph", "mirage", "sr", "mae", "acm", "nerf"])
+@pytest.mark.parametrize("job", ["core", "graph", "mirage", "sr", "mae", "acm", "nerf"])
 def test_nothing_is_left_on_the_cpu(job):
     done = python("-m", "tests.devices.jobs", job)
     assert done.returncode == 0, done.stderr[-3000:]

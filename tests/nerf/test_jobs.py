@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from potstill.core import ConfigError, Interrupted, Training
+from potstill.core import ConfigError, Distiller, Engine, Interrupted, Objective, Training, fit
 from potstill.core.command.cli import main
 from potstill.core.errors import DataError
 from potstill.nerf import (
@@ -193,3 +193,46 @@ def test_a_table_keeps_its_name_in_groups():
     optimizer.step()
     assert table[0].tolist() == pytest.approx([-0.1, -0.1])
     assert table[1:].abs().sum() == 0
+
+
+class Tables(torch.nn.Module):
+    """A table as it comes or transposed, and a convolution with channels last."""
+
+    def __init__(self, turned):
+        super().__init__()
+        table = torch.rand(12, 4)
+        self.table = torch.nn.Parameter(table.t().contiguous().t() if turned else table)
+        self.conv = torch.nn.Conv2d(4, 3, 2).to(memory_format=torch.channels_last)
+
+    def forward(self, rows):
+        return self.conv(self.table[rows].transpose(1, 3))
+
+
+class Looked(Distiller):
+    def forward(self, batch, step):
+        z = self.student(batch)
+        return self.objective(step, task=(z, torch.ones_like(z)))
+
+
+@pytest.mark.parametrize("turned", [False, True], ids=["plain", "turned"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("kind", ["native", "torch"])
+def test_moments_of_row_adam_keep_the_layout(tmp_path, turned, precision, kind, monkeypatch):
+    monkeypatch.setattr("potstill.core.engine.fit.plot_curves", lambda *given: None)
+    if kind == "torch":
+        monkeypatch.setattr("potstill.nerf.optim._is_native", lambda tensors: False)
+
+    def trained(folder, steps):
+        torch.manual_seed(0)
+        student = Tables(turned)
+        distiller = Looked(student, Objective(task=(1.0, torch.nn.functional.mse_loss)))
+        rows = [torch.randint(0, 9, (2, 3, 3)) for _ in range(3)]  # not all rows in each step
+        with Engine("cpu", precision) as engine:
+            fit(distiller, rows, steps=steps, lr=0.1, optimizer=RowAdam, run=folder,
+                engine=engine, progress=False)  # fmt: skip
+        return student.state_dict()
+
+    whole = trained(None, 6)
+    trained(tmp_path, 3)
+    resumed = trained(tmp_path, 6)
+    assert all(torch.equal(resumed[name], value) for name, value in whole.items())

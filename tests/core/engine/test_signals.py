@@ -129,6 +129,56 @@ class Handlers:
         return [signal.getsignal(number) == signal.SIG_IGN for number in SIGNALS]
 
 
+class Told(IterableDataset):
+    """Items that say what a worker does about both signals."""
+
+    def __iter__(self):
+        return iter([torch.tensor([*map(float, Handlers()[0]), 1.0])] * 4)
+
+
+class Keeping(Fitted):
+    seen: list = []  # noqa: RUF012
+
+    def forward(self, batch, step):
+        self.seen.append(batch)
+        return super().forward(batch, step)
+
+
+def hidden(persistent):
+    """A loader that only a function of the user's knows."""
+    loader = DataLoader(Told(), 2, num_workers=1, persistent_workers=persistent)
+    return lambda step, rank, world: next(iter(loader))
+
+
+def wrapped():
+    yield from DataLoader(Told(), 2, num_workers=1)
+
+
+def begun_before():
+    loader = DataLoader(Told(), 2, num_workers=1, persistent_workers=True)
+    assert not next(iter(loader))[0, 0]
+    return loader
+
+
+@pytest.mark.filterwarnings("ignore:fit. a run that is continued")
+@pytest.mark.parametrize(
+    "source",
+    [lambda: hidden(False), lambda: hidden(True), begun_before,
+     wrapped],
+    ids=["hidden", "hidden, persistent", "begun before", "generator"],
+)  # fmt: skip
+def test_no_worker_obeys_wherever_its_loader_is(tmp_path, source):
+    """A worker with a handler takes the batch with it that the step in progress needs."""
+    distiller = Keeping(nn.Linear(3, 1), Objective(task=(1.0, F.mse_loss)))
+    distiller.seen = []
+    fit(distiller, source(), steps=2, run=tmp_path, progress=False)
+    assert len(distiller.seen) == 2
+    assert torch.stack(distiller.seen).min() == 1
+    assert [signal.getsignal(number) for number in SIGNALS] == [
+        signal.SIG_DFL, signal.default_int_handler
+    ]  # fmt: skip
+
+
 def test_other_processes_forked_in_a_run_obey():
     before = [signal.getsignal(number) for number in SIGNALS]
     with Signals(watch=True) as signals:

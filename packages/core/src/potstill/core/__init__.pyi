@@ -38,6 +38,8 @@ from .measure.report import Column as Column
 from .measure.report import Report as Report
 from .measure.timing import Timing as Timing
 from .measure.timing import latency as latency
+from .seed import Draws as Draws
+from .seed import common_draws as common_draws
 from .seed import generator as generator
 from .seed import key as key
 from .seed import seed_all as seed_all

@@ -61,7 +61,9 @@ class RayBatch(NamedTuple):
 
 
 class RaySource:
-    """Rays through random pixels of random views: a pure function of (seed, step, rank).
+    """Rays through random pixels of random views: a pure function of (seed, step).
+
+    Those of a step are drawn for all processes, each of which takes every W-th.
 
     Pixels that are masked are never drawn.
 
@@ -99,13 +101,14 @@ class RaySource:
 
     def __call__(self, step: int, rank: int = 0, world: int = 1) -> RayBatch:
         """The batch of a step for one process."""
-        draw = generator("rays", self.seed, step, rank)
-        n, (views, height, width) = self.rays, self.images.shape[:3]
+        draw, mine = generator("rays", self.seed, step, 0), slice(rank, None, world)
+        n, total = self.rays, self.rays * world
+        views, height, width = self.images.shape[:3]
         if self.free is not None:
-            place = self.free[torch.randint(len(self.free), (n,), generator=draw)]
+            place = self.free[torch.randint(len(self.free), (total,), generator=draw)[mine]]
             view, y, x = place // (height * width), place // width % height, place % width
         else:
-            pick = torch.rand(3, n, generator=draw)
+            pick = torch.rand(3, total, generator=draw)[:, mine]
             view = (pick[0] * views).long().clamp(max=views - 1)
             x = (pick[1] * width).long().clamp(max=width - 1)
             y = (pick[2] * height).long().clamp(max=height - 1)
@@ -113,11 +116,12 @@ class RaySource:
         pixels = self.images[view, y, x].float() / 255
         behind = torch.full((n, 3), self.level)
         if self.noise:
-            behind = torch.rand(n, 3, generator=draw)
+            behind = torch.rand(total, 3, generator=draw)[mine]
         alpha = pixels[:, 3:] if pixels.shape[1] == 4 else torch.ones(n, 1)
         rgb = pixels[:, :3] * alpha + behind * (1 - alpha)
         depth = torch.zeros(n) if self.depths is None else self.depths[view, y, x]
-        return RayBatch(origins, directions, rgb, behind, torch.rand(n, generator=draw), depth)
+        jitter = torch.rand(total, generator=draw)[mine]
+        return RayBatch(origins, directions, rgb, behind, jitter, depth)
 
 
 class ImagesToField(Distiller):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from potstill.core import ConfigError
+from potstill.core import ConfigError, common_draws
 
 __all__ = ["Gate", "gate_width", "tail_sums"]
 
@@ -82,9 +82,16 @@ class Gate(nn.Module):
         return F.linear(F.gelu(self.rise(x)), self.choose.weight, bias)
 
     def sample(self, x: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows choices"]:
-        """A random one-hot choice of each token, with the gradient of the soft choice."""
-        logits = self(x).float()
-        return F.gumbel_softmax(logits, tau=self.temperature, hard=True).to(x.dtype)
+        """A random one-hot choice of each token, with the gradient of the soft choice.
+
+        The noise of an image does not depend on how many processes there are.
+        """
+        logits, draws = self(x).float(), common_draws(x.device)
+        noise = logits.new_empty(draws.world * len(x), *logits.shape[1:])
+        noise = -noise.exponential_(generator=draws.generator).log()[draws.mine]
+        soft = ((logits + noise) / self.temperature).softmax(-1)
+        hard = F.one_hot(soft.argmax(-1), self.choices)
+        return (hard - soft.detach() + soft).to(x.dtype)
 
     def certain(self, x: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows choices"]:
         """What `pick` chooses, as one-hot, with the gradient of the soft choice: no noise."""

@@ -184,7 +184,7 @@ class ACM(nn.Module):
             )
         flat = x.reshape(-1, self.inputs)
         if self._forced is None and self.mode == "gated" and self.training:
-            one_hot = self.gate.sample(flat)
+            one_hot = self.gate.sample(x).reshape(-1, self.gate.choices)
             y = backends.weighted(flat, tail_sums(one_hot, self.least), self.learners)
             if self._recorder is not None:  # the budget is about the choices that inference makes
                 certain = self.gate.certain(flat)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from potstill.acm.layers.module import acms, require_acms, restored, set_mode
 from potstill.acm.layers.surgery import deacmize
-from potstill.core import ConfigError, Distiller, Losses, Objective, Weight, ramp
+from potstill.core import ConfigError, Distiller, Losses, Objective, Weight, common_draws, ramp
 from potstill.core.criteria import kd
 
 __all__ = ["Shrinking", "Subnet", "delayed", "extract", "subnet"]
@@ -159,9 +159,9 @@ def _distance(outputs: Sequence[Tensor], teacher: Tensor, temperature: float) ->
 
 
 def _between(least: Subnet, largest: Subnet) -> Subnet:
-    """Uniform over widths and depths; `fit` has seeded the stream for this step."""
-    bounds = zip(least, largest, strict=True)
-    return Subnet(*(int(torch.randint(low, high + 1, ())) for low, high in bounds))
+    """Uniform over widths and depths, the same in all processes of a step."""
+    bounds, stream = zip(least, largest, strict=True), common_draws().generator
+    return Subnet(*(int(torch.randint(a, b + 1, (), generator=stream)) for a, b in bounds))
 
 
 def _largest(model: nn.Module, caller: str) -> Subnet:

@@ -163,10 +163,11 @@ class Engine:
         """
         self._accelerator.backward(loss, retain_graph=again)
 
-    def clip(self, parameters: Sequence[nn.Parameter], limit: float) -> float:
+    def clip(self, parameters: Sequence[nn.Parameter], limit: float) -> Tensor:
         """Scale gradients to a total norm of at most ``limit``; returns the norm before."""
         norm: Any = self._accelerator.clip_grad_norm_(parameters, limit)
-        return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        whole: Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        return whole
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum over the processes of a 1-D tensor."""

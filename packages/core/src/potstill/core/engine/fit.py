@@ -22,7 +22,7 @@ from potstill.core.engine.plan import MakeOptimizer, Plan, Run, Stage, Validatio
 from potstill.core.engine.player import Defaults, Player, players_of, resting
 from potstill.core.engine.restore import Restore
 from potstill.core.engine.scoring import scores
-from potstill.core.engine.signals import Signals, Stop
+from potstill.core.engine.signals import Signals, Stop, drawing
 from potstill.core.engine.signature import differences, signature
 from potstill.core.engine.source import Source, as_source
 from potstill.core.engine.update import Outcome, Update
@@ -34,7 +34,7 @@ from potstill.core.errors import (
     PotstillError,
 )
 from potstill.core.files import atomic
-from potstill.core.seed import kept_streams, seed_all
+from potstill.core.seed import kept_streams, seed_all, seed_step
 from potstill.core.store import checkpoint
 from potstill.core.store.lock import Lock
 from potstill.core.vocabulary.distiller import Distiller
@@ -334,7 +334,9 @@ class _Loop:
         playing = [player for player in self.players if local % player.every == 0]
         for player in playing:
             player.prepare(local, self.progress)
-        seed_all("step", self.shard.seed, self.step, self.shard.rank)
+        whole = getattr(self.source, "whole", False)  # all train on the same: they draw the same
+        rank, world = (0, 1) if whole else (self.shard.rank, self.shard.world)
+        seed_step(self.shard.seed, self.step, rank, world)
 
         row, stopped = {"step": float(self.step)}, False
         for player in playing:
@@ -357,7 +359,8 @@ class _Loop:
         for _ in range(player.times):
             update, before = Update(player, self.accumulate), self.taken
             for micro in range(self.accumulate):
-                batch = engine.place(next(batches))
+                with drawing():
+                    batch = engine.place(next(batches))
                 with engine.accumulating(player.module, micro + 1 == self.accumulate):
                     with engine.autocast():
                         losses: Losses = player.module(batch, local)

@@ -121,7 +121,7 @@ class Player:
         norm = None if self.clip is None else self.engine.clip(self.trained, self.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return norm
+        return None if norm is None else float(norm)  # waits when all work of the step is given out
 
     def _follow_terms(self, local: int) -> None:
         """Several processes: criteria without weight take no part in the exchange of gradients."""

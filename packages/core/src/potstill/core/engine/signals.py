@@ -15,7 +15,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 from weakref import WeakSet
 
-__all__ = ["Signals", "Stop", "begin"]
+__all__ = ["Signals", "Stop", "begin", "drawing"]
 
 KINDS = (signal.SIGTERM, signal.SIGINT)
 
@@ -23,6 +23,7 @@ _TWICE = 0.5  # seconds in which torchrun and timeout may send the same signal a
 
 _watching: list[Signals] = []
 _workers: WeakSet[BaseProcess] = WeakSet()
+_begun: WeakSet[Any] = WeakSet()  # loaders whose persistent workers ignore signals
 
 
 class Stop(BaseException):
@@ -98,6 +99,9 @@ def begin(loader: Any) -> Iterator[Any]:
     """
     if not getattr(loader, "num_workers", 0):
         return iter(loader)
+    if getattr(loader, "persistent_workers", False) and loader not in _begun:
+        loader._iterator = None  # its workers began before, and obey
+        _begun.add(loader)
     init = loader.worker_init_fn
     loader.worker_init_fn = partial(_ignore, init)
     before = set(active_children())
@@ -107,6 +111,26 @@ def begin(loader: Any) -> Iterator[Any]:
     finally:
         loader.worker_init_fn = init
         _workers.update(set(active_children()) - before)
+
+
+class _Drawing:
+    """Whether a batch is being drawn, and whether a process was forked for it."""
+
+    now = forked = False
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """Processes that are forked in this block are workers too: of a loader that a source hides."""
+    before = set(active_children())
+    _Drawing.now = True
+    try:
+        yield
+    finally:
+        _Drawing.now = False
+        if _Drawing.forked:
+            _Drawing.forked = False
+            _workers.update(set(active_children()) - before)
 
 
 def _ignore(init: Callable[[int], object] | None, worker: int) -> None:
@@ -132,8 +156,16 @@ def _mask(how: str) -> None:
         signal.pthread_sigmask(getattr(signal, how), KINDS)
 
 
+def _in_parent() -> None:
+    _Drawing.forked = _Drawing.now
+
+
 def _in_child() -> None:
     """Other processes that are forked during a run obey signals as they would without it."""
+    if _Drawing.now:
+        _watching.clear()
+        for kind in KINDS:
+            signal.signal(kind, signal.SIG_IGN)
     while _watching:
         _watching.pop().restore()
 
@@ -146,4 +178,4 @@ def _end() -> None:
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_in_child)
+    os.register_at_fork(after_in_parent=_in_parent, after_in_child=_in_child)

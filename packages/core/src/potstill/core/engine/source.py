@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data.distributed import DistributedSampler
 
 from potstill.core.engine.batches import Shard
-from potstill.core.engine.signals import begin
+from potstill.core.engine.signals import begin, drawing
 from potstill.core.engine.signature import describe, sketch
 from potstill.core.errors import ConfigError
 from potstill.core.seed import generator, key, seeded
@@ -24,8 +24,9 @@ class Source(Protocol):
 
     A source may also have ``batch_size`` (items per process and batch: runs then continue on any
     number of processes with the same global batch), ``indices(step, shard)`` (the items of a batch,
-    named when a loss is not finite), ``state_dict`` and ``load_state_dict`` (kept in checkpoints),
-    and ``caveat`` (what its resuming does not promise, said once).
+    named when a loss is not finite), ``whole`` (all processes get the same batches: they then
+    train as one, with the same dropout), ``state_dict`` and ``load_state_dict`` (kept in
+    checkpoints), and ``caveat`` (what its resuming does not promise, said once).
     """
 
     def steps_per_epoch(self, world: int) -> int | None:
@@ -86,6 +87,7 @@ class _Ready:
 
     def __init__(self, batches: Sequence[Any]) -> None:
         self.batches = batches
+        self.whole = len(batches) == 1
 
     def steps_per_epoch(self, world: int) -> int:
         return max(len(self.batches) // world, 1)
@@ -113,7 +115,7 @@ class _Drawn:
     def fingerprint(self) -> str:
         # The name alone: what the function holds may change while it draws, its batches may not.
         name = describe(self.draw).partition("(")[0].partition(":")[0]
-        with seeded("fingerprint"):
+        with seeded("fingerprint"), drawing():
             return f"{name} {sketch(self.draw(0, 0, 1))}"
 
 

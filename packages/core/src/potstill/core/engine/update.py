@@ -49,7 +49,7 @@ class Update:
         self.player, self.engine, self.micros = player, player.engine, micros
         self.losses: list[Losses] = []
         self.numbers: list[Tensor] = []  # of each micro-batch, summed over the processes
-        self.items: list[Tensor] = []  # what its terms count, likewise
+        self.items: list[Tensor] = []  # what its terms count: the first of its numbers
         self.groups: list[list[int]] = []  # terms that count the same
         self.gradients: list[list[Tensor | None]] = []  # of each group, where there are several
 
@@ -81,12 +81,13 @@ class Update:
 
     def finish(self) -> Outcome:
         """Put the gradient right, and say what the terms are over all items."""
-        numbers = torch.stack(self.numbers).tolist()
+        rows, counted = torch.stack(self.numbers).tolist(), len(self.items[0])
+        numbers = [row[counted:] for row in rows]  # all that is waited for in an update
         broken = next(
             (i for i, row in enumerate(numbers) if not all(map(math.isfinite, row))), None
         )
         if self.micros > 1 and len(self.groups) == 1 and broken is None:
-            factor = float((self._as_the_first() / self._all())[0])
+            factor = self.micros * max(rows[0][0], 1) / max(sum(row[0] for row in rows), 1)
             for parameter in self.player.trained:
                 if factor != 1 and parameter.grad is not None:
                     parameter.grad.mul_(factor)
@@ -113,17 +114,17 @@ class Update:
         values = torch.stack([v.detach().to(wide) for v in (losses.total, *losses.terms.values())])
         means = values[1:]
         by_term = torch.stack([means, means * least, own.expand_as(means)], 1).flatten()
-        more = torch.tensor(state, dtype=wide, device=device)
+        more = torch.stack([_scalar(value, wide, device) for value in state])
         shared = self.engine.sum(torch.cat([own, values[:1], by_term, more]))
         self.losses.append(_without_graph(losses))
         self.items.append(shared[: len(parts)])
-        self.numbers.append(shared[len(parts) :])
+        self.numbers.append(shared)
         return least
 
     def _group(self, parts: Sequence[Part]) -> None:
         """Find the terms that count the same; those of numbers, by the first micro-batch."""
         keys = [part.key for part in parts]
-        if self.engine.world > 1 and self.micros > 1:  # the same groups in every process
+        if self.engine.world > 1 and self.micros > 1 and not self.groups:  # the same everywhere
             found = zip(parts, keys, self.items[-1].tolist(), strict=True)
             keys = [key if isinstance(part.items, Tensor) else n for part, key, n in found]
         if not self.groups:

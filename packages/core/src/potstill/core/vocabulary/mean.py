@@ -118,6 +118,7 @@ def _labels(criterion: Any, arguments: Sequence[Any]) -> tuple[Tensor, Hashable]
         return None
     if weight is None:
         return counts.sum(), labels_key(target, ignored)
-    shares = weight[target.where(counts, 0)] / weight[weight > 0].min()
+    least = weight.where(weight > 0, float("inf")).min()  # not by a mask: that waits for a GPU
+    shares = weight[target.where(counts, 0)] / least
     count = (shares * counts).sum()
     return count, id(count)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from potstill.core import ConfigError
+from potstill.core import ConfigError, Draws, common_draws
 
 __all__ = ["BlockMasking", "GridMasking", "MaskPlan", "Masking", "RandomMasking", "num_visible"]
 
@@ -105,20 +105,22 @@ class _Masking:
             batch: Number of images.
             grid: Rows and columns of patches.
             device: Where the indices are made.
-            generator: Source of randomness; the global stream of ``device`` without it.
+            generator: Source of randomness; without it `common_draws`, so that the mask of an
+                image does not depend on how many processes there are.
 
         Raises:
             ConfigError: No patch would stay visible.
         """
+        draws = common_draws(device or "cpu") if generator is None else Draws(generator)
 
         def random(*shape: int) -> Tensor:
-            return torch.rand(*shape, device=device, generator=generator)
+            return torch.rand(*shape, device=device, generator=draws.generator)
 
         visible = num_visible(grid[0] * grid[1], self.ratio)
-        order = self.scores((batch, *grid), random).flatten(1).argsort(dim=1)
+        order = self.scores((draws.world * batch, *grid), random).flatten(1).argsort(dim=1)
         keep, hidden = order[:, :visible], order[:, visible:]
         shuffle = random(*hidden.shape).argsort(dim=1)
-        return MaskPlan(keep, hidden.gather(1, shuffle))
+        return MaskPlan(keep[draws.mine], hidden.gather(1, shuffle)[draws.mine])
 
     def __repr__(self) -> str:
         options = ", ".join(f"{name}={value}" for name, value in vars(self).items())

@@ -15,7 +15,7 @@ from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from potstill.core import ConfigError, Distiller, Losses, Objective, accuracy
+from potstill.core import ConfigError, Distiller, Losses, Objective, accuracy, common_draws
 
 __all__ = ["Classification", "adamw", "layer_decayed", "prepare_classifier", "top1"]
 
@@ -104,8 +104,20 @@ def prepare_classifier(
     for block, rate in zip(model.blocks, rates, strict=True):
         for name in ("drop_path", "drop_path1", "drop_path2"):
             if hasattr(block, name):
-                setattr(block, name, DropPath(rate) if rate > 0 else nn.Identity())
+                setattr(block, name, _DropPath(rate) if rate > 0 else nn.Identity())
     return model.requires_grad_(True)
+
+
+class _DropPath(DropPath):
+    """Stochastic depth of an image that does not depend on how many processes there are."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        draws, keep = common_draws(x.device), 1 - self.drop_prob
+        drawn = x.new_empty(draws.world * len(x), *[1] * (x.ndim - 1))
+        kept = drawn.bernoulli_(keep, generator=draws.generator)[draws.mine]
+        return x * kept.div_(keep)
 
 
 def adamw(

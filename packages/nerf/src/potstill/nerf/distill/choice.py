@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from potstill.core import ConfigError, generator
 from potstill.nerf.distill.pools import Pools
 from potstill.nerf.distill.priors import PosePrior
-from potstill.nerf.distill.virtual import VirtualBatch, ranks, rays_from
-from potstill.nerf.render.march import EmptyBatches
+from potstill.nerf.distill.virtual import VirtualBatch, rays_from
+from potstill.nerf.render.march import EmptyBatches, ranks
 
 __all__ = ["ChosenRays", "RayChoice"]
 
@@ -65,7 +65,7 @@ class RayChoice(nn.Module):
         """This process's rays of a step."""
         rank, world = ranks()
         everyone = int(self.samples * float(self.pace[1] / self.pace[0].clamp(min=1.0)))
-        count = min(max(-(-(everyone - rank) // world), 16), len(batch.view))
+        count = min(max(-(-(max(everyone, 16) - rank) // world), 1), len(batch.view))
         poses, local = batch.poses[batch.view[:count]], batch.local[:count]
         if self.pools is None or self.prior is None:
             return ChosenRays(*rays_from(poses, local), 0)

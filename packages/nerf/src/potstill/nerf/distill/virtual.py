@@ -7,15 +7,15 @@ from itertools import count
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from jaxtyping import Float, Integer
 from torch import Tensor
 
 from potstill.core import ConfigError, generator
 from potstill.core.engine import Shard, sketch
 from potstill.nerf.distill.priors import PosePrior
+from potstill.nerf.render.march import ranks
 
-__all__ = ["VirtualBatch", "VirtualRays", "ranks", "rays_from"]
+__all__ = ["VirtualBatch", "VirtualRays", "rays_from"]
 
 
 class VirtualBatch(NamedTuple):
@@ -98,9 +98,3 @@ def rays_from(poses: Tensor, local: Tensor) -> tuple[Tensor, Tensor]:
     """Origins and unit directions in the world of directions [R 3] at poses [R 4 4]."""
     turned = (poses[:, :3, :3] @ local[:, :, None])[..., 0]
     return poses[:, :3, 3], torch.nn.functional.normalize(turned, dim=1)
-
-
-def ranks() -> tuple[int, int]:
-    """Number of this process, and how many there are."""
-    several = dist.is_available() and dist.is_initialized()
-    return (dist.get_rank(), dist.get_world_size()) if several else (0, 1)

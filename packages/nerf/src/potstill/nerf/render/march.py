@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from potstill.core import DataError
@@ -13,7 +14,7 @@ from potstill.nerf.backends.nerfaccgrid import CONTRACTED
 from potstill.nerf.render.occupancy import Occupancy
 from potstill.nerf.space import Rays, Space
 
-__all__ = ["EmptyBatches", "Samples", "march", "march_within"]
+__all__ = ["EmptyBatches", "Samples", "march", "march_within", "ranks"]
 
 
 class Samples(NamedTuple):
@@ -34,8 +35,18 @@ class Samples(NamedTuple):
     counts: Tensor
 
     def within(self, budget: int) -> Samples:
-        """The samples of the first rays, at least one, that together have at most ``budget``."""
-        rays = max(int((self.counts.cumsum(0) <= budget).sum()), 1)
+        """The samples of the first rays, at least one, that together have at most ``budget``.
+
+        Of several processes, whose rays follow in turn, these are the first rays of all, with
+        ``budget`` times the number of processes.
+        """
+        (rank, world), counts = ranks(), self.counts
+        if world > 1:
+            parts = [torch.empty_like(counts) for _ in range(world)]
+            dist.all_gather(parts, counts)
+            counts = torch.stack(parts, 1).flatten()
+        rays = max(int((counts.cumsum(0) <= budget * world).sum()), 1)
+        rays = max(-(-(rays - rank) // world), 1)
         end = int(self.counts[:rays].sum())
         points, t, dt, ray = (column[:end] for column in self[:4])
         return Samples(points, t, dt, ray, self.counts[:rays])
@@ -119,6 +130,17 @@ def march_within(
     count = min(512, len(rays))
     while True:
         samples = march(rays[:count], space, occupancy, jitter[:count])
-        if len(samples.t) >= budget or count == len(rays):
+        beyond = len(samples.t) - budget
+        if ranks()[1] > 1:
+            shared = samples.counts.new_tensor([beyond])
+            dist.all_reduce(shared)
+            beyond = int(shared)
+        if beyond >= 0 or count == len(rays):
             return samples.within(budget)
         count = min(2 * count, len(rays))
+
+
+def ranks() -> tuple[int, int]:
+    """Number of this process, and how many there are."""
+    several = dist.is_available() and dist.is_initialized()
+    return (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
