@@ -121,6 +121,7 @@ def fit(
 
     Example:
         >>> import torch.nn.functional as F
+        >>> from torch import nn
         >>> from potstill.core import Distiller, Objective
         >>> class Regression(Distiller):
         ...     def forward(self, batch, step):
