@@ -7,9 +7,11 @@ The first form keeps the curve of each arm and seed in the folder, so that it ca
 and continued. About 25 minutes on one core.
 
 Setting: timm ViT, patch 8 (16 patches), student dim 64 depth 4, teacher `tiny_vit_cifar10` (dim 96
-depth 4, 45.95 %), batch 128, AdamW 2e-3 cosine, label smoothing .1, shift and flip. Time is CPU
-time of the training alone (evaluation excluded), so run it with one thread. A control counts as
-"at equal time" when it had at least as much time as the arm that it is compared with.
+depth 4, 45.95 %), batch 128, AdamW 2e-3 cosine, label smoothing .1, shift and flip. Time is steps
+times the CPU time of a step, with one thread. Steps of all kinds are timed in turns, and only their
+ratio to a step from scratch in the same turn counts: arms that are timed one after the other see
+another machine each. A control counts as "at equal time" when it had at least as much time as the
+arm that it is compared with.
 """
 
 from __future__ import annotations
@@ -37,7 +39,6 @@ from potstill.core.measure.bench import at_least, benchmark
 from potstill.core.measure.report import Column, Report
 from potstill.mae import (
     Classification,
-    FeatureDistance,
     MaskedAutoencoder,
     MaskedToMasked,
     RandomMasking,
@@ -120,22 +121,6 @@ class Curve:
         )
 
 
-class Stopwatch:
-    """CPU time, except what is spent in evaluation."""
-
-    def __init__(self) -> None:
-        self.start, self.paused = time.process_time(), 0.0
-
-    def read(self) -> float:
-        return time.process_time() - self.start - self.paused
-
-    def outside(self, work: Callable[[], Any]) -> Any:
-        before = time.process_time()
-        result = work()
-        self.paused += time.process_time() - before
-        return result
-
-
 class WithLogits(Distiller):
     """The control: ordinary logit distillation from the same teacher."""
 
@@ -145,17 +130,105 @@ class WithLogits(Distiller):
         return self.objective(step, task=(logits, labels), logits=(logits, self.teacher(images)))
 
 
+def scratch(bench: Bench, seed: int) -> Distiller:
+    return Classification(make_student(seed))
+
+
+def logits(bench: Bench, seed: int) -> Distiller:
+    student = Classification(make_student(seed))
+    terms = {
+        "task": (0.5, student.objective.module("task")),
+        "logits": (0.5, lambda z_s, z_t: kd(z_s, z_t, T=2.0)),
+    }
+    return WithLogits(student.student, Objective(terms), Frozen(bench.teacher))
+
+
+def masked(
+    bench: Bench, seed: int, *, reconstruct: bool = True, align: bool = True, ratio: float = 0.75
+) -> MaskedToMasked:
+    decoder = {"depth": 1, "width": 64, "heads": 4} if reconstruct else None
+    student = MaskedAutoencoder(make_student(seed), decoder, fixed_positions=True)
+    return MaskedToMasked(student, bench.teacher if align else None, masking=RandomMasking(ratio))
+
+
+KINDS: dict[str, Callable[[Bench, int], Any]] = {
+    "scratch": scratch,
+    "logit distillation": logits,
+    "MAE only": partial(masked, align=False),
+    "DMAE": masked,
+    "alignment only": partial(masked, reconstruct=False),
+    "DMAE 50% masked": partial(masked, ratio=0.5),
+    "DMAE 90% masked": partial(masked, ratio=0.9),
+}
+
+
+def step_seconds(bench: Bench, turns: int = 25, steps: int = 4) -> dict[str, float]:
+    """CPU time of a step of each kind: medians of ratios within a turn, times that from scratch."""
+    batch = bench.batches(0)(0, 0, 1)
+
+    def stepping(make: Callable[[Bench, int], Any]) -> Callable[[], float]:
+        distiller = make(bench, 0).train()
+        named = [(n, p) for n, p in distiller.named_parameters() if p.requires_grad]
+        optimizer = adamw()(named, lr=1e-4)
+
+        def run() -> float:
+            start = time.process_time()
+            for step in range(steps):
+                distiller(batch, step).total.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+            return (time.process_time() - start) / steps
+
+        run()  # warm
+        return run
+
+    running = {kind: stepping(make) for kind, make in KINDS.items()}
+    rows = [{kind: run() for kind, run in running.items()} for _ in range(turns)]
+    unit = statistics.median(row["scratch"] for row in rows)
+    return {
+        kind: unit * statistics.median(row[kind] / row["scratch"] for row in rows) for kind in KINDS
+    }
+
+
+@dataclass(frozen=True)
+class Arm:
+    """So many epochs of a kind; with ``before``, as pre-training of so many from scratch."""
+
+    kind: str
+    epochs: int
+    before: int = 0
+
+    def run(self, bench: Bench, seed: int, costs: Mapping[str, float]) -> Curve:
+        distiller, curve = KINDS[self.kind](bench, seed), Curve()
+        if not self.before:
+            return supervised(bench, distiller, self.epochs, seed, costs[self.kind], curve)
+        batches = bench.batches(seed + 1000)
+        fit(
+            distiller,
+            batches,
+            steps=self.before * len(batches),
+            lr=LEARNING_RATE,
+            optimizer=adamw(),
+            schedule=cosine(warmup=0.05),
+            seed=seed,
+            progress=False,
+        )
+        curve.pretraining = self.before * len(batches) * costs[self.kind]
+        curve.images_per_second = BATCH / costs[self.kind]
+        tuned = Classification(distiller.export_student())
+        return supervised(bench, tuned, self.epochs, seed, costs["scratch"], curve)
+
+
 def supervised(
-    bench: Bench, distiller: Distiller, epochs: int, seed: int, watch: Stopwatch, curve: Curve
+    bench: Bench, distiller: Distiller, epochs: int, seed: int, cost: float, curve: Curve
 ) -> Curve:
     batches = bench.batches(seed)
 
     def after_each_epoch(row: dict[str, float], share: float) -> None:
-        if (int(row["step"]) + 1) % len(batches) == 0:
-            curve.seconds.append(watch.read())
-            curve.accuracy.append(
-                watch.outside(lambda: top1(distiller.student, bench.images, bench.labels))
-            )
+        done = int(row["step"]) + 1
+        if done % len(batches) == 0:
+            curve.seconds.append(curve.pretraining + done * cost)
+            curve.accuracy.append(top1(distiller.student, bench.images, bench.labels))
 
     fit(
         distiller,
@@ -170,81 +243,19 @@ def supervised(
     return curve
 
 
-def scratch(bench: Bench, seed: int, epochs: int) -> Curve:
-    distiller = Classification(make_student(seed))
-    return supervised(bench, distiller, epochs, seed, Stopwatch(), Curve())
-
-
-def logits(bench: Bench, seed: int, epochs: int) -> Curve:
-    student = Classification(make_student(seed))
-    distiller = WithLogits(
-        student.student,
-        Objective(
-            task=(0.5, student.objective.module("task")),
-            logits=(0.5, lambda z_s, z_t: kd(z_s, z_t, T=2.0)),
-        ),
-        Frozen(bench.teacher),
-    )
-    return supervised(bench, distiller, epochs, seed, Stopwatch(), Curve())
-
-
-def masked(
-    bench: Bench,
-    seed: int,
-    epochs: int,
-    *,
-    before: int = 5,
-    reconstruct: bool = True,
-    align: bool = True,
-    ratio: float = 0.75,
-) -> Curve:
-    student = MaskedAutoencoder(
-        make_student(seed),
-        {"depth": 1, "width": 64, "heads": 4} if reconstruct else None,
-        fixed_positions=True,
-    )
-    distiller = MaskedToMasked(
-        student,
-        bench.teacher if align else None,
-        masking=RandomMasking(ratio),
-        distance=FeatureDistance("l1", "l2_sqrt_dim"),
-    )
-    watch, batches = Stopwatch(), bench.batches(seed + 1000)
-    fit(
-        distiller,
-        batches,
-        steps=before * len(batches),
-        lr=LEARNING_RATE,
-        optimizer=adamw(),
-        schedule=cosine(warmup=0.05),
-        seed=seed,
-        progress=False,
-    )
-    spent = watch.read()
-    curve = Curve(
-        pretraining=spent, images_per_second=before * len(batches) * BATCH / max(spent, 1e-9)
-    )
-    tuned = Classification(distiller.export_student())
-    return supervised(bench, tuned, epochs, seed, watch, curve)
-
-
-Arm = Callable[[Bench, int], Curve]
 Curves = dict[str, list[Curve]]  # by arm, one per seed
 
 SCRATCH, LOGITS = (5, 8, 10, 15), (5, 7, 10)
 ARMS: dict[str, Arm] = {
-    **{f"scratch {n}": partial(scratch, epochs=n) for n in SCRATCH},
-    **{f"logit distillation {n}": partial(logits, epochs=n) for n in LOGITS},
-    "MAE only 5+5": partial(masked, epochs=5, align=False),
-    "DMAE 5+5": partial(masked, epochs=5),
-    "alignment only 5+5": partial(masked, epochs=5, reconstruct=False),
+    **{f"scratch {n}": Arm("scratch", n) for n in SCRATCH},
+    **{f"logit distillation {n}": Arm("logit distillation", n) for n in LOGITS},
+    **{f"{kind} 5+5": Arm(kind, 5, 5) for kind in ("MAE only", "DMAE", "alignment only")},
 }
 RATIOS = (0.5, 0.75, 0.9)
 SWEEP: dict[str, Arm] = {
-    "DMAE 5+5" if ratio == 0.75 else f"DMAE {ratio:.0%} masked": partial(
-        masked, epochs=5, ratio=ratio
-    )
-    for ratio in RATIOS
+    "DMAE 50% masked": Arm("DMAE 50% masked", 5, 5),
+    "DMAE 5+5": Arm("DMAE", 5, 5),
+    "DMAE 90% masked": Arm("DMAE 90% masked", 5, 5),
 }
 OURS = ("DMAE 5+5", "alignment only 5+5")
 
@@ -355,11 +366,14 @@ def collect(
     stored = json.loads(keep.read_text()) if keep is not None and keep.exists() else {}
     curves: Curves = {name: [] for name in arms}
     console = Console(stderr=True)
+    if "seconds of a step" not in stored:
+        stored["seconds of a step"] = step_seconds(bench)
+    costs = stored["seconds of a step"]
     for seed in seeds:
         for name, arm in arms.items():
             key = f"{name} / {seed}"
             if key not in stored:
-                stored[key] = asdict(arm(bench, seed))
+                stored[key] = asdict(arm.run(bench, seed, costs))
                 if keep is not None:
                     with atomic(keep) as temporary:
                         temporary.write_text(json.dumps(stored, indent=1))
@@ -368,6 +382,15 @@ def collect(
                           f"{curve.accuracy[-1]:.2f} %")  # fmt: skip
             curves[name].append(curve)
     return curves
+
+
+@benchmark(
+    data=("vision/cifar10_10k.zip", "vision/tiny_vit_cifar10.safetensors"), threads=1, budget=60
+)
+def step_cost(quick: bool) -> dict[str, BenchFigure]:
+    """CIFAR10-10 subset: CPU time of a step of each kind, from ratios of interleaved turns."""
+    costs = step_seconds(Bench.load(1280 if quick else None), 2 if quick else 25)
+    return {kind: BenchFigure(1000 * seconds, "ms") for kind, seconds in costs.items()}
 
 
 EQUAL, TIME = "issue 6: equal fine-tuning epochs", "issue 6: equal CPU time"
@@ -418,6 +441,33 @@ def masking_ratio(quick: bool) -> dict[str, BenchFigure]:
         figures[f"pre-training: {ratio:.0%}"] = BenchFigure(
             [c.images_per_second for c in runs], "images per CPU second"
         )
+    return figures
+
+
+SIZES = (1280, 2560, 5120, 10_000)  # training images
+RANGE: dict[str, Arm] = {
+    "scratch": Arm("scratch", 8),
+    "logit distillation": Arm("logit distillation", 5),
+    **{f"{kind}, {before} + 5": Arm(kind, 5, before)
+       for kind in ("DMAE", "alignment only") for before in (5, 20)},
+}  # fmt: skip
+
+
+@benchmark(
+    data=("vision/cifar10_10k.zip", "vision/tiny_vit_cifar10.safetensors"), threads=1, budget=2400
+)
+def honest_range(quick: bool) -> dict[str, BenchFigure]:
+    """CIFAR10-10 subset: accuracy by number of images and of pre-training epochs, with controls."""
+    figures = {}
+    for size in SIZES[:1] if quick else SIZES:
+        arms = dict(list(RANGE.items())[:3]) if quick else RANGE
+        for name, runs in collect(arms, (0,) if quick else (0, 1, 2), Bench.load(size)).items():
+            figures[f"top-1: {name}, {size} images"] = BenchFigure(
+                [c.accuracy[-1] for c in runs], "%"
+            )
+            figures[f"CPU time: {name}, {size} images"] = BenchFigure(
+                [c.seconds[-1] for c in runs], "s"
+            )
     return figures
 
 

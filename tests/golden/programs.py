@@ -381,6 +381,7 @@ def mae_pretrain():
             folder / "run",
             student=encoder(16, 2),
             decoder=mae.Decoder(depth=1, width=16, heads=2),
+            align=mae.Align(norm="l2"),
             teacher=mae.Teacher(str(folder / "teacher")),
             data=mae.Data(str(folder / "images"), resident=True),
             normalize_pixels=True,
@@ -396,7 +397,8 @@ def mae_align():
     vits = [timm.create_model(e.name, **e.options()) for e in (encoder(16, 4), encoder(24, 4))]
     student = mae.MaskedAutoencoder(vits[0], decoder=None, fixed_positions=True)
     teacher = mae.MaskedViT(vits[1]).prune(2)
-    options = {"layers": [(1, 2), (2, 2)], "projector": "mlp"}
+    distance = mae.FeatureDistance("l1", "l2")
+    options = {"layers": [(1, 2), (2, 2)], "projector": "mlp", "distance": distance}
     return fit(
         mae.MaskedToMasked(student, teacher, masking=mae.BlockMasking(0.5, 2), **options),
         [torch.randn(4, 3, 16, 16) for _ in range(3)],

@@ -21,13 +21,18 @@ SMALL: dict[str, dict[str, Any]] = {
     "vit_base_patch16_clip_224": {"img_size": 64, "embed_dim": 48, "num_heads": 3},
     "eva02_tiny_patch14_224": {"img_size": 56, "embed_dim": 48},
     "vit_small_patch16_dinov3": {"img_size": 64, "embed_dim": 48, "num_heads": 3},
+    "beit_base_patch16_224": {"img_size": 64, "embed_dim": 48, "num_heads": 3},
     "vit_small_patch16_rope_mixed_224": {"img_size": 64, "embed_dim": 48, "num_heads": 3},
 }
 
 
 def small_vit(name: str = "vit_tiny_patch16_224", **options: Any) -> Any:
     torch.manual_seed(options.pop("seed", 0))
-    return timm.create_model(name, **{"depth": 4, "num_classes": 5, **SMALL[name], **options})
+    vit = timm.create_model(name, **{"depth": 4, "num_classes": 5, **SMALL[name], **options})
+    for key, parameter in vit.named_parameters():
+        if key.endswith("relative_position_bias_table"):  # zeros: the same at any position
+            torch.nn.init.normal_(parameter)
+    return vit
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from potstill.core.errors import CheckpointError, ConfigError
@@ -16,7 +17,9 @@ from potstill.mae import (
     RandomMasking,
     Weights,
     load_weights,
+    prepare_classifier,
     read_weights,
+    write_folder,
     write_weights,
 )
 
@@ -141,6 +144,99 @@ def test_fine_tuned_norm_goes_where_the_model_has_it(make_vit, tmp_path):
     write_weights(mean, tmp_path / "avg.safetensors", "timm")
     assert load_weights(token, tmp_path / "avg.safetensors") == []
     torch.testing.assert_close(token.norm.weight, mean.fc_norm.weight)
+
+
+def dino(state, depth=4):
+    """The backbone of both models, and the head of the method."""
+    backbone = {f"backbone.{name}": value for name, value in state.items()}
+    other = {name: torch.zeros_like(value) for name, value in backbone.items()}
+    return {
+        "student": {f"module.{name}": value for name, value in other.items()},
+        "teacher": backbone | {"head.mlp.0.weight": torch.zeros(2, 2)},
+        "epoch": 3,
+        "args": argparse.Namespace(arch="vit_small"),
+    }
+
+
+def dinov2(state):
+    """Without registers: a mask token of the encoder, and blocks in chunks."""
+    renamed = {n.replace("blocks.", "blocks.0.", 1): v for n, v in state.items()}
+    return {**renamed, "mask_token": torch.zeros(1, 48)}
+
+
+def dinov2_registers(state):
+    state = dict(state)
+    registers, zero = state.pop("reg_token"), torch.zeros(1, 1, 48)
+    positions = torch.cat((zero, state.pop("pos_embed")), dim=1)
+    return {**state, "pos_embed": positions, "register_tokens": registers,
+            "mask_token": torch.zeros(1, 48)}  # fmt: skip
+
+
+def dinov3(state):
+    names = {"reg_token": "storage_tokens", "gamma_1": "ls1.gamma", "gamma_2": "ls2.gamma"}
+    renamed = {}
+    for name, value in state.items():
+        for ours, theirs in names.items():
+            name = name.replace(ours, theirs)
+        renamed[name] = value
+    biases = {f"blocks.{i}.attn.qkv.bias": torch.zeros(144) for i in range(4)}
+    masks = {f"{name}_mask": torch.zeros(144) for name in biases}
+    return {**renamed, **biases, **masks, "mask_token": torch.zeros(1, 48),
+            "rope_embed.periods": torch.zeros(4)}  # fmt: skip
+
+
+class Options:
+    """Options of a user's module, as Lightning keeps them."""
+
+
+def lightning(state):
+    return {"state_dict": {f"net.vit.{k}": v for k, v in state.items()}, "callbacks": {},
+            "hyper_parameters": {"options": Options()}}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [("vit_tiny_patch16_224", dino), ("vit_tiny_patch16_224", dinov2),
+     ("vit_small_patch14_reg4_dinov2", dinov2_registers), ("vit_small_patch16_dinov3", dinov3),
+     ("vit_tiny_patch16_224", lightning)],
+)  # fmt: skip
+def test_files_of_others_load_by_path(make_vit, tmp_path, name, layout):
+    source, target = (make_vit(name, seed=seed, num_classes=0) for seed in (1, 2))
+    torch.save(layout(source.state_dict()), tmp_path / "theirs.pth")
+    weights = read_weights(tmp_path / "theirs.pth")
+    assert weights.decoder == {}, "a mask token alone is no decoder"
+    assert load_weights(target, weights) == []
+    torch.testing.assert_close(target.state_dict(), source.state_dict(), rtol=0, atol=0)
+
+
+def test_patches_and_positions_of_another_size_are_fitted_when_asked(make_vit, tmp_path):
+    source = make_vit("vit_small_patch14_reg4_dinov2", seed=1, img_size=84)
+    torch.save(dinov2_registers(source.state_dict()), tmp_path / "x.pth")
+    target = make_vit("vit_small_patch14_reg4_dinov2", seed=2, img_size=64, patch_size=16)
+    with pytest.raises(CheckpointError, match=r"positions for 36 patches \(6 x 6\).*\(4, 4\)"):
+        load_weights(target, tmp_path / "x.pth")
+    assert load_weights(target, tmp_path / "x.pth", resample=True) == []
+    source.set_input_size((64, 64), (16, 16))  # timm's own resampling
+    torch.testing.assert_close(target.state_dict(), source.state_dict())
+
+
+@pytest.mark.parametrize("pool", ["token", "avg"])
+def test_a_folder_for_timm(any_vit, tmp_path, pool):
+    any_vit.pretrained_cfg = {**any_vit.pretrained_cfg, "mean": (0.1, 0.2, 0.3)}
+    tuned = prepare_classifier(any_vit, 7, pool=pool).eval()
+    torch.nn.init.normal_(tuned.head.weight)
+    model = timm.create_model(f"local-dir:{write_folder(tuned, tmp_path / 'x')}", pretrained=True)
+    size = tuned.patch_embed.img_size
+    images = torch.randn(2, 3, *size)
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(images), tuned(images), rtol=0, atol=0)
+    assert tuple(model.pretrained_cfg["mean"]) == (0.1, 0.2, 0.3)
+    assert tuple(model.pretrained_cfg["input_size"][1:]) == tuple(size)
+
+
+def test_a_plain_class_has_no_name_for_a_folder(tmp_path):
+    with pytest.raises(ConfigError, match="made by timm.create_model"):
+        write_folder(VisionTransformer(depth=1, embed_dim=12, num_heads=1), tmp_path)
 
 
 def test_another_head_is_left_new(make_vit, tmp_path):

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import runpy
+
 import numpy as np
 import pytest
+import timm
+import torch
 from PIL import Image
 
 from potstill.core.command.cli import main
+from potstill.mae import load_model
 
 
 def test_probe(run, pictures, capsys):
@@ -19,10 +24,25 @@ def test_probe(run, pictures, capsys):
     assert "100" in out
 
 
+def test_export_of_a_folder_for_timm(run, tmp_path):
+    assert main(["mae", "export", str(run), str(tmp_path / "folder")]) == 0
+    model = timm.create_model(f"local-dir:{tmp_path / 'folder'}", pretrained=True, num_classes=0)
+    expected = load_model(str(run)).model.state_dict()
+    torch.testing.assert_close(model.state_dict(), expected, rtol=0, atol=0)
+
+
+def test_torchrun_may_name_the_module(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["potstill", "mae", "recipe"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("potstill.core", run_name="__main__")
+    assert ended.value.code == 0
+    assert "light_vit_small" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("form", "name"),
     [("timm", "t.safetensors"), ("mae", "m.pth"), ("dmae", "d.pth"), ("potstill", "p.safetensors"),
-     ("onnx", "s.onnx"), ("pt2", "s.pt2")],
+     ("pt2", "s.pt2")],
 )  # fmt: skip
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::FutureWarning")

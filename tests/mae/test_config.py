@@ -26,7 +26,7 @@ def test_published_recipe():
         None,
     )
     assert config.align.blocks() == [0.75]
-    assert (config.align.distance, config.align.norm) == ("l1", "l2")
+    assert (config.align.distance, config.align.norm) == ("l1", "l2")  # published
 
 
 def test_unknown_recipe():

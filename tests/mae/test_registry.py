@@ -64,3 +64,22 @@ def test_task_catches_a_bad_term_after_the_pixels(make_vit, images):
     torch.nn.init.constant_(projector.bias, float("nan"))
     with pytest.raises(NonFiniteError, match=r"at step 0 \(pixels=[\d.]+, align/1=nan\)"):
         task(images)
+
+
+def test_the_device_is_waited_for_only_now_and_then(make_vit, monkeypatch):
+    """NaN is found at the next look, and named by the step that made it."""
+    student = MaskedAutoencoder(make_vit(depth=2), {"depth": 1, "width": 32})
+    task = MaskedDistillTask(MaskedToMasked(student), check_every=3).train()
+    looks = []
+    for name in ("__bool__", "item", "tolist", "__float__", "__int__"):
+        own = getattr(torch.Tensor, name)
+        monkeypatch.setattr(
+            torch.Tensor, name, lambda t, own=own, n=name: looks.append(n) or own(t)
+        )
+    images = torch.randn(2, 3, 64, 64)
+    for _ in range(6):
+        task(images)
+    assert looks == ["tolist"] * 2
+    task(images * torch.nan), task(images)
+    with pytest.raises(NonFiniteError, match=r"loss is nan at step 6 \(pixels=nan\)"):
+        task(images)

@@ -1,7 +1,10 @@
 """Folders and zip files of images, read one at a time."""
 
+import io
+import os
 import pickle
 import random
+import tarfile
 import zipfile
 from functools import partial
 
@@ -10,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from potstill.core.errors import DataError
-from potstill.core.images import ImageSet, image_path, keyed, load_images
+from potstill.core.errors import ConfigError, DataError
+from potstill.core.images import ImageSet, ResidentImages, image_path, keyed, load_images
 from potstill.core.seed import generator
 
 
@@ -151,3 +154,70 @@ def test_a_picture_that_is_too_large_is_skipped(folder, monkeypatch):
         DataError, match="none of the 12 images of .* can be read; cat/0.png: Image size"
     ):
         ImageSet(folder)[0]
+
+
+def _tar(folder, path):
+    with tarfile.open(path, "w") as archive:
+        for index, image in enumerate(sorted(folder.rglob("*.png"))):
+            label = str(10 * (image.parent.name == "dog")).encode()
+            for suffix, content in (
+                (".png", image.read_bytes()),
+                (".cls", label),
+                (".json", b"{}"),
+            ):
+                about = tarfile.TarInfo(f"{index:04}{suffix}")
+                about.size = len(content)
+                archive.addfile(about, io.BytesIO(content))
+
+
+def _table(folder):
+    datasets = pytest.importorskip("datasets")
+    images = sorted(folder.rglob("*.png"))
+    kinds = datasets.Features(
+        image=datasets.Image(), label=datasets.ClassLabel(names=["dog", "cat"])
+    )
+    rows = {"image": [str(p) for p in images], "label": [p.parent.name for p in images]}
+    return datasets.Dataset.from_dict(rows, features=kinds)
+
+
+@pytest.mark.parametrize(
+    ("kind", "classes"),
+    [("tar", ("0", "10")), ("shards", ("0", "10")), ("parquet", ("dog", "cat")),
+     ("saved", ("dog", "cat")), ("txt", ("cat", "dog")), ("csv", ("cat", "dog"))],
+)  # fmt: skip
+def test_archives_tables_and_lists_give_the_same_images(folder, tmp_path_factory, kind, classes):
+    other = tmp_path_factory.mktemp(kind)
+    source = other / f"all.{kind}"
+    if kind in ("tar", "shards"):
+        source = other / "all-0.tar" if kind == "tar" else other
+        for number, name in enumerate(("cat", "dog") if kind == "shards" else [""]):
+            _tar(folder / name, other / f"all-{number}.tar")
+    elif kind == "parquet":
+        _table(folder).to_parquet(source)
+    elif kind == "saved":
+        _table(folder).save_to_disk(source)
+    else:
+        mark = "," if kind == "csv" else "\t"
+        paths = sorted(folder.rglob("*.png"))
+        lines = [f"{os.path.relpath(p, other)}{mark}{p.parent.name}" for p in paths]
+        source.write_text("\n".join(["path,class"] * (kind == "csv") + lines))
+    plain = ImageSet(folder, labels=True)
+    found = pickle.loads(pickle.dumps(ImageSet(source, labels=True)))
+    assert (len(found), found.classes) == (12, classes)
+    for index in (0, 5, 6, 11):
+        assert np.array_equal(np.asarray(found[index][0]), np.asarray(plain[index][0]))
+        expected = plain.classes[plain[index][1]]
+        own = found.classes[found[index][1]]
+        assert own == (expected if classes[0] != "0" else {"cat": "0", "dog": "10"}[expected])
+    if kind == "shards":
+        assert len(ImageSet(other / "all-*.tar")) == 12
+
+
+@pytest.mark.parametrize(("channels", "shape"), [(1, (12, 12)), (4, (12, 12, 4))])
+def test_images_of_other_channels(folder, channels, shape):
+    images = ImageSet(folder, channels=channels)
+    assert np.asarray(images[0]).shape == shape
+    held = ResidentImages.of(images, 4, ((0.5,) * channels, (0.5,) * channels))
+    assert held(0, 0, 1)[0].shape == (4, channels, 12, 12)
+    with pytest.raises(ConfigError, match="channels must be 1, 3 or 4, got 2"):
+        ImageSet(folder, channels=2)

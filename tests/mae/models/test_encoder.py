@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
+from timm.models.beit import Beit
 
 from potstill.core import tap
 from potstill.core.errors import ConfigError, ShapeError
@@ -52,13 +53,20 @@ def test_hidden_patches_equal_forbidden_attention(any_vit, images):
     plan = RandomMasking(0.7)(len(images), model.grid)
     ours, _ = all_blocks(model, images, plan)
     allowed = torch.cat((torch.ones(len(images), model.num_prefix_tokens), 1 - plan.mask), dim=1)
+    allowed = allowed[:, None, None, :].bool()
+    mask = {"attn_mask": allowed}
+    if isinstance(any_vit, Beit):  # has no such argument, but a bias
+        mask = {}
+        for block in any_vit.blocks:
+            bias = block.attn._get_rel_pos_bias().detach().masked_fill(~allowed, -torch.inf)
+            block.attn._get_rel_pos_bias = lambda bias=bias: bias
     with torch.no_grad():
         theirs = any_vit.forward_intermediates(
             images,
             return_prefix_tokens=True,
             output_fmt="NLC",
             intermediates_only=True,
-            attn_mask=allowed[:, None, None, :].bool(),
+            **mask,
         )
     for tokens, (patches, prefix) in zip(ours, theirs, strict=True):
         seen = patches.gather(1, plan.keep[:, :, None].expand(-1, -1, patches.shape[2]))
@@ -147,6 +155,16 @@ def test_other_families_are_refused(name):
     ) as info:
         MaskedViT(timm.create_model(name))
     assert isinstance(info.value, TypeError)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_r_s16_p8_224", "vitamin_small_224"])
+def test_hybrids_are_refused_for_what_they_are(name):
+    hybrid = timm.create_model(name, depth=1, num_classes=0) if "tiny" in name else None
+    hybrid = hybrid or timm.create_model(name, num_classes=0)
+    with pytest.raises(
+        UnsupportedModelError, match="hybrid whose patches come from a .*already seen"
+    ):
+        MaskedViT(hybrid)
 
 
 def test_model_that_drops_patches_is_refused(make_vit):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -22,9 +23,10 @@ from potstill.mae import (
     create_encoder,
     load_model,
     statistics_of,
+    write_folder,
     write_weights,
 )
-from potstill.mae.models.students import given
+from potstill.mae.models.students import given, initial
 
 TINY = Encoder("vit_tiny_patch16_224", image_size=32, patch_size=8, width=48, depth=2, heads=3)
 GRAY = ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
@@ -92,6 +94,46 @@ def test_file_that_says_its_architecture(tmp_path):
     torch.testing.assert_close(
         loaded.model.eval().forward_features(images), vit.eval().forward_features(images)
     )
+
+
+def test_normalisation_beside_a_file_stays_with_the_model(tmp_path):
+    """`initial` is where probe and finetune get theirs, and `statistics_of` asks the model."""
+    vit = create_encoder(TINY)
+    save_file(vit.state_dict(), tmp_path / "t.safetensors")
+    kwargs = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
+    about = {"kwargs": kwargs, "mean": GRAY[0], "std": GRAY[1]}
+    (tmp_path / "t.json").write_text(json.dumps(about))
+    model = initial(str(tmp_path / "t.safetensors"), Encoder())
+    assert statistics_of(model) == GRAY
+    again = load_model(f"local-dir:{write_folder(model, tmp_path / 'folder')}")
+    assert again.statistics == statistics_of(again.model) == GRAY
+    by_path = load_model(str(tmp_path / "folder"))
+    assert (by_path.statistics, by_path.origin) == (GRAY, str(tmp_path / "folder"))
+
+
+def test_what_is_said_beside_a_source_is_used(tmp_path, caplog):
+    Student(TINY, Decoder(depth=0), fixed_positions=False).save_pretrained(tmp_path / "s")
+    wider = load_model(str(tmp_path / "s"), Encoder(image_size=64, mean=GRAY[0], std=GRAY[1]))
+    assert wider.model.patch_embed.grid_size == (8, 8)
+    assert wider.statistics == GRAY
+    assert "positions for 16 patches (4 x 4) are interpolated to (8, 8)" in caplog.text
+    with pytest.raises(CheckpointError, match="width 96"):
+        load_model(str(tmp_path / "s"), Encoder(width=96))
+    with pytest.raises(ConfigError, match=r"encoder.name must be left out.*'vit_base_patch16_224'"):
+        load_model("vit_tiny_patch16_224", Encoder("vit_base_patch16_224"), pretrained=False)
+
+
+def test_names_of_the_hub_reach_timm(monkeypatch):
+    asked = []
+
+    def hub(name, **options):
+        asked.append(name)
+        return timm.create_model("vit_tiny_patch16_224", depth=1)
+
+    monkeypatch.setattr("potstill.core.adapters.teachers.importlib.import_module",
+                        lambda name: SimpleNamespace(create_model=hub))  # fmt: skip
+    load_model("hf-hub:timm/vit_tiny_patch16_224.augreg_in21k")
+    assert asked == ["hf-hub:timm/vit_tiny_patch16_224.augreg_in21k"]
 
 
 def test_missing_path_is_not_taken_for_a_name():

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 import timm
@@ -39,6 +41,14 @@ def test_augmentation_depends_on_its_key_only(folder):
     torch.testing.assert_close(augment(images[0], generator("k", 1)), one, rtol=0, atol=0)
     assert not torch.equal(augment(images[0], generator("k", 2))[0], one[0])
     assert one[0].shape == (3, 16, 16)
+
+
+@pytest.mark.parametrize("strong", [False, True])
+def test_augmentation_can_be_sent_to_workers_that_are_spawned(folder, strong):
+    augment = keyed(train_transform(16, GRAY, strong=strong, erase=0.25))
+    images, again = pickle.loads(pickle.dumps((ImageSet(folder), augment)))
+    here = augment(images[0], generator("k", 1))
+    torch.testing.assert_close(again(images[0], generator("k", 1)), here, rtol=0, atol=0)
 
 
 def test_augmentation_does_not_depend_on_workers(folder):

@@ -9,6 +9,7 @@ import torch
 from potstill.core.errors import ConfigError
 from potstill.core.testing import requires_cuda
 from potstill.mae import (
+    Align,
     BlockMasking,
     FeatureDistance,
     GridMasking,
@@ -117,7 +118,7 @@ def loss_reference(distiller, images):
 
 
 def test_loss_against_an_independent_float64_reference(make_vit, images):
-    distiller = make(make_vit, alpha=0.7)
+    distiller = make(make_vit, alpha=0.7, distance=FeatureDistance("l1", "l2"))  # as published
     losses = distiller(images, step=0)
     with torch.no_grad():
         pixels, align = loss_reference(distiller, images)
@@ -244,9 +245,11 @@ def test_batch_of_one(make_vit, images):
     assert bool(torch.isfinite(make(make_vit)(images[:1], 0).total))
 
 
-def test_default_is_the_published_loss(make_vit):
+def test_default_is_what_the_measurements_have(make_vit):
+    """In Python and in commands; the published ``l2`` makes the term a tenth of the loss."""
     distance = make(make_vit).objective.module("align/2").criterion
-    assert (distance.kind, distance.norm) == ("l1", "l2")
+    assert (distance.kind, distance.norm) == ("l1", "l2_sqrt_dim")
+    assert (Align().distance, Align().norm) == ("l1", "l2_sqrt_dim")
     sharper = make(make_vit, distance=FeatureDistance("mse", "layernorm"))
     assert sharper.objective.module("align/2").criterion.kind == "mse"
 
@@ -264,14 +267,27 @@ def test_ratio_zero_with_decoder_is_refused(make_vit):
 
 def test_unequal_grids_are_refused(make_vit):
     student = MaskedAutoencoder(make_vit())
-    with pytest.raises(ConfigError, match=r"patch grid \(4, 4\), got \(8, 8\) \(patch \(8, 8\)"):
-        MaskedToMasked(student, make_vit(patch_size=8))
+    finer = make_vit(patch_size=8)
     with pytest.raises(
-        ConfigError, match=r"3 channels and size \(64, 64\).*got 3 and \(128, 128\)"
+        ConfigError, match=r"patch grid \(4, 4\), got \(8, 8\).*with_grid\(\(4, 4\)\)"
     ):
-        MaskedToMasked(student, make_vit(patch_size=32, img_size=128))
-    with pytest.raises(ConfigError, match=r"got 1 and \(64, 64\)"):
+        MaskedToMasked(student, finer)
+    same = MaskedToMasked(student, MaskedViT(finer).with_grid((4, 4)))
+    assert same.teacher.model.image_size == (32, 32)
+    with pytest.raises(ConfigError, match=r"images of 3 channels like the student, got 1"):
         MaskedToMasked(student, make_vit(in_chans=1))
+
+
+def test_a_teacher_of_larger_patches_sees_the_same_regions(make_vit):
+    """What fills the left half of the student's image fills that of the teacher's."""
+    teacher = make_vit(patch_size=32, img_size=128, embed_dim=72)
+    distiller = MaskedToMasked(MaskedAutoencoder(make_vit()), teacher)
+    left = torch.zeros(1, 3, 64, 64)
+    left[..., :32] = 1
+    seen = distiller.teacher_input(left)
+    assert seen.shape == (1, 3, 128, 128)
+    torch.testing.assert_close(seen[..., :52], torch.ones(1, 3, 128, 52), atol=0.1, rtol=0)
+    assert torch.isfinite(distiller(left, 0).total)
 
 
 def test_missing_projector_is_refused(make_vit):

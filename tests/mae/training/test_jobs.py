@@ -16,18 +16,29 @@ from potstill.core.command.cli import main
 from potstill.core.errors import ConfigError, DataError
 from potstill.mae import (
     Align,
+    Classification,
     Data,
     Decoder,
+    Encoder,
     Finetune,
     Mask,
     Pretrain,
     Teacher,
+    create_encoder,
+    finetune,
+    load_model,
+    patch_errors,
     pretrain,
     read_weights,
     recipe,
     recipes,
+    statistics_of,
+    write_folder,
+    write_weights,
 )
 from potstill.mae.training.jobs import Finetuning, Pretraining, make_distiller, make_masking
+
+TINY = Encoder("vit_tiny_patch16_224", image_size=32, patch_size=8, width=48, depth=2, heads=3)
 
 
 def tuning(run, pictures, out):
@@ -81,6 +92,98 @@ def test_finetune_from_the_run(run, pictures, tmp_path, capsys):
     assert result["top1"] == 100, "red and blue are not hard to tell"
     assert "top1" in capsys.readouterr().out
     assert (tmp_path / "f" / "classifier.safetensors").exists()
+    loaded = load_model(str(tmp_path / "f"))  # as --init of probe, finetune and export
+    assert loaded.model.patch_embed.img_size == (32, 32)
+    again = timm.create_model(f"local-dir:{tmp_path / 'f' / 'classifier'}", pretrained=True)
+    assert again.num_classes == 2
+
+
+def test_a_teacher_with_patches_and_a_grid_of_its_own(configured, tmp_path, caplog):
+    """14 to 16: the teacher's positions go to the student's grid, and it sees smaller images."""
+    name = "vit_small_patch14_dinov2"
+    own = Encoder(name, image_size=84, patch_size=14, width=48, depth=2, heads=3)
+    write_weights(create_encoder(own), tmp_path / "t.pth", "timm")
+    config = configured(tmp_path / "o", teacher=Teacher(str(tmp_path / "t.pth"), own))
+    distiller, loaded = make_distiller(config)
+    assert distiller.teacher.model.grid == distiller.student.encoder.grid == (4, 4)
+    assert loaded.model.patch_embed.img_size == (56, 56)
+    assert "teacher has (6, 6) patches" in caplog.text
+    images = torch.randn(2, 3, 32, 32)
+    assert distiller.teacher_input(images).shape == (2, 3, 56, 56)
+    assert torch.isfinite(distiller(images, 0).total)
+    assert patch_errors(distiller, images).shape == (2, 16)
+
+
+def test_a_student_may_begin_with_weights(run, configured, tmp_path):
+    trained = load_model(str(run)).model
+    student = make_distiller(configured(tmp_path, init=str(run)))[0].student
+    begun = student.encoder.vit
+    torch.testing.assert_close(begun.state_dict(), trained.state_dict(), rtol=0, atol=0)
+    assert begun.pos_embed.requires_grad
+    student.save_pretrained(tmp_path / "s")
+    again = load_model(str(tmp_path / "s")).model.state_dict()
+    torch.testing.assert_close(again, trained.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("channels", "size"), [(1, (32, 16)), (4, (16, 32))])
+def test_rectangles_and_other_channels(run, pictures, tmp_path, channels, size):
+    """Pre-training, fine-tuning and its test, from words of a command."""
+    height, width = size
+    model = (f"--X.name vit_tiny_patch16_224 --X.image-size {width} --X.height {height} "
+             f"--X.patch-size 8 --X.width 24 --X.depth 1 --X.heads 3 --X.channels {channels}"
+             )  # fmt: skip
+    if channels == 4:
+        model += " --X.mean 0.5 0.5 0.5 0.5 --X.std 0.5 0.5 0.5 0.5"
+    data = f"--data.train {pictures / 'train'} --steps 1 --batch 4 --device cpu"
+    words = f"mae pretrain --out {tmp_path / 'p'} {model.replace('X', 'student')} {data}"
+    assert main(f"{words} --decoder.depth 1 --decoder.width 24 --decoder.heads 3".split()) == 0
+    words = (
+        f"mae finetune --out {tmp_path / 'f'} --init {tmp_path / 'p'} {data} --mixup 0 --cutmix 0"
+    )
+    assert main(f"{words} --data.test {pictures / 'test'} --augment light".split()) == 0
+    vit = load_model(str(tmp_path / "f")).model
+    assert (vit.patch_embed.proj.in_channels, tuple(vit.patch_embed.img_size)) == (channels, size)
+    assert len(statistics_of(vit)[0]) == channels
+
+
+def test_statistics_of_other_channels_are_asked_for():
+    assert len(statistics_of(create_encoder(Encoder(TINY.name, depth=1, channels=1)))[0]) == 1
+    with pytest.raises(ConfigError, match="mean and std must be 4 numbers, one per channel, got 3"):
+        statistics_of(create_encoder(Encoder(TINY.name, depth=1, channels=4)))
+
+
+def test_finetuning_with_a_teacher_and_the_best_of_its_epochs(run, pictures, tmp_path):
+    first = tmp_path / "first"
+    assert main(tuning(run, pictures, first)) == 0
+    learned = Finetune(
+        tmp_path / "second", init=str(run), teacher=Teacher(str(first), bf16=True), kd=0.75,
+        data=Data(str(pictures / "train"), validation=str(pictures / "test"), resident=True),
+        training=Training(epochs=2, batch=8, optimizer="adamw", device="cpu"), mixup=0, cutmix=0,
+    )  # fmt: skip
+    finetune(learned, progress=False)
+    rows = losses(tmp_path / "second")
+    for row in rows:
+        assert row["loss"] == pytest.approx(0.25 * row["task"] + 0.75 * row["kd"], rel=1e-5)
+    assert [row["step"] for row in rows if "score" in row] == [1, 3], "after each epoch"
+
+
+def test_a_teacher_of_other_classes_is_refused(run, pictures, tmp_path):
+    """A head and the folders are compared before training: their number, and names if known."""
+    vit = create_encoder(TINY, 3)
+    data = Data(str(pictures / "train"))
+    for classes, message in ((3, "head of 2 classes like the images, got 3"),
+                             (2, "blue, red, got cat, dog")):  # fmt: skip
+        vit.reset_classifier(classes)
+        write_folder(vit, tmp_path / "t", ("cat", "dog", "owl")[:classes])
+        config = Finetune(
+            tmp_path / "o", encoder=TINY, teacher=Teacher(str(tmp_path / "t")), data=data,
+            training=Training(steps=1, batch=8, optimizer="adamw", device="cpu"),
+        )  # fmt: skip
+        with pytest.raises(ConfigError, match=message):
+            finetune(config, progress=False)
+    assert not (tmp_path / "o" / "config.yaml").exists()
+    with pytest.raises(ConfigError, match="head of 5 classes like the images, got 2"):
+        Classification(create_encoder(TINY, 5), create_encoder(TINY, 2))
 
 
 def losses(folder):

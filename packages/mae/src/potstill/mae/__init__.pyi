@@ -11,6 +11,7 @@ from .analysis.times import step_times as step_times
 from .checkpoints import Weights as Weights
 from .checkpoints import load_weights as load_weights
 from .checkpoints import read_weights as read_weights
+from .checkpoints import write_folder as write_folder
 from .checkpoints import write_weights as write_weights
 from .config import Align as Align
 from .config import Data as Data
@@ -60,4 +61,5 @@ from .training.distiller import MaskedToMasked as MaskedToMasked
 from .training.jobs import finetune as finetune
 from .training.jobs import pretrain as pretrain
 from .training.layers import layer_map as layer_map
+from .training.maps import MapToMasked as MapToMasked
 from .training.task import MaskedDistillTask as MaskedDistillTask

@@ -1,5 +1,8 @@
 """Checkpoints: official MAE and DMAE, timm, and safetensors, both ways and bit for bit.
 
+Read are also DINO, DINOv2, DINOv3, Lightning and others that hold a vision transformer below some
+prefix; their names become timm's by timm's own filters.
+
 =============  =======================================================================
 ``mae``        ``.pth``: ``{"model": ...}``, encoder named as in timm, ``decoder_*``
 ``dmae``       the same with ``aligned_feature_projection_heads.N.*``
@@ -13,22 +16,29 @@ Loading executes nothing: safetensors, or ``torch.load(weights_only=True)``.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import inspect
+import io
 import json
+import logging
+import math
 import os
-from collections.abc import Mapping
+import re
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from potstill.core import CheckpointError, ConfigError, atomic, nearest, reading
 
-__all__ = ["Format", "Weights", "load_weights", "read_weights", "write_weights"]
+__all__ = ["Format", "Weights", "load_weights", "read_weights", "write_folder", "write_weights"]
 
 Format = Literal["mae", "dmae", "timm", "potstill"]
 
@@ -41,7 +51,9 @@ _DECODER = {
     "mask_token": "mask_token",
 }
 _HEADS = "aligned_feature_projection_heads."
-_WRAPPERS = ("module.", "_orig_mod.")
+_HOLDERS = ("model", "state_dict", "model_ema", "teacher")  # of a file's weights, in this order
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -74,7 +86,9 @@ class Weights:
 
 
 def read_weights(path: str | os.PathLike[str]) -> Weights:
-    """Read a checkpoint of any of the four formats; which one is recognised by its content.
+    """Read a checkpoint; which format it has is recognised by its content.
+
+    Where a file holds several models (DINO: student and teacher), the teacher is read.
 
     Raises:
         CheckpointError: The file is missing, damaged, needs code to load, or holds no vision
@@ -145,6 +159,54 @@ def write_weights(
     return path
 
 
+def write_folder(
+    vit: nn.Module, folder: str | os.PathLike[str], classes: Sequence[str] = ()
+) -> Path:
+    """Write a timm model as a folder for ``timm.create_model("local-dir:...", pretrained=True)``.
+
+    It holds weights, architecture, sizes, head and the statistics of the images; `load_model`
+    reads it too.
+
+    Args:
+        vit: A model that ``timm.create_model`` made.
+        folder: Made when missing.
+        classes: Names of the classes, for the configuration.
+
+    Raises:
+        ConfigError: A model that was not made by ``timm.create_model``.
+    """
+    from timm.models._hub import save_for_hf
+
+    folder, model = Path(folder), cast(Any, vit)
+    if not (getattr(model, "pretrained_cfg", None) or {}).get("architecture"):
+        raise ConfigError(
+            f"write_folder: vit must be made by timm.create_model, which names its architecture, "
+            f"got a plain {type(vit).__name__}"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as temporary:
+        size = (model.patch_embed.proj.in_channels, *model.patch_embed.img_size)
+        about: dict[str, Any] = {"pretrained_cfg": {"input_size": size}}
+        about |= {"label_names": list(classes)} if classes else {}
+        save_for_hf(model, temporary, about, _arguments(model), safe_serialization=True)
+        for part in ("model.safetensors", "config.json"):  # the configuration last
+            os.replace(Path(temporary, part), folder / part)
+    return folder
+
+
+def _arguments(vit: Any) -> dict[str, Any]:
+    """Arguments of ``timm.create_model`` that differ from the architecture's, read off a model."""
+    embed = vit.patch_embed
+    options = {
+        "img_size": list(embed.img_size), "patch_size": embed.patch_size[0],
+        "in_chans": embed.proj.in_channels, "embed_dim": vit.embed_dim, "depth": len(vit.blocks),
+        "num_heads": vit.blocks[0].attn.num_heads, "global_pool": vit.global_pool,
+    }  # fmt: skip
+    for name in {"fc_norm", "use_fc_norm"} & set(inspect.signature(type(vit)).parameters):
+        options[name] = not isinstance(vit.fc_norm, nn.Identity)
+    return options
+
+
 def load_weights(
     into: nn.Module,
     weights: Weights | str | os.PathLike[str],
@@ -209,9 +271,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
-        # Official files carry their command line; a namespace holds values and runs nothing.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        content = _load(path)
     except Exception as error:  # torch raises a dozen kinds here, from KeyError to EOFError
         raise CheckpointError(
             f"read_weights: {path} cannot be loaded without running code, or is damaged: "
@@ -219,7 +279,7 @@ def _read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ) from error
     extra: dict[str, Any] = {}
     if isinstance(content, dict):
-        key = next((k for k in ("model", "state_dict", "model_ema") if k in content), None)
+        key = next((k for k in _HOLDERS if k in content), None)
         if key is not None:
             extra = {k: v for k, v in content.items() if isinstance(v, int | float | str)}
             content = content[key]
@@ -228,13 +288,42 @@ def _read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return content, extra
 
 
+class _Ignored:
+    """Stands in for what a file holds besides tensors: is made of anything, and does nothing."""
+
+    def __new__(cls, *_: Any) -> _Ignored:
+        return super().__new__(cls)
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def _load(path: Path) -> Any:
+    """The content of a pickle without running its code.
+
+    Official files carry their command line, Lightning's their options: a namespace holds values,
+    and objects of other classes are left out.
+    """
+    known: list[Any] = [argparse.Namespace]
+    with contextlib.suppress(Exception):  # of an old format: then unknown classes are refused
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        known += [(_Ignored, name) for name in names if name != "argparse.Namespace"]
+    with torch.serialization.safe_globals(known):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
 def _sort(state: Mapping[str, Tensor]) -> Weights:
     """Tell encoder, decoder and projectors apart by name, whatever the format."""
     official = {theirs: ours for ours, theirs in _DECODER.items()}
     weights, heads = Weights({}), dict[int, dict[str, Tensor]]()
+    prefix = _prefix(state)
+    ours = prefix.endswith("encoder.")
+    root = prefix.removesuffix("encoder.") if ours else prefix
+    state = {name.removeprefix(root): v for name, v in state.items() if name.startswith(root)}
+    if not any(name.startswith("decoder_") for name in state):
+        del official["mask_token"]  # DINOv2 has one too, of its encoder
     for name, value in state.items():
-        for wrapper in _WRAPPERS:
-            name = name.removeprefix(wrapper)
+        name = re.sub(r"^blocks\.\d+\.(\d+\.)", r"blocks.\1", name)  # DINOv2 keeps them in chunks
         part, _, rest = name.partition(".")
         if name.startswith(_HEADS):
             index, _, inner = name.removeprefix(_HEADS).partition(".")
@@ -246,13 +335,10 @@ def _sort(state: Mapping[str, Tensor]) -> Weights:
         elif part in official:
             weights.decoder[official[part] + ("." + rest if rest else "")] = value
             weights.form = "mae" if weights.form == "timm" else weights.form
-        elif part == "decoder":
-            weights.decoder[rest] = value
+        elif part in ("encoder", "decoder"):
+            getattr(weights, part)[rest] = value
             weights.form = "potstill"
-        elif part == "encoder":
-            weights.encoder[rest] = value
-            weights.form = "potstill"
-        else:
+        elif not ours:
             weights.encoder[name] = value
     weights.projectors = [heads[index] for index in sorted(heads)]
     if weights.form == "dmae":  # a linear head there is what is layer 0 here
@@ -261,6 +347,16 @@ def _sort(state: Mapping[str, Tensor]) -> Weights:
             for head in weights.projectors
         ]
     return weights
+
+
+def _prefix(names: Mapping[str, Any]) -> str:
+    """What stands before ``blocks.0.``: of a wrapper, a Lightning module, or one of two models."""
+    found = {name.partition("blocks.0.")[0] for name in names if "blocks.0." in name}
+    fitting = sorted(p for p in found if not p or (p.endswith(".") and "decoder." not in p))
+    chosen = next((prefix for prefix in fitting if "teacher" in prefix), "".join(fitting[:1]))
+    if len(fitting) > 1:
+        _log.warning("read_weights: of %s, %r is read", ", ".join(map(repr, fitting)), chosen)
+    return chosen
 
 
 # --- writing -----------------------------------------------------------------------------------
@@ -295,13 +391,11 @@ def _join(weights: Weights, form: Format) -> dict[str, Tensor]:
 
 
 def _load_encoder(vit: Any, state: Mapping[str, Tensor], resample: bool) -> list[str]:
-    state, own = dict(state), _state(vit)
+    state, own = _as_timm(vit, state, resample), _state(vit)
     _move_norm(state, own)
     for name in [n for n in state if n.startswith(("head.", "head_dist."))]:
         if name not in own or own[name].shape != state[name].shape:
             del state[name]  # another number of classes, or none: the head is new
-    if "pos_embed" in state and "pos_embed" in own:
-        state["pos_embed"] = _fit_positions(state["pos_embed"], vit, resample)
     unknown = sorted(set(state) - set(own))
     wrong = [n for n in state if n in own and own[n].shape != state[n].shape]
     missing = sorted(set(own) - set(state))
@@ -329,24 +423,47 @@ def _move_norm(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> None:
                     state[f"{there}.{leaf}"] = state.pop(f"{here}.{leaf}")
 
 
-def _fit_positions(table: Tensor, vit: Any, resample: bool) -> Tensor:
-    if table.shape == vit.pos_embed.shape or table.shape[-1] != vit.pos_embed.shape[-1]:
-        return table
-    prefix = 0 if vit.no_embed_class else vit.num_prefix_tokens
-    patches = table.shape[1] - prefix
-    side = round(patches**0.5)
-    if not resample or side * side != patches:
-        raise CheckpointError(
-            f"load_weights: the checkpoint has positions for {patches} patches "
-            f"({side} x {side}), the model has a grid of {tuple(vit.patch_embed.grid_size)}; "
-            "pass resample=True to interpolate, or make the model with that image size"
-        )
-    return resample_abs_pos_embed(
-        table,
-        new_size=list(vit.patch_embed.grid_size),
-        old_size=[side, side],
-        num_prefix_tokens=prefix,
+def _as_timm(vit: Any, state: Mapping[str, Tensor], resample: bool) -> dict[str, Tensor]:
+    """Names and shapes as ``vit`` has them, by the filter of timm's that belongs to its family.
+
+    The filter also fits positions of another grid and patches of another size; unless ``resample``
+    asks for it, the former are refused here and the latter by their shape.
+    """
+    convert = getattr(sys.modules[type(vit).__module__], "checkpoint_filter_fn", None)
+    if convert is None:  # a class of the user's own
+        return dict(state)
+    patch, table = "patch_embed.proj.weight", "pos_embed"
+    held = {name: state[name] for name in (patch, table) if name in state}
+    refused = CheckpointError(
+        f"load_weights: the checkpoint has positions for {_grid(held)}, the model has a grid of "
+        f"{tuple(vit.patch_embed.grid_size)}; pass resample=True to interpolate (commands: name "
+        "the image size), or make the model with that image size"
     )
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it looks for in vain
+            found: dict[str, Tensor] = convert(dict(state), vit)
+    except (RuntimeError, AssertionError) as error:  # a table that is not square
+        raise refused from error
+    if table in held and table in found and _side(held[table]) != _side(found[table]):
+        if not resample:
+            raise refused
+        _log.warning(
+            "load_weights: positions for %s are interpolated to %s", _grid(held),
+            tuple(vit.patch_embed.grid_size),
+        )  # fmt: skip
+    if patch in held and not resample and held[patch].ndim == 4:
+        found[patch] = held[patch]
+    return found
+
+
+def _side(table: Tensor) -> int:
+    """Patches on the side of a square grid; a few prefix tokens do not change it."""
+    return math.isqrt(table.shape[1])
+
+
+def _grid(held: Mapping[str, Tensor]) -> str:
+    side = _side(held["pos_embed"]) if "pos_embed" in held else 0
+    return f"{side * side} patches ({side} x {side})"
 
 
 def _load_strict(module: nn.Module, state: Mapping[str, Tensor], what: str) -> None:

@@ -40,8 +40,9 @@ def export(
     """Write a student for other programs.
 
     Args:
-        init: Folder of a pre-training run, or a checkpoint.
-        out: File to write: .safetensors or .pth; .onnx; .pt2.
+        init: Folder of a run, or a checkpoint.
+        out: File to write: .safetensors or .pth; .onnx; .pt2; without a suffix and with timm a
+            folder, for ``timm.create_model("local-dir:...")``.
         form: timm, official MAE or DMAE, potstill, ONNX, or torch.export.
         encoder: Architecture of a checkpoint that does not say it.
     """

@@ -34,10 +34,12 @@ class Encoder:
         name: Name of any timm ViT, DeiT or Eva-type model; where neither it nor what is loaded
             says more, vit_small_patch16_224.
         image_size: Side of the images in pixels.
+        height: Height of images that are not square; ``image_size`` is their width.
         patch_size: Side of a patch in pixels.
         width: Channels of a token.
         depth: Number of blocks.
         heads: Attention heads.
+        channels: Channels of the images: 1 is grey, 4 has opacity.
         pool: Tokens that the classifier reads.
         mean: Mean per channel of its images in [0, 1].
         std: Standard deviation per channel of its images.
@@ -45,10 +47,12 @@ class Encoder:
 
     name: str = ""
     image_size: int = 0
+    height: int = 0
     patch_size: int = 0
     width: int = 0
     depth: int = 0
     heads: int = 0
+    channels: int = 0
     pool: Literal["", "token", "avg"] = ""
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
@@ -59,18 +63,24 @@ class Encoder:
                 f"Encoder: mean and std must be one number per channel, std positive, got "
                 f"{self.mean} and {self.std}"
             )
-        for name in ("image_size", "patch_size", "width", "depth", "heads"):
+        sizes = ("image_size", "height", "patch_size", "width", "depth", "heads", "channels")
+        for name in sizes:
             if getattr(self, name) < 0:
                 raise ConfigError(f"Encoder: {name} must be at least 0, got {getattr(self, name)}")
+        if self.height and not self.image_size:
+            raise ConfigError(
+                f"Encoder: height needs image_size, the width, got {self.height} only"
+            )
 
-    def options(self) -> dict[str, int | str]:
+    def options(self) -> dict[str, int | str | tuple[int, int]]:
         """Arguments of ``timm.create_model``, without what is left to the name."""
-        timm_names = {
-            "img_size": self.image_size,
+        timm_names: dict[str, int | str | tuple[int, int]] = {
+            "img_size": (self.height, self.image_size) if self.height else self.image_size,
             "patch_size": self.patch_size,
             "embed_dim": self.width,
             "depth": self.depth,
             "num_heads": self.heads,
+            "in_chans": self.channels,
             "global_pool": self.pool,
         }
         return {name: value for name, value in timm_names.items() if value}
@@ -106,7 +116,7 @@ class Teacher:
             a run, or a checkpoint file; empty for plain masked autoencoding.
         encoder: Architecture of a checkpoint file that does not say it itself.
         bf16: Run the teacher in bfloat16.
-        prune: Free the blocks behind the last tap.
+        prune: Free the blocks behind the last tap; in `finetune` all of them are needed.
     """
 
     source: str = ""
@@ -124,7 +134,8 @@ class Align:
         pairs: Block indices ``student:teacher`` instead of shares.
         weight: Weight of each term.
         distance: Distance of student and teacher features.
-        norm: Normalisation of both before they are compared.
+        norm: Normalisation of both before they are compared; ``l2`` is the published one, whose
+            term is a tenth of the loss.
         projector: Map from the student's width to the teacher's.
     """
 
@@ -132,7 +143,7 @@ class Align:
     pairs: tuple[str, ...] = ()
     weight: float = 1.0
     distance: Literal["l1", "smooth_l1", "mse", "cosine"] = "l1"
-    norm: Literal["l2", "l2_sqrt_dim", "layernorm", "none"] = "l2"
+    norm: Literal["l2", "l2_sqrt_dim", "layernorm", "none"] = "l2_sqrt_dim"
     projector: Literal["linear", "mlp", "none"] = "linear"
 
     def __post_init__(self) -> None:
@@ -176,12 +187,15 @@ class Data:
         train: Training images. Pre-training needs no classes, and any tree of images will do.
             Relative paths that do not exist are looked up below the data root.
         test: Images that are held out, in class folders.
+        validation: Images in class folders that choose the best weights of `finetune`, judged after
+            each epoch; without them the last weights stay.
         resident: Keep all images in memory as they are and only shift and flip them: for small
             images of one size, where decoding would cost more than a step.
     """
 
     train: str = ""
     test: str = ""
+    validation: str = ""
     resident: bool = False
 
 
@@ -192,6 +206,8 @@ class Pretrain:
     Attributes:
         out: Folder of the run; a run that is there is continued.
         student: The student.
+        init: Weights that the student begins with: a timm model, the folder of a run or a
+            checkpoint; it keeps its learned positions. Empty for fresh weights, fixed positions.
         decoder: Its decoder.
         teacher: The teacher.
         align: Alignment of features.
@@ -206,6 +222,7 @@ class Pretrain:
     out: Path
     _: KW_ONLY
     student: Encoder = Encoder()
+    init: Annotated[str, Parameter(alias="--student.init")] = ""
     decoder: Decoder = Decoder()
     teacher: Teacher = Teacher()
     align: Align = Align()
@@ -226,6 +243,10 @@ class Finetune:
         out: Folder of the run; a run that is there is continued.
         init: Folder of a pre-training run or a checkpoint; empty for scratch.
         encoder: Architecture, when ``init`` does not say it.
+        teacher: A classifier of the same classes whose logits are learned too, e.g. the folder of
+            an earlier `finetune` of a larger model.
+        kd: Weight of the teacher's logits; the labels have the rest.
+        temperature: Temperature of the teacher's logits.
         data: Images in class folders.
         pool: Mean of the patch tokens, or the class token.
         drop_path: Rate of stochastic depth at the last block.
@@ -244,6 +265,9 @@ class Finetune:
     _: KW_ONLY
     init: str = ""
     encoder: Encoder = Encoder()
+    teacher: Teacher = Teacher()
+    kd: float = 0.5
+    temperature: float = 2.0
     data: Data = Data()
     pool: Literal["avg", "token"] = "avg"
     drop_path: float = 0.15
@@ -257,6 +281,13 @@ class Finetune:
     )
     lr_per_256: float = 5e-4
     layer_decay: float = 0.75
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.kd <= 1 and self.temperature > 0):
+            raise ConfigError(
+                f"Finetune: kd must be in [0, 1] and temperature positive, got {self.kd} and "
+                f"{self.temperature}"
+            )
 
 
 @dataclass(frozen=True)

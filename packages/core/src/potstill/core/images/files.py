@@ -1,4 +1,4 @@
-"""Images in folders and zip files, decoded one at a time, and what models expect of them."""
+"""Images in folders, archives and tables, decoded one at a time, and what models expect of them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from potstill.core.errors import DataError, nearest
-from potstill.core.files import Files
+from potstill.core.errors import ConfigError, DataError, nearest
+from potstill.core.images.containers import SUFFIXES, contained
 from potstill.core.seed import seeded
 from potstill.core.store.data import root
 
@@ -28,31 +28,38 @@ IMAGENET: Statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CIFAR10: Statistics = ((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.262))
 
 _log = logging.getLogger(__name__)
-_SUFFIXES = (
-    ".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif",
-)  # fmt: skip
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # of PIL, by channels
 
 
 class ImageSet:
-    """The images below a folder, or in a zip file, sorted by path.
+    """The images below a folder, in an archive, a table or a list.
 
     With ``labels`` the first folder below ``source`` is the class of an image, as in torchvision's
-    ``ImageFolder``; without, any tree of images will do. Hidden files are no images. An image that
-    cannot be read is replaced by the next readable one; ``corrupt`` counts them (per process) and
-    each is logged once; files of other kinds are counted in the log. 16-bit grey becomes 8-bit. A
-    set can be pickled, so that worker processes can read it.
+    ``ImageFolder``; without, any tree of images will do. Tar files are read as webdataset writes
+    them, ``a.cls`` beside ``a.jpg``; tables have a column of images and one of classes; a list has
+    a path in each line, and a class after a tab (``.csv``: a comma).
+
+    Hidden files are no images. An image that cannot be read is replaced by the next readable one;
+    ``corrupt`` counts them (per process) and each is logged once; files of other kinds are counted
+    in the log. 16-bit grey becomes 8-bit. A set can be pickled, so that worker processes can read
+    it.
 
     Args:
         source: A folder, or a ``.zip`` file, optionally with a folder inside:
-            ``cifar10_10k.zip/cifar10/train``; found as `image_path` says.
+            ``cifar10_10k.zip/cifar10/train``; a ``.tar`` or ``.parquet`` file, a folder or a
+            pattern of them (``train-*.tar``); what ``save_to_disk`` of Hugging Face ``datasets``
+            wrote (tables need the extra ``potstill-core[tables]``); or a list, ``.txt``,
+            ``.csv`` or ``.tsv``. Found as `image_path` says.
         labels: Items are ``(image, class index)`` instead of images.
-        transform: Applied to the image, a PIL image in RGB.
+        transform: Applied to the image, a PIL image in RGB, or as ``channels`` says.
         classes: Names of the classes in their order, for a set that is judged by a model of another
             one; the folders that are there, sorted, by default.
+        channels: 1 for grey images, 3 for RGB, 4 for RGB and opacity.
 
     Raises:
         DataError: Nothing there, no image in it, no class folders although ``labels``, or folders
             that are none of ``classes``.
+        ConfigError: Another number of channels.
 
     Example:
         >>> import tempfile
@@ -70,19 +77,21 @@ class ImageSet:
         labels: bool = False,
         transform: Callable[[Any], Any] | None = None,
         classes: Sequence[str] | None = None,
+        channels: int = 3,
     ) -> None:
-        self.transform, self.labels = transform, labels
-        self.files = Files(image_path(source))
-        self.names = [name for name in self.files if name.lower().endswith(_SUFFIXES)]
-        if others := len(self.files) - len(self.names):
-            _log.info("ImageSet: %d files of %s are not images", others, source)
+        if channels not in _MODES:
+            raise ConfigError(f"ImageSet: channels must be 1, 3 or 4, got {channels}")
+        self.transform, self.labels, self.channels = transform, labels, channels
+        self.source, self.held = str(source), contained(image_path(source))
+        self.names, folders = self.held.names, self.held.folders
+        if self.held.others:
+            _log.info("ImageSet: %d files of %s are not images", self.held.others, source)
         if not self.names:
             raise DataError(
-                f"ImageSet: {source} must hold images ({', '.join(_SUFFIXES)}), got none; "
+                f"ImageSet: {source} must hold images ({', '.join(SUFFIXES)}), got none; "
                 "name the folder above them"
             )
-        folders = [name.partition("/")[0] if "/" in name else "" for name in self.names]
-        found = sorted(set(folders))
+        found = list(self.held.classes) or sorted(set(folders))
         if labels and (len(found) < (1 if classes else 2) or "" in found):
             raise DataError(
                 f"ImageSet: {source} must hold one folder per class when labels are wanted, got "
@@ -116,7 +125,7 @@ class ImageSet:
                 return (image, self.targets[at]) if self.labels else image
         first = next(iter(self.broken), "")
         raise DataError(
-            f"ImageSet: none of the {len(self)} images of {self.files.source} can be read; "
+            f"ImageSet: none of the {len(self)} images of {self.source} can be read; "
             f"{first}: {self.broken.get(first)}"
         )
 
@@ -127,15 +136,15 @@ class ImageSet:
         if name in self.broken:
             return None
         try:
-            return _rgb(Image.open(io.BytesIO(self.files.read(name))))
+            return _converted(Image.open(io.BytesIO(self.held.read(index))), _MODES[self.channels])
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             self.broken[name] = str(error)
             _log.warning("ImageSet: %s cannot be read and is skipped: %s", name, error)
             return None
 
 
-def _rgb(image: Any) -> Any:
-    """A PIL image in RGB; PIL itself would cut 16-bit grey at 255, to white.
+def _converted(image: Any, mode: str) -> Any:
+    """A PIL image in RGB or another mode; PIL itself would cut 16-bit grey at 255, to white.
 
     Raises:
         ValueError: Values of 32 bits that are not those of 16: their range is not known.
@@ -143,14 +152,14 @@ def _rgb(image: Any) -> Any:
     from PIL import Image
 
     if image.mode != "F" and not image.mode.startswith("I"):
-        return image.convert("RGB")
+        return image.convert(mode)
     values = np.asarray(image)
     if image.mode == "F" or values.min() < 0 or values.max() > 65_535:
         raise ValueError(
             f"{image.mode} values from {values.min()} to {values.max()} have no known range; "
             "convert the file to 8 or 16 bits"
         )
-    return Image.fromarray((values / 257).round().astype(np.uint8)).convert("RGB")
+    return Image.fromarray((values / 257).round().astype(np.uint8)).convert(mode)
 
 
 def image_path(source: str | os.PathLike[str]) -> Path:

@@ -242,8 +242,9 @@ def load_images(
 
 
 def _bytes(images: list[Any]) -> Tensor:
-    """PIL images of one size as [N 3 H W]."""
+    """PIL images of one size as [N C H W]."""
     arrays = np.stack([np.asarray(image) for image in images])
+    arrays = arrays[..., None] if arrays.ndim == 3 else arrays  # grey
     return torch.from_numpy(arrays).permute(0, 3, 1, 2).contiguous()
 
 

@@ -17,6 +17,7 @@ from potstill.mae.analysis.cka import block_similarity
 from potstill.mae.checkpoints import load_weights
 from potstill.mae.config import Pretrain
 from potstill.mae.models.encoder import block_tokens
+from potstill.mae.models.students import channels_of
 from potstill.mae.training.distiller import MaskedToMasked
 from potstill.mae.training.jobs import make_distiller
 from potstill.mae.training.reconstruction import denormalized, draw_reconstructions, sample
@@ -50,6 +51,7 @@ def inspect_run(run: Path, images: str, count: int, tokens: int) -> Iterator[Pat
     trained, _ = make_distiller(config)
     load_weights(trained, run / "weights.safetensors")
     student, vit = trained.student, trained.student.encoder.vit
+    source.channels = channels_of(vit)
     grid = student.encoder.grid
     if student.decoder is not None:
         yield draw_reconstructions(

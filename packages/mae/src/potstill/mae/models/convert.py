@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from potstill.core import ConfigError, to_exported, to_onnx
-from potstill.mae.checkpoints import read_weights, write_weights
+from potstill.mae.checkpoints import read_weights, write_folder, write_weights
 from potstill.mae.config import Encoder
 from potstill.mae.models.students import given, load_model
 
@@ -19,8 +19,14 @@ __all__ = ["convert"]
 def convert(init: str, out: Path, form: Any, encoder: Encoder) -> str:
     """Write the student of ``init`` in ``form``; says in words what was done."""
     if form in ("onnx", "pt2"):
-        return _export_program(load_model(init, given(encoder)).model, out, form)
-    whole = Path(init) / "weights.safetensors" if Path(init).is_dir() else Path(init)
+        head = (Path(init) / "classifier").is_dir()
+        return _export_program(load_model(init, given(encoder), head=head).model, out, form)
+    if form == "timm" and not out.suffix:
+        write_folder(load_model(init, given(encoder), head=True).model, out)
+        return f'wrote {out}/ for timm.create_model("local-dir:{out}", pretrained=True)'
+    names = ("weights.safetensors", "classifier.safetensors")
+    held = [Path(init) / name for name in names if (Path(init) / name).is_file()]
+    whole = held[0] if held else Path(init)
     weights = read_weights(whole)
     if form in ("mae", "dmae") and not weights.decoder:
         raise ConfigError(f"export: form {form} needs a decoder, but {init} has none; use timm")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
+from timm.layers import HybridEmbed
+from timm.models.beit import Beit
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -42,38 +45,65 @@ def visible(vit: nn.Module, keep: Tensor | None) -> Iterator[None]:
     """Let ``vit`` see only the patches ``keep`` inside the block, whichever method is called.
 
     timm drops patches in one place, after the position embedding; this puts the given indices
-    there, so that blocks, prefix tokens and rotary tables are handled by timm's own code. The
-    model is as before when the block is left.
+    there, so that blocks, prefix tokens and rotary tables are handled by timm's own code. Biases of
+    relative positions (BEiT) are gathered too. The model is as before when the block is left.
 
     Args:
-        vit: A timm ``VisionTransformer`` or ``Eva``.
+        vit: A timm ``VisionTransformer``, ``Eva`` or ``Beit``.
         keep: Indices of visible patches, int64 [B K]; None leaves the model alone.
     """
     if keep is None:
         yield
         return
     model: Any = vit
-    own = model.patch_drop
-    model.patch_drop = _Keep(keep, model.num_prefix_tokens, isinstance(vit, Eva))
+    chosen = _Keep(keep, model.num_prefix_tokens, isinstance(vit, Eva))
+    with ExitStack() as stack:
+        if isinstance(vit, Beit):
+            stack.enter_context(_replaced(model, "pos_drop", nn.Sequential(model.pos_drop, chosen)))
+            prefix = torch.arange(model.num_prefix_tokens, device=keep.device).expand(len(keep), -1)
+            tokens = torch.cat((prefix, keep + model.num_prefix_tokens), dim=1)
+            for module in model.modules():
+                if getattr(module, "relative_position_bias_table", None) is not None:
+                    method = "_get_rel_pos_bias" if hasattr(module, "qkv") else "forward"
+                    bias = partial(_gathered, getattr(module, method), tokens)
+                    stack.enter_context(_replaced(module, method, bias))
+        else:
+            stack.enter_context(_replaced(model, "patch_drop", chosen))
+        yield
+
+
+@contextmanager
+def _replaced(module: nn.Module, name: str, value: Any) -> Iterator[None]:
+    """An attribute that is another one for a while; a method is that of the class again."""
+    there, own = name in module._modules or name in vars(module), getattr(module, name)
+    setattr(module, name, value)
     try:
         yield
     finally:
-        model.patch_drop = own
+        setattr(module, name, own) if there else delattr(module, name)
+
+
+def _gathered(bias: Callable[[], Tensor], tokens: Tensor) -> Tensor:
+    """Biases [heads N N] or [1 heads N N] of some tokens [B n] of each image: [B heads n n]."""
+    table = bias()
+    table = table[0] if table.ndim == 4 else table
+    return table[:, tokens[:, :, None], tokens[:, None, :]].transpose(0, 1)
 
 
 class MaskedViT(nn.Module):
-    """A timm ViT, DeiT or Eva-type model that computes its tokens for visible patches only.
+    """A timm ViT, DeiT, BEiT or Eva-type model that computes its tokens for visible patches only.
 
     Class, distillation and register tokens are always there. Rotary tables are gathered by the
     same indices as the patches. The model itself is not changed: ``masked.vit`` stays a plain
     timm model.
 
     Args:
-        vit: A timm ``VisionTransformer`` (also distilled DeiT, also with registers) or ``Eva``
-            (EVA-02, DINOv3, rotary ViTs).
+        vit: A timm ``VisionTransformer`` (also distilled DeiT, also with registers), ``Eva``
+            (EVA-02, DINOv3, rotary ViTs) or ``Beit``.
 
     Raises:
-        UnsupportedModelError: The model is of another family.
+        UnsupportedModelError: The model is of another family, or mixes patches before it embeds
+            them.
         ConfigError: The model drops patches by itself, or its size is not whole patches.
 
     Example:
@@ -87,13 +117,19 @@ class MaskedViT(nn.Module):
 
     def __init__(self, vit: nn.Module) -> None:
         super().__init__()
-        if not isinstance(vit, VisionTransformer | Eva):
+        if not isinstance(vit, VisionTransformer | Eva | Beit):
             raise UnsupportedModelError(
                 "MaskedViT: vit must be of a family with patch tokens of one size (timm "
                 "VisionTransformer: vit_*, deit_*, deit3_*, dinov2; Eva: eva02_*, vit_*_rope_*, "
-                f"vit_*_dinov3), got {type(vit).__name__}; choose such a model"
+                f"vit_*_dinov3; Beit: beit*), got {type(vit).__name__}; choose such a model"
             )
-        if getattr(vit.patch_drop, "prob", 0.0) > 0:
+        if isinstance(vit.patch_embed, HybridEmbed):
+            raise UnsupportedModelError(
+                "MaskedViT: vit must cut images into patches, got a hybrid whose patches come from "
+                f"a {type(vit.patch_embed.backbone).__name__}: there they have already seen their "
+                "neighbours, so that none is hidden; choose a model without such a stem"
+            )
+        if getattr(getattr(vit, "patch_drop", None), "prob", 0.0) > 0:
             raise ConfigError(
                 f"MaskedViT: vit must be made with patch_drop_rate=0, got {vit.patch_drop.prob}; "
                 "the masking says which patches are dropped"
@@ -193,6 +229,12 @@ class MaskedViT(nn.Module):
             raise ConfigError(f"MaskedViT.prune: last must be in [0, {self.depth}), got {last}")
         self.vit.prune_intermediate_layers([last], prune_norm=True)
         self._norm_after_pooling = False
+        return self
+
+    def with_grid(self, grid: tuple[int, int]) -> MaskedViT:
+        """Take images of so many patches; positions are interpolated by timm. Returns self."""
+        size = [count * side for count, side in zip(grid, self.patch_size, strict=True)]
+        self.vit.set_input_size(img_size=size)
         return self
 
     def fix_positions(self) -> MaskedViT:

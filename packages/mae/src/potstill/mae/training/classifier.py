@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -16,27 +16,36 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from potstill.core import ConfigError, Distiller, Losses, Objective, accuracy, common_draws
+from potstill.core.criteria import kd as soft_targets
 
 __all__ = ["Classification", "adamw", "layer_decayed", "prepare_classifier", "top1"]
 
 
 class Classification(Distiller):
-    """Ordinary supervised training, with mixup and cutmix if wanted.
+    """Ordinary supervised training, with mixup and cutmix, and the logits of a teacher, if wanted.
+
+    ``L = (1 - kd) * cross_entropy + kd * KL``; the teacher sees the images as they were mixed.
 
     Args:
         student: A classifier.
+        teacher: A classifier of the same classes: images of the student [B C H W] to logits.
+        kd: Weight of the teacher's logits, in [0, 1].
+        temperature: Temperature of both sides' logits.
         mixup: Strength of mixup, 0 for none.
         cutmix: Strength of cutmix, 0 for none.
         smoothing: Label smoothing.
 
     Raises:
-        ConfigError: Mixing without knowing the number of classes.
+        ConfigError: Mixing without knowing the number of classes; a teacher of another number.
     """
 
     def __init__(
         self,
         student: nn.Module,
+        teacher: nn.Module | None = None,
         *,
+        kd: float = 0.5,
+        temperature: float = 2.0,
         mixup: float = 0.0,
         cutmix: float = 0.0,
         smoothing: float = 0.1,
@@ -53,7 +62,12 @@ class Classification(Distiller):
             # timm draws from numpy's global stream, which `fit` sets before each step.
             mix = Mixup(mixup, cutmix, label_smoothing=smoothing, num_classes=classes)
             criterion = SoftTargetCrossEntropy()
-        super().__init__(student, Objective(task=(1.0, criterion)))
+        if teacher is None:
+            terms: dict[str, Any] = {"task": (1.0, criterion)}
+        else:
+            require_classes(teacher, getattr(student, "num_classes", 0))
+            terms = {"task": (1 - kd, criterion), "kd": (kd, partial(soft_targets, T=temperature))}
+        super().__init__(student, Objective(terms), teacher)
         self.mix = mix
 
     def forward(self, batch: Any, step: int) -> Losses:
@@ -61,7 +75,31 @@ class Classification(Distiller):
         images, labels = batch
         if self.mix is not None:
             images, labels = self.mix(images.clone(), labels)
-        return self.objective(step, task=(self.student(images), labels))
+        logits = self.student(images)
+        if self.teacher is None:
+            return self.objective(step, task=(logits, labels))
+        return self.objective(step, task=(logits, labels), kd=(logits, self.teacher(images)))
+
+
+def require_classes(model: nn.Module, classes: int | Sequence[str], whose: str = "teacher") -> None:
+    """Compare a head with the classes of the images, as far as the head says its own.
+
+    Raises:
+        ConfigError: Another number of classes, or others by name.
+    """
+    inner: Any = getattr(model, "model", model)
+    count = classes if isinstance(classes, int) else len(classes)
+    if (own := getattr(inner, "num_classes", count)) != count:
+        raise ConfigError(
+            f"finetune: {whose} must have a head of {count} classes like the images, got {own}; "
+            "fine-tune it on these folders first"
+        )
+    names = (getattr(inner, "pretrained_cfg", None) or {}).get("label_names")
+    if names and not isinstance(classes, int) and list(names) != list(classes):
+        raise ConfigError(
+            f"finetune: {whose} must know the classes of the images in their order, "
+            f"{', '.join(classes[:5])}, got {', '.join(names[:5])}"
+        )
 
 
 def prepare_classifier(

@@ -41,7 +41,8 @@ class FeatureDistance:
     ``L = mean d(norm(h_s), norm(h_t))``, the mean over all elements (``cosine``: over tokens).
     With ``l2`` each token has unit length, so that its elements are about ``1 / sqrt(D)`` and the
     term is small; ``l2_sqrt_dim`` multiplies both sides by ``sqrt(D)``, which makes the term
-    independent of the width. ``layernorm`` is per token, without affine parameters.
+    independent of the width: our measurements have it, so it is the default. ``layernorm`` is per
+    token, without affine parameters.
 
     Source: Bai et al., Masked Autoencoders Enable Efficient Knowledge Distillers, CVPR 2023,
     section 3; ``l1`` with ``l2`` norm is the form of the public code.
@@ -59,7 +60,7 @@ class FeatureDistance:
         tensor(1.)
     """
 
-    def __init__(self, kind: Distance = "l1", norm: FeatureNorm = "l2") -> None:
+    def __init__(self, kind: Distance = "l1", norm: FeatureNorm = "l2_sqrt_dim") -> None:
         for name, value, known in (("kind", kind, Distance), ("norm", norm, FeatureNorm)):
             if value not in get_args(known):
                 raise ConfigError(
@@ -105,7 +106,7 @@ def alignment(
     Args:
         width_s: Channels of the student's tokens.
         width_t: Channels of the teacher's tokens.
-        distance: How the two are compared; :class:`FeatureDistance` as published by default.
+        distance: How the two are compared; ``FeatureDistance()`` by default.
         projector: ``linear``, ``mlp`` (two layers with GELU, hidden width ``width_t``) or
             ``none``. It trains with the student and is left behind.
 

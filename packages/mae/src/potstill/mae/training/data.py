@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from potstill.core import ConfigError
 from potstill.core.images import ImageSet, ResidentImages, Statistics, keyed
 from potstill.mae.config import Data
-from potstill.mae.models.students import statistics_of
+from potstill.mae.models.students import channels_of, statistics_of
 
 __all__ = [
     "ImageSet", "ResidentImages", "eval_transform", "held_out", "keyed", "require",
@@ -20,12 +20,12 @@ __all__ = [
 
 
 def train_transform(
-    size: int, statistics: Statistics, *, strong: bool = False, erase: float = 0.0
+    size: int | tuple[int, int], statistics: Statistics, *, strong: bool = False, erase: float = 0.0
 ) -> Any:
     """Random resized crop and flip; the light recipe of masked pre-training, or a strong one.
 
     Args:
-        size: Side of the square result in pixels.
+        size: Side of the square result in pixels, or height and width.
         statistics: Mean and standard deviation per channel.
         strong: The recipe of fine-tuning: crops from 8 %, RandAugment m9 with noise .5, erasing.
         erase: Chance of erasing a rectangle, with ``strong``.
@@ -46,8 +46,8 @@ def train_transform(
     )
 
 
-def eval_transform(size: int, statistics: Statistics, crop: float = 0.875) -> Any:
-    """Resize and centre crop, no randomness."""
+def eval_transform(size: int | tuple[int, int], statistics: Statistics, crop: float = 0.875) -> Any:
+    """Resize and centre crop, no randomness; ``size`` as of `train_transform`."""
     mean, std = statistics
     return create_transform(
         size, is_training=False, interpolation="bicubic", crop_pct=crop, mean=mean, std=std
@@ -68,9 +68,10 @@ def held_out(
     Raises:
         DataError: A folder that is none of ``classes``.
     """
-    images = ImageSet(source, labels=True, classes=classes)
-    size = vit.patch_embed.img_size[0]
-    images.transform = eval_transform(size, statistics_of(vit), 1.0 if size <= 64 else 0.875)
+    images = ImageSet(source, labels=True, classes=classes, channels=channels_of(vit))
+    size = tuple(vit.patch_embed.img_size)
+    crop = 1.0 if max(size) <= 64 else 0.875
+    images.transform = eval_transform(size, statistics_of(vit), crop)
     return DataLoader(images, batch)  # type: ignore[arg-type]  # any sequence will do
 
 

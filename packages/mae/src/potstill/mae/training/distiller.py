@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from potstill.core import ConfigError, Distiller, Losses, Objective, Weight
 from potstill.core.adapters import Renormalized
@@ -20,7 +21,7 @@ from potstill.mae.models.patches import patchify
 from potstill.mae.training.criteria import FeatureDistance, PixelLoss, Projector, alignment
 from potstill.mae.training.layers import Layers, layer_map
 
-__all__ = ["MaskedToMasked"]
+__all__ = ["MaskedToMasked", "Resized"]
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +39,10 @@ class MaskedToMasked(Distiller):
     Args:
         student: Encoder and optional decoder.
         teacher: A timm vision transformer on the same patch grid, or a `MaskedViT` (which may be
-            pruned behind its last tap, or run in bfloat16); None without alignment.
+            pruned behind its last tap, or run in bfloat16); None without alignment. Where its
+            patches are of another size, images are resized for it: a teacher of patch 14 sees
+            196 pixels where a student of patch 16 sees 224. `MaskedViT.with_grid` gives it the
+            student's grid.
         masking: Masking of both models; 75 % at random by default.
         layers: Aligned blocks, as `layer_map` reads them; 3/4 of both depths by default.
         alpha: Weight of each alignment term; a number or a function of the step.
@@ -87,7 +91,8 @@ class MaskedToMasked(Distiller):
         self.masking = _checked(masking or RandomMasking(), student)
         self.pairs = pairs
         self.skipped = _skipped(student.encoder, teacher)
-        self.teacher_input = Renormalized(nn.Identity(), *(statistics or (None, None)))
+        resized = nn.Identity() if teacher is None else Resized(teacher.image_size)
+        self.teacher_input = Renormalized(resized, *(statistics or (None, None)))
         _freeze_unreached(student, pairs)
 
     def forward(self, batch: Any, step: int) -> Losses:
@@ -121,6 +126,20 @@ class MaskedToMasked(Distiller):
         return self.student.export_student()
 
 
+class Resized(nn.Module):
+    """Images of the teacher's size, for patches of its own on the same grid, and of its dtype."""
+
+    def __init__(self, size: tuple[int, int], dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.size, self.dtype = size, dtype
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [B C H W] of that size."""
+        if images.shape[-2:] != self.size:
+            images = F.interpolate(images, self.size, mode="bicubic", antialias=True)
+        return images if self.dtype == torch.float32 else images.to(self.dtype)
+
+
 def _pairs(
     student: MaskedViT, teacher: MaskedViT | None, layers: Layers
 ) -> dict[str, tuple[int, int]]:
@@ -131,13 +150,12 @@ def _pairs(
         raise ConfigError(
             f"MaskedToMasked: teacher must have the student's patch grid {student.grid}, got "
             f"{teacher.grid} (patch {teacher.patch_size}, image {teacher.image_size}); both see "
-            "the same patches"
+            f"the same patches: MaskedViT(teacher).with_grid({student.grid})"
         )
-    if student.image_size != teacher.image_size or student.in_chans != teacher.in_chans:
+    if student.in_chans != teacher.in_chans:
         raise ConfigError(
-            f"MaskedToMasked: teacher must take images of {student.in_chans} channels and size "
-            f"{student.image_size} like the student, got {teacher.in_chans} and "
-            f"{teacher.image_size}"
+            f"MaskedToMasked: teacher must take images of {student.in_chans} channels like the "
+            f"student, got {teacher.in_chans}; give create_model in_chans={student.in_chans}"
         )
     pairs = layer_map(layers, student.depth, teacher.depth)
     uses = Counter(s for s, _ in pairs)

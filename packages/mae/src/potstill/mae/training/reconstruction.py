@@ -20,16 +20,17 @@ __all__ = ["denormalized", "draw_reconstructions", "sample"]
 
 def sample(source: ImageSet, vit: Any, count: int) -> Tensor:
     """Images as ``vit`` wants them, evenly spread over ``source``: [count 3 H W]."""
-    transform = eval_transform(vit.patch_embed.img_size[0], statistics_of(vit), 1.0)
+    transform = eval_transform(tuple(vit.patch_embed.img_size), statistics_of(vit), 1.0)
     chosen = torch.linspace(0, len(source) - 1, min(count, len(source))).long().tolist()
     items = [source[index] for index in chosen]
     return torch.stack([transform(i[0] if isinstance(i, tuple) else i) for i in items])
 
 
 def denormalized(images: Tensor, vit: Any) -> Tensor:
-    """Back to values in [0, 1]."""
+    """Back to values in [0, 1], as colours: [B 3 H W]."""
     mean, std = (torch.tensor(v).view(1, -1, 1, 1).to(images) for v in statistics_of(vit))
-    return (images * std + mean).clamp(0, 1)
+    values = (images * std + mean).clamp(0, 1)
+    return values.expand(-1, 3, -1, -1) if values.shape[1] == 1 else values[:, :3]
 
 
 def draw_reconstructions(
