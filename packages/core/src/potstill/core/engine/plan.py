@@ -12,6 +12,7 @@ from typing import Literal
 from torch.optim import Optimizer
 
 from potstill.core.errors import ConfigError
+from potstill.core.vocabulary.mean import Mean
 from potstill.core.vocabulary.objective import Objective
 from potstill.core.vocabulary.schedule import Schedule
 
@@ -138,7 +139,7 @@ class Validation:
             (the area under a curve) is scored whole.
     """
 
-    score: Callable[..., float | Mapping[str, float]]
+    score: Callable[..., float | Mean | Mapping[str, float | Mean]]
     every: int
     patience: int | None = None
     mode: Literal["max", "min"] = "max"
