@@ -5,11 +5,11 @@ import warnings
 import pytest
 import timm
 import torch
-from timm.layers import SwiGLU
+from timm.layers import GluMlp, SwiGLU, SwiGLUPacked
 from torch import nn
 
-from potstill.acm import acmize, acms, deacmize, set_mode, specs
-from potstill.acm.layers.splitting import importance, split_linear
+from potstill.acm import acmize, acms, deacmize, run, set_mode, specs
+from potstill.acm.layers.splitting import Units, importance, split_linear
 from potstill.acm.layers.surgery import ModuleSpec, install, sources
 from potstill.core.errors import BackendError, ConfigError
 
@@ -40,7 +40,9 @@ def test_the_first_learners_hold_the_most_important_units(vit):
     acm = acmize(vit).blocks[0].mlp
     norms = acm.up.norm(dim=1) * acm.down.norm(dim=1)
     assert bool((norms[:-1] >= norms[1:]).all())
-    torch.testing.assert_close(norms, importance(mlp.fc1, mlp.fc2).sort(descending=True).values)
+    torch.testing.assert_close(
+        norms, importance(Units.of(mlp), mlp.fc2).sort(descending=True).values
+    )
 
 
 @torch.no_grad()
@@ -110,13 +112,21 @@ def test_layers_factor_and_remainder(vit):
         ("deit3_small_patch16_224", {"embed_dim": 48, "depth": 2, "num_heads": 3}, 2),
         ("vit_base_patch16_clip_quickgelu_224", {"embed_dim": 48, "depth": 2, "num_heads": 3}, 2),
         ("beit_base_patch16_224", {"embed_dim": 48, "depth": 2, "num_heads": 3}, 2),
-        ("eva02_tiny_patch14_224", {}, 0),
+        ("eva02_tiny_patch14_224", {"embed_dim": 48, "depth": 2, "num_heads": 3}, 2),  # GluMlp
+        (
+            "vit_giant_patch14_dinov2",
+            {"img_size": 56, "embed_dim": 48, "depth": 2, "num_heads": 3},
+            2,
+        ),  # SwiGLUPacked
+        ("eva02_base_patch14_224", {"embed_dim": 48, "depth": 1, "num_heads": 3}, 0),
     ],
 )
 def test_families_of_timm(name, options, modules):
     model = timm.create_model(name, num_classes=3, **options).eval()
     if modules == 0:
-        with pytest.raises(ConfigError, match="must be a plain timm Mlp .* got GluMlp"):
+        with pytest.raises(
+            ConfigError, match="must be a plain timm Mlp, SwiGLU .* got SwiGLU with a LayerNorm"
+        ):
             acmize(model)
         return
     with torch.no_grad():
@@ -124,8 +134,28 @@ def test_families_of_timm(name, options, modules):
             parameter.add_(0.02 * torch.randn_like(parameter))
         adaptive = acmize(model).eval()
         assert len(acms(adaptive)) == modules
-        x = torch.randn(1, 3, 224, 224)
+        x = torch.randn(1, 3, *((56, 56) if "dinov2" in name else (224, 224)))
         torch.testing.assert_close(adaptive(x), model(x), atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mlp", [SwiGLU(8, 24), GluMlp(8, 48), SwiGLUPacked(8, 48, bias=False)])
+def test_gated_learners_are_the_dense_module_cut_into_pieces(mlp):
+    for parameter in mlp.parameters():
+        parameter.add_(torch.randn_like(parameter))
+    adaptive = acmize(nn.Sequential(mlp), predicate=lambda name, _: name == "0").eval()
+    acm, x = adaptive[0], torch.randn(3, 7, 8)
+    torch.testing.assert_close(set_mode(acm, 4)(x), mlp.eval()(x), **TIGHT)
+    torch.testing.assert_close(deacmize(adaptive, 2)(x), set_mode(adaptive, 2)(x), **TIGHT)
+    choices = torch.randint(0, 5, (21,))
+    parts = acm.prefixes(x).flatten(1, 2)
+    expected = torch.stack([parts[k, t] for t, k in enumerate(choices.tolist())])
+    for backend in ("torch", "sorted_prefix", "gathered", "grouped_mm"):
+        found = run(x.flatten(0, 1), choices, acm.learners, backend)
+        torch.testing.assert_close(found, expected, **TIGHT)
+    again = specs(adaptive)["0"].build()
+    again.load_state_dict(acm.state_dict())
+    assert (again.costs, again.costs[-1]) == (acm.costs, 24 * 3 * 8)
 
 
 def test_any_token_wise_map_by_predicate():
@@ -133,7 +163,7 @@ def test_any_token_wise_map_by_predicate():
     adaptive = acmize(net, learners=2, predicate=lambda name, module: name in ("1", "2"))
     found = acms(adaptive)
     assert list(found) == ["1", "2"]
-    assert (found["1"].inputs, found["1"].outputs, found["1"].least) == (8, 8, 1)
+    assert (found["1"].inputs, found["1"].outputs, found["1"].least) == (8, 8, 0)
     assert found["1"].costs[-1] == sum(
         m.weight.numel() for m in net[1].modules() if isinstance(m, nn.Linear)
     )
@@ -196,7 +226,10 @@ def test_models_that_are_not_transformers():
 
 def test_blocks_that_cannot_be_split(vit):
     vit.blocks[1].mlp.norm = nn.LayerNorm(96)
-    with pytest.raises(ConfigError, match=r"'blocks.1.mlp' must be a plain timm Mlp .*layers="):
+    with pytest.raises(
+        ConfigError,
+        match=r"plain timm Mlp, .*got Mlp with a LayerNorm .*layers=",
+    ):
         acmize(vit)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -39,7 +39,12 @@ def _has_grouped_mm() -> None:
 BACKENDS: Backends[Callable[[Tensor, Tensor, Learners], Tensor]] = Backends(
     "acm",
     Backend(
-        "triton", "one fused Triton kernel", _triton, ("cuda",), ("triton",), lacks=("float64",)
+        "triton",
+        "one fused Triton kernel",
+        _triton,
+        ("cuda",),
+        ("triton",),
+        lacks=("float64", "gated"),
     ),
     Backend("sorted_prefix", "dense products over tokens sorted by choice", sorted_prefix),
     Backend("grouped_mm", "grouped products, no waiting", grouped_mm, check=_has_grouped_mm),
@@ -48,7 +53,7 @@ BACKENDS: Backends[Callable[[Tensor, Tensor, Learners], Tensor]] = Backends(
 )
 """All backends by name."""
 
-_WEIGHTS = ("up", "bias", "down", "shift")
+_WEIGHTS = ("up", "bias", "down", "shift", "lift", "offset")
 
 
 def run(x: Tensor, choices: Tensor, learners: Learners, backend: str = "auto") -> Tensor:
@@ -60,7 +65,7 @@ def run(x: Tensor, choices: Tensor, learners: Learners, backend: str = "auto") -
         learners: The learners.
         backend: A key of `BACKENDS`, or ``"auto"``: `gathered` while a graph is captured
             (`torch.compile`, `torch.export`, ONNX), Triton on CUDA where it is installed (not for
-            float64), else `sorted_prefix`.
+            float64 or gated networks), else `sorted_prefix`.
 
     Returns:
         [tokens out]; rows whose choice is 0 are zero.
@@ -79,11 +84,13 @@ def run(x: Tensor, choices: Tensor, learners: Learners, backend: str = "auto") -
         call = BACKENDS["gathered" if backend == "auto" else backend].run
     else:
         needs = ("float64",) if x.dtype == torch.float64 else ()
+        needs += () if learners.lift is None else ("gated",)
         call = BACKENDS.resolve(backend, x.device, needs).run
     kind = x.device.type
     if not torch.is_autocast_enabled(kind):
         return call(x, choices, learners)
     dtype = torch.get_autocast_dtype(kind)  # cast once, not in every small product
-    cast = learners._replace(**{n: getattr(learners, n).to(dtype) for n in _WEIGHTS})
+    held = {name: getattr(learners, name) for name in _WEIGHTS}
+    cast = learners._replace(**{n: t.to(dtype) for n, t in held.items() if t is not None})
     with torch.autocast(kind, enabled=False):
         return call(x.to(dtype), choices, cast)

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from potstill.acm.backends.learners import Learners, activate, on_device
+from potstill.acm.backends.learners import Learners, on_device
 
 __all__ = ["dense_masked", "weighted"]
 
@@ -18,7 +18,7 @@ def weighted(
 
     Costs what the dense module costs, and is differentiable in everything: what training uses.
     """
-    hidden = activate(torch.addmm(learners.bias, x, learners.up.t()), learners.activation)
+    hidden = learners.hidden(x)
     if learners.equal:
         hidden = (hidden.unflatten(1, (learners.total, -1)) * weights[:, :, None]).flatten(1)
     else:

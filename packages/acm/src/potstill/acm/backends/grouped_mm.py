@@ -26,7 +26,8 @@ def grouped_mm(
 
     The offsets stay on the device, so with ``capacity=1`` the host never waits and a CUDA graph
     can hold it; torch's fast path is bfloat16 on compute capability 9.0. Widths that are unequal or
-    no multiple of 8 are padded with units that are always zero.
+    no multiple of 8 are padded with units that are always zero. Gated networks (SwiGLU) are
+    computed by `sorted_prefix`.
 
     Args:
         x: Tokens.
@@ -39,6 +40,8 @@ def grouped_mm(
         ConfigError: ``capacity`` is not in (0, 1].
         ShapeError: Input or output width is not a multiple of 8, which torch's kernel needs.
     """
+    if learners.lift is not None:
+        return sorted_prefix(x, choices, learners)
     if not 0 < capacity <= 1:
         raise ConfigError(f"grouped_mm: capacity must be in (0, 1], got {capacity}; 1 always fits")
     if x.shape[1] % 8 or len(learners.shift) % 8:

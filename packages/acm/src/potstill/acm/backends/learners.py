@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.grad_mode import inference_mode
 
 from potstill.core import ConfigError, nearest
 
@@ -35,6 +36,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor, bool], Tensor]] = {
     "quick_gelu": _quick_gelu,
     "relu": lambda x, inplace: F.relu(x, inplace=inplace),
     "silu": lambda x, inplace: F.silu(x, inplace=inplace),
+    "sigmoid": lambda x, inplace: x.sigmoid_() if inplace else x.sigmoid(),
     "identity": lambda x, inplace: x,
 }
 """Activations of the hidden units by name: functions of (tensor, whether to overwrite it)."""
@@ -69,6 +71,9 @@ class Learners(NamedTuple):
         shift: Bias of the output, [out].
         bounds: First hidden unit of each learner, and the number of all: N + 1 numbers from 0.
         activation: A key of `ACTIVATIONS`.
+        lift: Weights of the factor that multiplies an activated hidden unit, [hidden in], where the
+            network is gated (SwiGLU and its like).
+        offset: Bias of that factor, [hidden].
     """
 
     up: Float[Tensor, "hidden in"]
@@ -77,6 +82,8 @@ class Learners(NamedTuple):
     shift: Float[Tensor, " out"]
     bounds: tuple[int, ...]
     activation: str = "gelu"
+    lift: Float[Tensor, "hidden in"] | None = None
+    offset: Float[Tensor, " hidden"] | None = None
 
     @property
     def total(self) -> int:
@@ -119,12 +126,17 @@ class Learners(NamedTuple):
             down=self.down[start:end],
             shift=self.shift if first == 0 else torch.zeros_like(self.shift),
             bounds=tuple(bound - start for bound in self.bounds[first : last + 1]),
+            lift=None if self.lift is None else self.lift[start:end],
+            offset=None if self.offset is None else self.offset[start:end],
         )
 
     def hidden(self, x: Float[Tensor, "rows in"]) -> Float[Tensor, "rows hidden"]:
         """Activations of all hidden units; overwrites nothing that a gradient needs."""
         z = torch.addmm(self.bias, x, self.up.t())
-        return activate(z, self.activation, inplace=not torch.is_grad_enabled())
+        z = activate(z, self.activation, inplace=not torch.is_grad_enabled())
+        if self.lift is None or self.offset is None:
+            return z
+        return z * torch.addmm(self.offset, x, self.lift.t())
 
     def __call__(self, x: Float[Tensor, "rows in"]) -> Float[Tensor, "rows out"]:
         """The sum of all learners: two matrix products."""
@@ -140,7 +152,7 @@ def on_device(values: tuple[int, ...], device: torch.device, dtype: torch.dtype)
 
 @cache
 def _kept(values: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    with torch.inference_mode(False):  # of use to gradients too
+    with inference_mode(False):  # of use to gradients too
         return torch.tensor(values, device=device, dtype=dtype)
 
 

@@ -286,8 +286,13 @@ def triton(x: Tensor, choices: Tensor, learners: Learners, tiles: Tiles | None =
         tiles: Sizes of the tiles; by default the fastest of `tilings`, measured on the first call.
 
     Raises:
-        ConfigError: The activation or the dtype has no kernel.
+        ConfigError: The activation or the dtype has no kernel, or the networks are gated.
     """
+    if learners.lift is not None:
+        raise ConfigError(
+            "triton: learners must be plain networks, got gated ones (SwiGLU); use the backend "
+            "sorted_prefix"
+        )
     if x.dtype not in _DTYPES:
         raise ConfigError(
             f"triton: x must be float32, float16 or bfloat16, got {x.dtype}; use the backend "

@@ -84,6 +84,8 @@ class ACM(nn.Module):
             0.5 % of the learners.
         temperature: Temperature of the gate's Gumbel softmax.
         backend: Name of a backend, which runs the chosen learners; see `potstill.acm.backends`.
+        gated: Learners are gated networks, as in SwiGLU: an activated hidden unit is multiplied by
+            a linear map of the token.
 
     Attributes:
         mode: ``"gated"``, ``"image"``, or the number of learners that all tokens get; see
@@ -113,6 +115,7 @@ class ACM(nn.Module):
         gate: int | None = None,
         temperature: float = 0.8,
         backend: str = "auto",
+        gated: bool = False,
     ) -> None:
         super().__init__()
         self.bounds = tuple(bounds)
@@ -127,8 +130,11 @@ class ACM(nn.Module):
         self.bias = nn.Parameter(torch.zeros(hidden))
         self.down = nn.Parameter(torch.empty(hidden, outputs))
         self.shift = nn.Parameter(torch.zeros(outputs))
+        lift = nn.Parameter(torch.empty(hidden, inputs)) if gated else None
+        self.register_parameter("lift", lift)
+        self.register_parameter("offset", nn.Parameter(torch.zeros(hidden)) if gated else None)
         choices = self.count + 1 - least
-        width = gate or gate_width(inputs, choices, hidden * (inputs + outputs))
+        width = gate or gate_width(inputs, choices, self.costs[-1])
         self.gate = Gate(inputs, choices, width, temperature)
         self.mode: Mode = "gated"
         self._forced: Tensor | None = None
@@ -141,6 +147,9 @@ class ACM(nn.Module):
             nn.init.uniform_(weight, -(fan**-0.5), fan**-0.5)
         nn.init.zeros_(self.bias)
         nn.init.zeros_(self.shift)
+        if self.lift is not None and self.offset is not None:
+            nn.init.uniform_(self.lift, -(self.inputs**-0.5), self.inputs**-0.5)
+            nn.init.zeros_(self.offset)
 
     @property
     def count(self) -> int:
@@ -160,12 +169,16 @@ class ACM(nn.Module):
     @property
     def learners(self) -> Learners:
         """The learners as tensors."""
-        return Learners(self.up, self.bias, self.down, self.shift, self.bounds, self.activation)
+        return Learners(
+            self.up, self.bias, self.down, self.shift, self.bounds, self.activation,
+            self.lift, self.offset,
+        )  # fmt: skip
 
     @property
     def costs(self) -> tuple[int, ...]:
         """Multiply-adds of a token by choice, 0 to N; the gate apart."""
-        return tuple(bound * (self.inputs + self.outputs) for bound in self.bounds)
+        maps = 1 if self.lift is None else 2
+        return tuple(bound * (maps * self.inputs + self.outputs) for bound in self.bounds)
 
     @property
     def gate_cost(self) -> int:

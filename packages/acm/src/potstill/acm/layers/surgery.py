@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 import torch
 from timm.layers.activations import QuickGELU
-from timm.layers.mlp import Mlp
+from timm.layers.mlp import GluMlp, Mlp, SwiGLU
 from torch import Tensor, nn
 
 from potstill.acm.backends import BACKENDS
 from potstill.acm.backends.learners import split_widths
 from potstill.acm.layers.module import ACM, acms, require_acms
-from potstill.acm.layers.splitting import split_linear, split_mlp
+from potstill.acm.layers.splitting import Units, split_linear, split_mlp
 from potstill.core import ConfigError, tap
 
 __all__ = [
@@ -29,7 +29,7 @@ Predicate = Callable[[str, nn.Module], bool]
 TARGETS = ("mlp", "qkvo", "qkvo_shared")
 
 _NAMES = {"GELU": "gelu", "QuickGELU": "quick_gelu", "GELUTanh": "gelu_tanh", "ReLU": "relu",
-          "SiLU": "silu", "Identity": "identity"}  # fmt: skip
+          "SiLU": "silu", "Sigmoid": "sigmoid", "Identity": "identity"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class ModuleSpec:
         least: The smallest choice.
         gate: Hidden width of the gate.
         temperature: Temperature of the gate.
+        gated: Learners are gated networks, as in SwiGLU.
     """
 
     inputs: int
@@ -53,6 +54,7 @@ class ModuleSpec:
     least: int = 0
     gate: int | None = None
     temperature: float = 0.8
+    gated: bool = False
 
     def build(self, backend: str = "auto") -> ACM:
         """The module, with random weights."""
@@ -98,8 +100,8 @@ def acmize(
 ) -> nn.Module:
     """A trainable copy of ``model`` whose chosen token-wise maps are adaptive.
 
-    Blocks are found by structure: a module ``mlp`` of timm's class ``Mlp`` beside a module
-    ``attn``. Attention itself, norms, patch embedding and head stay as they are.
+    Blocks are found by structure: a module ``mlp`` (timm's ``Mlp``, ``SwiGLU`` or ``GluMlp``)
+    beside a module ``attn``. Attention itself, norms, patch embedding and head stay as they are.
 
     Args:
         model: A timm ViT-like model; not changed. It is the teacher of the phases that follow.
@@ -182,7 +184,7 @@ def specs(model: nn.Module) -> dict[str, ModuleSpec]:
     return {
         path: ModuleSpec(
             acm.inputs, acm.outputs, acm.bounds, acm.activation, acm.least,
-            acm.gate.rise.out_features, acm.gate.temperature,
+            acm.gate.rise.out_features, acm.gate.temperature, acm.lift is not None,
         )
         for path, acm in acms(model).items()
     }  # fmt: skip
@@ -309,19 +311,26 @@ def _blocks_targets(
 
 
 def _splittable_mlp(path: str, module: Any) -> None:
-    what = f"acmize: {path!r} must be a plain timm Mlp (Linear, activation, Linear)"
+    what = f"acmize: {path!r} must be a plain timm Mlp, SwiGLU or GluMlp of linear layers"
     advice = (
         "pass predicate=lambda path, module: ... to learn it as a black box in phase 1, or leave "
         "its block out with layers="
     )
-    plain = isinstance(module, Mlp) and isinstance(module.fc1, nn.Linear)
-    if not plain or not isinstance(module.norm, nn.Identity):
-        raise ConfigError(f"{what}, got {type(module).__name__}; {advice}")
-    if module.fc1.in_features != module.fc2.out_features:
+    if not _is_plain(module):
+        inner = getattr(module, "norm", None)
+        more = f" with a {type(inner).__name__} inside" if isinstance(inner, nn.LayerNorm) else ""
+        raise ConfigError(f"{what}, got {type(module).__name__}{more}; {advice}")
+    inputs = Units.of(module).up.shape[1]
+    if inputs != module.fc2.out_features:
         raise ConfigError(
-            f"{what} of one width, got {module.fc1.in_features} to {module.fc2.out_features}; "
-            f"{advice}"
+            f"{what} and of one width, got {inputs} to {module.fc2.out_features}; {advice}"
         )
+
+
+def _is_plain(module: Any) -> bool:
+    """Hidden units that depend on the token alone, each for itself."""
+    known = isinstance(module, Mlp | SwiGLU | GluMlp) and isinstance(module.norm, nn.Identity)
+    return known and isinstance(module.fc2, nn.Linear)
 
 
 def _splittable_attention(path: str, module: Any) -> None:
@@ -376,13 +385,15 @@ def _replacement(
             f"{type(module).__name__}"
         )
     inputs, outputs = linears[0].in_features, linears[-1].out_features
-    if not isinstance(module, Mlp) or not isinstance(module.norm, nn.Identity):
+    if not _is_plain(module):
         return sized(inputs, outputs, sum(linear.weight.numel() for linear in linears), "gelu")
-    bounds = split_widths(round(factor * linears[0].out_features), learners)
+    bounds = split_widths(round(factor * linears[-1].in_features), learners)
     least, name = int(inputs != outputs), _activation(path, module.act)
-    acm = ModuleSpec(inputs, outputs, bounds, name, least, temperature=heat).build()
+    gated = not isinstance(module, Mlp)
+    spec = ModuleSpec(inputs, outputs, bounds, name, least, temperature=heat, gated=gated)
+    acm = spec.build()
     if initial == "split":
-        split_mlp(acm, *linears)
+        split_mlp(acm, module)
     return acm
 
 
@@ -404,21 +415,20 @@ _LAYERS: dict[str, Any] = {
     "quick_gelu": QuickGELU,
     "relu": nn.ReLU,
     "silu": nn.SiLU,
+    "sigmoid": nn.Sigmoid,
     "identity": nn.Identity,
 }
 
 
 @torch.no_grad()
 def _dense(acm: ACM, k: int) -> nn.Module:
-    """The first ``k`` learners as a timm ``Mlp``."""
+    """The first ``k`` learners as a timm ``Mlp`` or ``SwiGLU``."""
     first = acm.learners.prefix(k)
-    mlp = Mlp(acm.inputs, len(first.up), acm.outputs, act_layer=_LAYERS[acm.activation])
-    mlp.load_state_dict(
-        {
-            "fc1.weight": first.up,
-            "fc1.bias": first.bias,
-            "fc2.weight": first.down.t(),
-            "fc2.bias": first.shift,
-        }
-    )
+    kind, up = (Mlp, "fc1") if first.lift is None else (SwiGLU, "fc1_g")
+    mlp = kind(acm.inputs, len(first.up), acm.outputs, act_layer=_LAYERS[acm.activation])
+    state = {f"{up}.weight": first.up, f"{up}.bias": first.bias,
+             "fc2.weight": first.down.t(), "fc2.bias": first.shift}  # fmt: skip
+    if first.lift is not None and first.offset is not None:
+        state |= {"fc1_x.weight": first.lift, "fc1_x.bias": first.offset}
+    mlp.load_state_dict(state)
     return mlp.to(acm.up.device, acm.up.dtype).train(acm.training)

@@ -20,7 +20,11 @@ __all__ = ["distill", "finetune", "pretrain_gates", "run_phase"]
 
 History = Sequence[dict[str, float]]
 
-_TRAINABLE = {"distill": ("up", "bias", "down", "shift"), "gate": ("gate.*",), "finetune": ()}
+_TRAINABLE = {
+    "distill": ("up", "bias", "down", "shift", "lift", "offset"),
+    "gate": ("gate.*",),
+    "finetune": (),
+}
 """Parameters of the adaptive modules that train in each phase; none named: the whole student."""
 
 _DEFAULTS = {"optimizer": partial(AdamW, weight_decay=0.0), "schedule": cosine(1e-3), "clip": 1.0}
@@ -131,7 +135,12 @@ def run_phase(
             "which then starts from untrained learners or gates",
             stacklevel=3,
         )
-    trainable = [f"student.{path}.{part}" for path in acms(student) for part in _TRAINABLE[name]]
+    trainable = [
+        f"student.{path}.{part}"
+        for path, acm in acms(student).items()
+        for part in _TRAINABLE[name]
+        if getattr(acm, part, "gate") is not None
+    ]
     stage = Stage(share=1.0, trainable=trainable or None)
     try:
         history = fit(distiller, batches, **{"stages": (stage,), **options})
