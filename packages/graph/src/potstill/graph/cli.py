@@ -57,7 +57,9 @@ def evaluate(
     from potstill.graph.models import MLPStudent
 
     model = MLPStudent.from_pretrained(student)
-    own = {"scaling": "none", "fill": model.nan == "fill"} if config.is_file() else {}
+    own: dict[str, Any] = (
+        {"scaling": "none", "fill": model.nan == "fill"} if config.is_file() else {}
+    )
     report = evaluation(model, load_graph(config, **own), f"{student.name}: {config.dataset}")
     report.save(out)
     report.show()

@@ -135,7 +135,8 @@ class Diagnosis:
         finals = {NAMES.get(name, name): self.final(name) for name in self.students}
         for name, figures in {"teacher": teacher, **finals}.items():
             shown: dict[str, Any] = {score_name: 100 * figures["accuracy"]}
-            report.add(name, **shown, **{k: v for k, v in figures.items() if k != "accuracy"})
+            shown |= {key: value for key, value in figures.items() if key != "accuracy"}
+            report.add(name, **shown)
         for key, heading in _TITLES.items():
             if key in self.teacher:
                 report.plot(self._curves(key, heading), heading, f"While training: {heading}")

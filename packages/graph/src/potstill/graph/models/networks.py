@@ -138,7 +138,7 @@ class MLPStudent(
     def reset_parameters(self) -> None:
         """Draw new weights."""
         for layer in (*self.layers, *self.norms):
-            layer.reset_parameters()  # type: ignore[operator]
+            layer.reset_parameters()
 
     @torch.no_grad()
     def for_raw(self, data: Data) -> MLPStudent:
@@ -161,7 +161,8 @@ class MLPStudent(
             values |= {"nan": "fill", "fill": tuple(data.x_fill.tolist())}
         raw = type(self)(**values)
         raw.load_state_dict(self.state_dict())
-        first, last = raw.layers[0], raw.layers[-1]
+        first: Any = raw.layers[0]
+        last: Any = raw.layers[-1]
         if data.get("x_scale") is not None:
             weight = first.weight.double() / data.x_scale
             first.bias.copy_(first.bias.double() - weight @ data.x_shift.double())
@@ -456,7 +457,7 @@ class MeanTeacher(nn.Module):
     def reset_parameters(self) -> None:
         """Draw new weights: Glorot-uniform, biases zero."""
         for layer in (*self.own, *self.maps):
-            nn.init.xavier_uniform_(layer.weight)  # type: ignore[arg-type]
+            nn.init.xavier_uniform_(layer.weight)
         for layer in self.own:
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
@@ -607,5 +608,6 @@ def make_teacher(kind: str, *sizes: int, dropout: float = 0.5) -> nn.Module:
     known = {name.lower(): make for name, make in _TEACHERS.items()}
     if kind.lower() not in known:
         raise ConfigError(f"make_teacher: kind must be one of {', '.join(_TEACHERS)}, got {kind!r}")
-    teacher: nn.Module = known[kind.lower()](*sizes, dropout=dropout)
+    make: Any = known[kind.lower()]
+    teacher: nn.Module = make(*sizes, dropout=dropout)
     return teacher

@@ -179,7 +179,7 @@ def distill(
     seed_all("student", seed)
     if student is None:
         sizes = (data.x.shape[1], recipe.hidden, recipe.layers, data.num_classes)
-        task = data.get("task") or "classes"
+        task: Any = data.get("task") or "classes"
         student = MLPStudent(*sizes, recipe.student_dropout, norm=recipe.norm, task=task)
     if not isinstance(method, Objective):
         method = objective_for(method, recipe, data.get("reliability"), data)
@@ -215,7 +215,8 @@ def objective_for(
         raise ConfigError(
             f"objective_for: no method is called {method!r}; {nearest(method, METHODS)}"
         )
-    terms, task = make(recipe), "classes" if data is None else data.get("task")
+    terms = make(recipe)
+    task: Any = None if data is None else data.get("task")
     labelled = F.cross_entropy if data is None else task_loss(data, recipe.balanced)
     if terms and task in ("labels", "values"):
         if method.lower() != "glnn":

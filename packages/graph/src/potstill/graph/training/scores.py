@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ class Score(NamedTuple):
 
     title: str
     unit: str
-    best: str
+    best: Literal["max", "min"]
 
     @property
     def factor(self) -> float:
