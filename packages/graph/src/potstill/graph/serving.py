@@ -1,4 +1,4 @@
-"""A page and an address that answer for nodes by their features; the graph is not needed."""
+"""A saved student in use: an address that answers for nodes by their features, and its export."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from potstill.core import ConfigError, to_exported, to_onnx
 from potstill.core.command import say
 from potstill.core.serve import Page, Refused, Server, Work, read_json
 from potstill.graph.models import MLPStudent
@@ -17,7 +18,7 @@ from potstill.graph.models import MLPStudent
 if TYPE_CHECKING:
     from starlette.requests import Request
 
-__all__ = ["answer", "routes", "run"]
+__all__ = ["answer", "routes", "run", "write"]
 
 _LARGEST = 2**24  # bytes of the rows of a request
 _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>student</title>
@@ -129,3 +130,25 @@ def run(student: Path, host: str, port: int, *, check: bool = False) -> None:
         row = json.dumps({"x": [[0.0] * model.in_channels]}).encode()
         with urllib.request.urlopen(f"{address}/predict", row, timeout=30) as reply:
             say(f"{address}: {json.load(reply)['answers'][0]}")
+
+
+def write(student: Path, out: Path) -> float:
+    """Export a saved student, features [nodes, F] to logits [nodes, C]; it is checked first.
+
+    Args:
+        student: Its folder.
+        out: File, ``.onnx`` or ``.pt2`` (torch.export).
+
+    Returns:
+        The largest difference to the student, relative to its largest output.
+
+    Raises:
+        ConfigError: Another suffix.
+        BackendError: ``potstill-core[export]`` is not installed.
+    """
+    if out.suffix not in (".onnx", ".pt2"):
+        raise ConfigError(f"export: out must end in .onnx or .pt2, got {out}")
+    model = MLPStudent.from_pretrained(student)
+    make = to_onnx if out.suffix == ".onnx" else to_exported
+    rows = torch.rand(3, model.in_channels, generator=torch.Generator().manual_seed(0))
+    return make(model, rows, out, dynamic={0: "nodes"}).error

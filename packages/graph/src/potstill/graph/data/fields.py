@@ -183,7 +183,7 @@ def _named(words: Any, task: str | None) -> tuple[Tensor, str, list[str] | None]
 
 def _masks(fields: Mapping[str, Any], count: int) -> dict[str, Tensor]:
     """Masks [N] or [N S] of the parts that are named."""
-    nested = next(
+    nested: Mapping[str, Any] = next(
         (fields[k] for k in ("split_idx", "split") if isinstance(fields.get(k), dict)), {}
     )
     found = {}
