@@ -64,6 +64,7 @@ def readers() -> dict[str, tuple[Make, Read]]:
     from potstill.core import Files, TeacherCache
     from potstill.core.command import dump
     from potstill.core.command import load as load_config
+    from potstill.core.engine import History, Run
     from potstill.core.images import ImageSet
     from potstill.core.store import checkpoint
     from potstill.graph import MLPStudent, check_logits, read_graph
@@ -88,6 +89,21 @@ def readers() -> dict[str, tuple[Make, Read]]:
     def cache(folder: Path) -> Path:
         TeacherCache.write(folder / "cache", teacher, items, progress=False)
         return folder / "cache"
+
+    def sparse(folder: Path) -> Path:
+        options: dict[str, Any] = {"kind": "topk", "k": 2, "progress": False}
+        TeacherCache.write(folder / "cache", teacher, items, **options)
+        return folder / "cache"
+
+    def rows(folder: Path) -> Path:
+        lines = [json.dumps({"step": float(i), "loss": 1 / (i + 1)}) for i in range(5)]
+        (folder / "history.jsonl").write_text("\n".join(lines) + "\n")
+        return folder / "history.jsonl"
+
+    def history(path: Path) -> None:
+        kept = History(Run(path.parent), 5)
+        list(kept.rows)
+        kept.close()
 
     def point(folder: Path) -> Path:
         checkpoint.save(folder / "points", 3, {"a": torch.ones(4), "b": [1, {"c": "d"}, None]})
@@ -121,6 +137,13 @@ def readers() -> dict[str, tuple[Make, Read]]:
     def unpacked(path: Path) -> Any:
         files = Files(path)
         return [files.read(name) for name in files]
+
+    def zipped(folder: Path) -> Path:
+        content = io.BytesIO()
+        Image.effect_noise((24, 20), 80).convert("RGB").save(content, "png")
+        with zipfile.ZipFile(folder / "pictures.zip", "w") as file:
+            file.writestr("a/1.png", content.getvalue())
+        return folder / "pictures.zip"
 
     def pth(folder: Path) -> Path:
         torch.save({"params": IMDN(2, channels=8, blocks=1).state_dict()}, folder / "weights.pth")
@@ -239,6 +262,10 @@ def readers() -> dict[str, tuple[Make, Read]]:
     def config(folder: Path) -> Path:
         return dump(Pretrain(Path("run")), folder / "config.yaml")
 
+    def toml(folder: Path) -> Path:
+        (folder / "config.toml").write_text('out = "run"\n[training]\nlr = 0.1\nsteps = 3\n')
+        return folder / "config.toml"
+
     return {
         "acm.activations": (activations, lambda path: Activations(path)[0]),
         "acm.model": (adaptive, from_pretrained),
@@ -249,6 +276,12 @@ def readers() -> dict[str, tuple[Make, Read]]:
         ),
         "core.checkpoint.sealed": (lambda folder: point(folder) / "step-000000003", sealed),
         "core.config": (config, lambda path: load_config(Pretrain, path)),
+        "core.cache.topk": (
+            sparse, lambda path: TeacherCache.open(path, teacher=teacher, dataset=items)
+        ),
+        "core.config.toml": (toml, lambda path: load_config(Pretrain, path)),
+        "core.history": (rows, history),
+        "core.images.zip": (zipped, lambda path: ImageSet(path)[0]),
         "core.images": (pictures, lambda path: ImageSet(path)[0]),
         "core.pretrained": (student, MLPStudent.from_pretrained),
         "graph.distilled": (distilled, DistilledDataset.load),
@@ -317,7 +350,8 @@ def verdict(read: Read, path: Path) -> str:
     """What the reader makes of it."""
     from potstill.core import PotstillError
 
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)  # of this process: the machine may be busy
+    signal.setitimer(signal.ITIMER_REAL, 12 * SECONDS)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -331,6 +365,7 @@ def verdict(read: Read, path: Path) -> str:
     except Exception as error:
         return f"foreign: {type(error).__name__}: {error}"
     finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
@@ -339,6 +374,7 @@ def _child(name: str, first: int, count: int, seed: int, said: Any) -> None:
         raise TimeoutError
 
     signal.signal(signal.SIGALRM, late)
+    signal.signal(signal.SIGPROF, late)
     make, read = readers()[name]
     with tempfile.TemporaryDirectory() as home:
         whole = make(Path(home))
@@ -393,7 +429,8 @@ def mutate(name: str, count: int, seed: int = 0) -> dict[str, Any]:
             child.join()
     kinds = ("read", "refused", "nameless", "foreign", "slow", "crash")
     row = {"reader": name, "inputs": count, **{kind: counts[kind] for kind in kinds}}
-    return {**row, "faults": faults[:5]}
+    first_ones = [f for kind in kinds for f in [x for x in faults if f": {kind}" in x][:3]]
+    return {**row, "faults": first_ones}
 
 
 def keep(path: Path, row: dict[str, Any]) -> None:

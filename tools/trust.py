@@ -139,8 +139,23 @@ def page(folder: Path) -> str:
         machine=f"Python {platform.python_version()}, {platform.system()}, one thread a process",
         date=date.today(),
         often=60 * OFTEN,
-        more=grid(folder),
+        more=mutations(folder) + grid(folder),
     )
+
+
+def mutations(folder: Path) -> str:
+    """What `tools/mutate.py --out mutations.json` in the folder has found."""
+    path = folder / "mutations.json"
+    if not path.exists():
+        return ""
+    kinds = ("read", "refused", "nameless", "foreign", "slow", "crash")
+    lines = [
+        f"| {row['reader']} | {row['inputs']:,} | "
+        + " | ".join(f"{row[k]:,}" for k in kinds)
+        + " |"
+        for row in json.loads(path.read_text()).values()
+    ]
+    return MUTATIONS.format(table="\n".join(lines))
 
 
 def grid(folder: Path) -> str:
@@ -217,6 +232,19 @@ Any command can be tried: `potstill trust -- COMMAND --out {{out}}`; see [the co
 
 {short}
 {more}"""
+
+MUTATIONS = """
+## Files from strangers
+
+Inputs that were damaged at random, of each reader, by `python tools/mutate.py`. Right is that it is
+read, or refused by an error of ours that names it, within 5 seconds of computing and 2 GiB; nothing
+in it runs. Each row is of the last time that the reader was tried, which may have been before what
+it found was mended.
+
+| reader | inputs | read | refused | without its name | other errors | slow | crashes |
+|---|---|---|---|---|---|---|---|
+{table}
+"""
 
 GRID = """
 ## However an update is cut

@@ -98,6 +98,15 @@ def test_an_archive_that_unpacks_to_much_more_is_refused(tmp_path):
         Files(path).read("a")
 
 
+def test_an_archive_of_too_many_members_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("potstill.core.files._MEMBERS", 2)
+    with zipfile.ZipFile(tmp_path / "many.zip", "w") as file:
+        for name in "abc":
+            file.writestr(name, "")
+    with pytest.raises(DataError, match=r"many\.zip must have at most 2 members, got 3"):
+        Files(tmp_path / "many.zip")
+
+
 def test_leftovers_of_killed_writers_are_removed_and_never_read(tmp_path, monkeypatch):
     script = (
         "import os, sys; from potstill.core.files import atomic\n"

@@ -158,6 +158,17 @@ def test_a_required_field_that_is_missing_is_named() -> None:
         ("c.yaml", "a: [1", "does not parse"),
         ("c.toml", "a = ", "does not parse"),
         ("c.json", "{", "does not parse"),
+        ("c.json", f'{{"epochs": {" " * (1 << 20)}3}}', "longer than 1,048,576 characters"),
+        ("c.yaml", "a: &a [*a]", "does not parse"),
+        (
+            "c.yaml",
+            "a: &a [0,0,0,0,0,0,0,0,0,0]\n"
+            + "".join(
+                f"{new}: &{new} [{','.join(10 * ['*' + old])}]\n"
+                for old, new in ("ab", "bc", "cd", "de", "ef", "fg", "gh")
+            ),
+            "more than 20,000 values",
+        ),
         ("c.yaml", "!!python/object/apply:os.getcwd []", "does not parse"),
     ],
 )

@@ -69,6 +69,13 @@ def test_corrupt_image_is_skipped_and_counted(folder, caplog):
     assert caplog.text.count("cat/2.png cannot be read and is skipped") == 1
 
 
+def test_postscript_under_another_name_is_no_image(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.eps")
+    (tmp_path / "a.eps").rename(tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"none of the 1 images .* can be read; a\.png: cannot"):
+        ImageSet(tmp_path)[0]
+
+
 def test_nothing_readable_ends_with_an_error(tmp_path):
     (tmp_path / "a.png").write_bytes(b"x")
     with pytest.raises(DataError, match="none of the 1 images of .* can be read; a.png: cannot"):

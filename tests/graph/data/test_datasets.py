@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -63,6 +64,25 @@ def test_altered_pickles_are_not_opened(monkeypatch, tmp_path):
     monkeypatch.setenv("POTSTILL_DATA", str(tmp_path))
     with pytest.raises(DataError, match="must hold exactly ind.cora.x, .* they are pickles"):
         load("cora")
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b"cos\nsystem\n(S'touch ran'\ntR.", "os system"),
+        (b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x09touch ran\x85R.", "STACK_GLOBAL"),
+        (b"(S'touch ran'\nios\nsystem\n.", "os system"),
+    ],
+)
+def test_pickles_of_a_graph_without_a_known_hash_run_nothing(monkeypatch, tmp_path, content, found):
+    raw = tmp_path / "graph/planetoid/PubMed/raw"
+    raw.mkdir(parents=True)
+    (raw / "ind.pubmed.x").write_bytes(content)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("POTSTILL_DATA", str(tmp_path))
+    with pytest.raises(DataError, match=rf"ind\.pubmed\.x must hold nothing but arrays.*{found}"):
+        load("pubmed")
+    assert not Path("ran").exists()
 
 
 @pytest.mark.parametrize("name", [n for n in DATASETS if n != "digits"])

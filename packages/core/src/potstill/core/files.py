@@ -41,6 +41,8 @@ _REFUSED = (
 
 _LARGEST = 1 << 28  # bytes of one file in an archive: a megabyte can unpack to a gigabyte
 
+_MEMBERS = 5_000_000  # of an archive; each takes half a kilobyte of memory
+
 _mine: set[str] = set()  # what this process writes at the moment
 _cleared: set[Path] = set()
 
@@ -319,7 +321,13 @@ class Files(Sequence[str]):
         assert self._archive is not None
         if os.getpid() not in self._handles:
             with reading(self._archive, "a zip file"):
-                self._handles = {os.getpid(): zipfile.ZipFile(self._archive)}
+                opened = zipfile.ZipFile(self._archive)
+            if len(opened.filelist) > _MEMBERS:
+                raise DataError(
+                    f"Files: {self._archive} must have at most {_MEMBERS:,} members, got "
+                    f"{len(opened.filelist):,}; unpack it into a folder"
+                )
+            self._handles = {os.getpid(): opened}
         return self._handles[os.getpid()]
 
     def __len__(self) -> int:

@@ -34,6 +34,7 @@ __all__ = ["as_dict", "build", "dump", "explain", "load", "read", "record", "str
 T = TypeVar("T")
 yaml = lazy.load("yaml")  # on first use, since help needs none
 
+_LARGEST, _MOST = 1 << 20, 20_000  # characters and values of a file
 _SUFFIXES = (".yaml", ".yml", ".toml", ".json")
 
 
@@ -80,9 +81,9 @@ def build(cls: type[T], values: Mapping[str, Any], source: str = "values") -> T:
         return cls() if made is None else made
     except CycloptsError as error:
         raise ConfigError(explain(error, source)) from None
-    except ConfigError:
-        raise
     except ValueError as error:  # from a ``__post_init__``
+        if isinstance(error, ConfigError) and source in str(error):
+            raise
         raise ConfigError(f"{source}: {error}") from error
 
 
@@ -173,7 +174,8 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"config: {path} must end in {', '.join(_SUFFIXES)}, got {path.suffix or 'no suffix'!r}"
         )
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(_LARGEST + 1)
     except FileNotFoundError:
         raise ConfigError(f"config: {path} must be a file, got nothing there") from None
     except IsADirectoryError:
@@ -181,7 +183,10 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config: {path} must be a readable text file, got: {error}") from error
     try:
+        if len(text) > _LARGEST:
+            raise ValueError(f"it is longer than {_LARGEST:,} characters")
         values = _parse(text, path.suffix.lower())
+        _count(values, 0)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # the decode errors of toml, json
         raise ConfigError(f"config: {path} does not parse: {error}") from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
@@ -303,6 +308,21 @@ def _parse(text: str, suffix: str) -> Any:
     if suffix == ".toml":
         return tomllib.loads(text) if text.strip() else None
     return json.loads(text) if suffix == ".json" and text.strip() else yaml.safe_load(text)
+
+
+def _count(values: Any, before: int) -> int:
+    """How many values there are, with ``before``; a few aliases of YAML stand for any number.
+
+    Raises:
+        ValueError: Too many.
+    """
+    before += 1
+    if before > _MOST:
+        raise ValueError(f"it holds more than {_MOST:,} values")
+    inside = values.values() if isinstance(values, dict) else values
+    for value in inside if isinstance(values, dict | list) else ():
+        before = _count(value, before)
+    return before
 
 
 def _has_required(cls: Any) -> bool:

@@ -29,6 +29,7 @@ CIFAR10: Statistics = ((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.262))
 
 _log = logging.getLogger(__name__)
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # of PIL, by channels
+_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF", "GIF")  # PostScript runs a program
 
 
 class ImageSet:
@@ -136,7 +137,8 @@ class ImageSet:
         if name in self.broken:
             return None
         try:
-            return _converted(Image.open(io.BytesIO(self.held.read(index))), _MODES[self.channels])
+            opened = Image.open(io.BytesIO(self.held.read(index)), formats=_FORMATS)
+            return _converted(opened, _MODES[self.channels])
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             self.broken[name] = str(error)
             _log.warning("ImageSet: %s cannot be read and is skipped: %s", name, error)

@@ -223,7 +223,8 @@ def check_logits(
     if not isinstance(logits, Tensor | np.ndarray):
         # A map is only ever read; copy-on-write lets torch share it without a warning.
         with reading(logits, "logits saved by numpy.save"):
-            logits = torch.from_numpy(np.lib.format.open_memmap(logits, "c"))
+            held = torch.from_numpy(np.lib.format.open_memmap(logits, "c"))
+            return check_logits(held, num_nodes, num_classes, kind)
     z = torch.as_tensor(logits).detach()
     z = z if z.dtype == torch.float32 else z.float()
     expected = [num_nodes, "C" if num_classes is None else num_classes]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import pickletools
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,8 +25,7 @@ from potstill.graph.data.tensors import as_features, compress, density, is_spars
 
 __all__ = ["DATASETS", "load", "sparse_features"]
 
-# Of the eight files of `raw`, as potstill.core.store.sha256 digests a folder. They are pickles, so
-# nothing else is opened.
+# Of the eight files of `raw`, as potstill.core.store.sha256 digests a folder.
 _PLANETOID = {
     "Cora": "f60b9cb11b7f99aa213b99365acb5190724d3273537eec9a6b1780a2b09ca409",
     "CiteSeer": "6e179cd0620be6a1904951fa8c916c8c345a8f08e331197c32aa2d720c1f4776",
@@ -144,6 +145,8 @@ def _planetoid(raw: Path) -> Data:
             f"load: {raw} must hold exactly {names}, unmodified, got other files or bytes; they "
             "are pickles, so nothing else is opened: fetch them again"
         )
+    for part in _PARTS[:-1]:
+        _check_pickle(raw / f"ind.{title.lower()}.{part}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # old pickles name modules that numpy and scipy moved
         data = read_planetoid_data(str(raw), title.lower())
@@ -153,6 +156,27 @@ def _planetoid(raw: Path) -> Data:
 _PARTS = ("x", "tx", "allx", "y", "ty", "ally", "graph", "test.index")
 
 
+def _check_pickle(path: Path) -> None:
+    """Refuse a pickle that names anything but arrays, and matrices that point outside of them."""
+    content = path.read_bytes()
+    for operation, argument, _ in pickletools.genops(content):
+        strange = operation.name in ("STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4")
+        if strange or (operation.name == "GLOBAL" and argument not in _HARMLESS):
+            named = argument or operation.name
+            raise DataError(f"load: {path} must hold nothing but arrays, got {named!r}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = pickle.loads(content, encoding="latin1")
+    if sp.issparse(found):
+        found.check_format(full_check=True)
+
+
+_HARMLESS = (
+    "__builtin__ list", "collections defaultdict", "numpy ndarray", "numpy dtype",
+    "numpy.core.multiarray _reconstruct", "scipy.sparse.csr csr_matrix",
+)  # fmt: skip
+
+
 def _npz(path: Path) -> Data:
     """The layout of Shchur et al. (gnn-benchmark); read without making it dense."""
     with np.load(path, allow_pickle=False) as file:
@@ -160,6 +184,8 @@ def _npz(path: Path) -> Data:
             sp.csr_matrix(tuple(file[f"{k}_{part}"] for part in _CSR), file[f"{k}_shape"])
             for k in ("attr", "adj")
         )
+        for matrix in (x, adjacency):
+            matrix.check_format(full_check=True)
         y = torch.from_numpy(file["labels"]).long()
     x.data[:] = x.data > 0  # as PyG does
     links = adjacency.tocoo()
