@@ -1,6 +1,7 @@
-"""The main job of each domain on the pretended GPU: ``python -m tests.devices.jobs graph``.
+"""The main job of each domain on a GPU: ``python -m tests.devices.jobs graph``.
 
-The data start on the CPU, as a user's do, and results are used as the READMEs use them.
+It is the pretended one where there is no other. The data start on the CPU, as a user's do, and
+results are used as the READMEs use them. Prints what every training step waits for.
 """
 
 import sys
@@ -11,11 +12,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from tests.devices.pretend import (
-    GPU,
-    pretend_gpu,
-    waits,
-)  # first: it changes what the others import
+from tests.devices.syncs import any_gpu, counted  # first: it changes what the others import
 
 warnings.simplefilter("ignore")
 
@@ -26,6 +23,7 @@ def core() -> None:
     from torch import nn
 
     from potstill.core import Distiller, Mean, Objective, fit
+    from tests.devices.pretend import waits
 
     class Several(Distiller):
         def forward(self, batch, step):
@@ -93,7 +91,10 @@ def sr() -> None:
     from potstill.sr import IMDN, TRAINING, Terms, degrade, train, upscale
     from potstill.sr.backends import runners
 
-    runners.resolve_device = lambda name: GPU  # which asks CUDA itself
+    if not torch.cuda.is_available():
+        from tests.devices.pretend import GPU
+
+        runners.resolve_device = lambda name: GPU  # which asks CUDA itself
     photograph = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
     student, teacher = IMDN(2, 16, 2, "bicubic"), IMDN(2, 16, 3, "bicubic")
     terms = Terms(output=1.0, affinity=0.1, wavelet=0.1, contrastive=0.1)
@@ -207,7 +208,9 @@ def acm() -> None:
 
 def nerf() -> None:
     from potstill.nerf import (
+        HashConfig,
         SpherePrior,
+        VMConfig,
         convert,
         export_points,
         load_scene,
@@ -219,8 +222,12 @@ def nerf() -> None:
 
     scene = load_scene("analytic", downsample=10)
     fields = {}
-    for kind in ("hash", "vm", "grid"):
-        field = make_field(kind, scene.space)
+    sizes = {
+        "hash": HashConfig(levels=4, log2_rows=10, base=4, finest=24, hidden=16),
+        "vm": VMConfig(resolution=12, density=2, color=4, hidden=16),
+    }
+    for kind in sizes:  # a grid is trained below
+        field = make_field(kind, scene.space, sizes[kind], occupancy=16)
         fields[kind], _ = train_field(field, scene, steps=3, progress=False)
     quality(fields["hash"], scene.test)
     with TemporaryDirectory() as folder:
@@ -238,5 +245,8 @@ JOBS: dict[str, Callable[[], None]] = {
 if __name__ == "__main__":
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    with pretend_gpu():
-        JOBS[sys.argv[1]]()
+    with any_gpu() as device, counted(device) as syncs:
+        for name in sys.argv[1:] or JOBS:
+            JOBS[name]()
+    for distiller, places in syncs.each_step().items():
+        print(f"{distiller}: {dict(places) or 'waits for nothing'}")

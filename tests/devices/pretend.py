@@ -8,8 +8,8 @@ since torch registers a device once and for all.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 from unittest import mock
 
@@ -22,7 +22,13 @@ from torch.utils.backend_registration import (
     _setup_privateuseone_for_python_backend,
 )
 
-torch.inference_mode = torch.no_grad  # tensors of inference mode cannot be wrapped
+
+def _inference_mode(mode: Any = True) -> Any:
+    """Without gradients only: tensors of inference mode cannot be wrapped."""
+    return nullcontext() if mode is False else torch.no_grad(*[mode] * callable(mode))
+
+
+torch.inference_mode = _inference_mode
 
 aten = torch.ops.aten
 _MAY_MIX = {  # what CUDA allows: copies, and indices from the CPU
@@ -45,6 +51,14 @@ _WAITING = {  # what CUDA must have finished, since its result goes to the CPU o
 }
 waits: Counter[str] = Counter()
 """How often the CPU has waited for the device, by operation."""
+listeners: list[Callable[[], None]] = []
+"""Told whenever the CPU waits."""
+
+
+def _wait(name: str) -> None:
+    waits[name] += 1
+    for told in listeners:
+        told()
 
 
 class _Device(_DummyBackendModule):
@@ -79,7 +93,7 @@ class OnGPU(Tensor):
 
     def tolist(self) -> Any:
         """As on a GPU: a copy to the CPU."""
-        waits["tolist"] += 1
+        _wait("tolist")
         return self.inner.tolist()
 
     def __format__(self, form: str) -> str:
@@ -111,7 +125,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         )
     target = torch.device(kwargs.get("device") or (GPU if here else "cpu"))
     if _waits(func, args, kwargs, here, target):
-        waits[str(func)] += 1
+        _wait(str(func))
     args_inside, kwargs_inside = tree_map(_inside, (args, kwargs))
     kwargs_inside |= {"device": torch.device("cpu")} if kwargs.get("device") else {}
     result = func(*args_inside, **kwargs_inside)
@@ -130,7 +144,7 @@ def _waits(func: Any, args: Any, kwargs: dict[str, Any], here: list[Any], target
         return len(here) == 1 and args[1].dim() > 0 and not (len(args) > 2 and args[2])
     if func in (aten.index.Tensor, aten.index_put_.default):
         return bool(here) and any(i is not None and i.dtype == torch.bool for i in args[1])
-    return bool(here) and func in _WAITING
+    return bool(here) and func in _WAITING and kwargs.get("output_size") is None
 
 
 def _inside(value: Any) -> Any:

@@ -4,8 +4,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
 MIXED = """
 import torch
@@ -28,7 +26,31 @@ def test_the_pretended_gpu_refuses_tensors_of_the_cpu():
     assert "on the GPU and [[1, 2]] on the CPU" in done.stderr
 
 
-@pytest.mark.parametrize("job", ["core", "graph", "mirage", "sr", "mae", "acm", "nerf"])
-def test_nothing_is_left_on_the_cpu(job):
-    done = python("-m", "tests.devices.jobs", job)
+WAITS = """
+import torch
+from tests.devices.pretend import pretend_gpu
+from tests.devices.syncs import counted
+from potstill.core import Distiller, Objective, accuracy, fit
+
+class Waiting(Distiller):
+    def forward(self, batch, step):
+        self.student.bias.data += accuracy(self.student(batch[0]), batch[2])  # a number for Python
+        return self.objective(step, task=(self.student(batch[0]), batch[1]))
+
+data = [(torch.ones(4, 2), torch.ones(4, 1), torch.zeros(4, dtype=torch.long))]
+with pretend_gpu() as gpu, counted(gpu) as syncs:
+    objective = Objective(task=(1.0, torch.nn.functional.mse_loss))
+    fit(Waiting(torch.nn.Linear(2, 1), objective), data, steps=3, progress=False)
+found = syncs.each_step()["Waiting"]
+assert found["core/measure/metrics.py:accuracy"] == 1, found
+"""
+
+
+def test_waits_are_counted():
+    done = python("-c", WAITS)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_a_step_of_core_waits_twice():
+    done = python("-m", "tests.devices.jobs", "core")
     assert done.returncode == 0, done.stderr[-3000:]

@@ -1,6 +1,8 @@
 """The proof on CUDA, without CUDA: it reaches every test, loses one part at a time, and goes on."""
 
 import json
+import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,7 +18,7 @@ def prove(monkeypatch, tmp_path):
 
     def run(minutes="1", **programs):
         made = [proof.Part(n, [], ["-c", program], 6) for n, program in programs.items()]
-        monkeypatch.setattr(proof, "parts", lambda: made)
+        monkeypatch.setattr(proof, "parts", lambda out: made)
         command = ["prove_cuda.py", "--out", str(tmp_path), "--dry", "--minutes", minutes]
         monkeypatch.setattr(sys, "argv", command)
         with pytest.raises(SystemExit) as end:
@@ -27,14 +29,30 @@ def prove(monkeypatch, tmp_path):
 
 
 def test_every_test_marked_cuda_is_reached():
-    reached = {name for part in proof.parts() for name in part.command if name.endswith(".py")}
+    reached = {
+        name for part in proof.parts(Path("out")) for name in part.command if name.endswith(".py")
+    }
     marked = {
         path.relative_to(proof.ROOT).as_posix()
         for path in (proof.ROOT / "tests").rglob("test_*.py")
-        if "@requires_cuda" in path.read_text()
+        if re.search(r"^@(requires_cuda|pytest\.mark\.cuda)$", path.read_text(), re.MULTILINE)
     }
     assert marked <= reached
     assert len(marked) > 4
+
+
+def test_the_dry_run_does_every_part(tmp_path):
+    command = [sys.executable, "tools/prove_cuda.py", "--out", str(tmp_path), "--dry"]
+    done = subprocess.run(command, cwd=proof.ROOT, capture_output=True, text=True, check=False)
+    page = (tmp_path / "page.md").read_text()
+    assert done.returncode == 0, page[:6000] + done.stderr[-3000:]
+    assert "## Failed: 0" in page
+    assert "## Not run: 0" in page
+    for domain in proof.DOMAINS:
+        html = (tmp_path / "demos" / domain / "index.html").read_text()
+        assert "no GPU: the CPU" in html
+        assert "x the first" in html
+        assert re.search(r"<svg|data:image/png", html)
 
 
 def test_a_part_that_fails_loses_itself_alone_and_is_run_again(prove, tmp_path):
@@ -53,7 +71,10 @@ def test_a_part_that_fails_loses_itself_alone_and_is_run_again(prove, tmp_path):
 
 def test_a_part_that_hangs_is_stopped_and_what_had_no_time_is_named(prove):
     code, page = prove(
-        minutes="0.1", slow="print(1, flush=True); import time; time.sleep(60)", late="pass"
+        minutes="0.1",
+        slow="print(1, flush=True); import time; time.sleep(60)",
+        beside="import time; time.sleep(60)",
+        late="pass",
     )
     assert code == 1
     assert "slow: no answer within" in page

@@ -59,10 +59,10 @@ class RootReadout(nn.Module):
 
     def forward(self, h: Tensor, batch: Tensor, size: int, root_mask: Tensor | None) -> Tensor:
         """Nodes [N K] of ``size`` graphs to graphs [size K]."""
-        if root_mask is not None:
-            h, batch = h[root_mask], batch[root_mask]
-        pooled: Tensor = scatter(h, batch, dim=0, dim_size=size, reduce=self.aggr)
-        return pooled
+        if root_mask is not None:  # others go to one graph more: to pick rows would wait for a GPU
+            batch = torch.where(root_mask, batch, size)
+        pooled: Tensor = scatter(h, batch, dim=0, dim_size=size + 1, reduce=self.aggr)
+        return pooled[:size]
 
 
 class GraphClassifier(nn.Module):
