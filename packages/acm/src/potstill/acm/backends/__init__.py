@@ -83,8 +83,8 @@ def run(x: Tensor, choices: Tensor, learners: Learners, backend: str = "auto") -
     if torch.compiler.is_compiling():  # what is missing was said before
         call = BACKENDS["gathered" if backend == "auto" else backend].run
     else:
-        needs = ("float64",) if x.dtype == torch.float64 else ()
-        needs += () if learners.lift is None else ("gated",)
+        wanted = {"float64": x.dtype == torch.float64, "gated": learners.lift is not None}
+        needs = tuple(name for name, yes in wanted.items() if yes)
         call = BACKENDS.resolve(backend, x.device, needs).run
     kind = x.device.type
     if not torch.is_autocast_enabled(kind):

@@ -105,6 +105,9 @@ class ACM(nn.Module):
         0.0
     """
 
+    lift: nn.Parameter | None
+    offset: nn.Parameter | None
+
     def __init__(
         self,
         inputs: int,

@@ -357,7 +357,7 @@ def _nothing(model: nn.Module) -> str:
 
 
 def _replacement(
-    path: str, module: nn.Module, kind: str, learners: int, factor: float, initial: str, heat: float
+    path: str, module: Any, kind: str, learners: int, factor: float, initial: str, heat: float
 ) -> nn.Module:
     def sized(inputs: int, outputs: int, cost: int, activation: str) -> ACM:
         """Equally wide learners that together cost ``factor * cost`` multiply-adds."""
