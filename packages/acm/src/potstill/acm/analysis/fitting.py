@@ -128,7 +128,7 @@ def cheapest(options: Sequence[Sequence[Option]], seconds: float) -> list[Option
 
     Example:
         >>> narrow, wide = Option(1, seconds=1.0, damage=0.5), Option(2, seconds=3.0)
-        >>> [option.mode for option in cheapest([[narrow, wide], [narrow, wide]], 4.1)]
+        >>> sorted(option.mode for option in cheapest([[narrow, wide], [narrow, wide]], 4.1))
         [1, 2]
     """
     if seconds <= 0:

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from potstill.core.adapters.output import TensorOutput
 from potstill.core.errors import BackendError, ConfigError, DataError, PotstillError, nearest
 from potstill.core.images.files import Statistics
+from potstill.core.vocabulary.output import TensorOutput
 
 __all__ = ["Loaded", "load_teacher", "statistics_of"]
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from potstill.core.adapters.output import tensor_of
 from potstill.core.errors import ObjectiveError
 from potstill.core.vocabulary.distiller import Distiller
 from potstill.core.vocabulary.objective import Losses
+from potstill.core.vocabulary.output import tensor_of
 
 __all__ = ["LogitDistiller"]
 

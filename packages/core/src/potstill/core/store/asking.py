@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from potstill.core.adapters.output import tensor_of
 from potstill.core.errors import ConfigError
+from potstill.core.vocabulary.output import tensor_of
 from potstill.core.vocabulary.teacher import Frozen
 
 __all__ = ["Asking", "collate"]

@@ -200,7 +200,7 @@ class TeacherCache:
                 cache = cls(folder, spec)
                 todo = np.array_split(np.flatnonzero(~cache._done), world)[rank]
             with _together():
-                loader = DataLoader(
+                loader: DataLoader[Any] = DataLoader(
                     Subset(source, todo.tolist()), batch_size, num_workers=workers,
                     collate_fn=collate, generator=torch.Generator(),
                 )  # fmt: skip
@@ -388,7 +388,7 @@ def _together() -> Iterator[None]:
     _, world = _place()
     said: list[str | None] = [None] * world
     if world > 1:
-        dist.all_gather_object(said, failed and str(failed))
+        dist.all_gather_object(said, None if failed is None else str(failed))
     if failed is not None:
         raise failed
     for other, text in enumerate(said):
