@@ -129,9 +129,10 @@ class MaskedViT(nn.Module):
                 f"a {type(vit.patch_embed.backbone).__name__}: there they have already seen their "
                 "neighbours, so that none is hidden; choose a model without such a stem"
             )
-        if getattr(getattr(vit, "patch_drop", None), "prob", 0.0) > 0:
+        rate = getattr(getattr(vit, "patch_drop", None), "prob", 0.0)
+        if rate > 0:
             raise ConfigError(
-                f"MaskedViT: vit must be made with patch_drop_rate=0, got {vit.patch_drop.prob}; "
+                f"MaskedViT: vit must be made with patch_drop_rate=0, got {rate}; "
                 "the masking says which patches are dropped"
             )
         size, patch = vit.patch_embed.img_size, vit.patch_embed.patch_size
@@ -233,8 +234,8 @@ class MaskedViT(nn.Module):
 
     def with_grid(self, grid: tuple[int, int]) -> MaskedViT:
         """Take images of so many patches; positions are interpolated by timm. Returns self."""
-        size = [count * side for count, side in zip(grid, self.patch_size, strict=True)]
-        self.vit.set_input_size(img_size=size)
+        rows, columns = self.patch_size
+        self.vit.set_input_size(img_size=(grid[0] * rows, grid[1] * columns))
         return self
 
     def fix_positions(self) -> MaskedViT:

@@ -90,7 +90,8 @@ class MapToMasked(Distiller):
         images = batch[0] if isinstance(batch, tuple | list) else batch
         plan = self.masking(len(images), self.grid, device=images.device)
         _, h_t = block_tokens(self.teacher, [self.block], self.teacher_input(images), plan)
-        tokens = self.on_grid(self.student.forward_features(images))
+        student: Any = self.student
+        tokens = self.on_grid(student.forward_features(images))
         index = plan.keep[:, :, None].expand(-1, -1, tokens.shape[2])
         pair = tokens.gather(1, index), h_t[self.block][:, self.prefix :]
         return self.objective(step, align=pair)
