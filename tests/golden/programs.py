@@ -409,6 +409,17 @@ def mae_align():
     )
 
 
+@program("MapToMasked", torch.float64)
+def mae_map():
+    vit = timm.create_model(encoder(24, 4).name, **encoder(24, 4).options())
+    student = timm.create_model("test_resnet", num_classes=0)
+    return fit(
+        mae.MapToMasked(student, vit, masking=mae.BlockMasking(0.5, 2)),
+        [torch.randn(4, 3, 16, 16) for _ in range(3)],
+        **QUIET,
+    )
+
+
 @program("Classification")
 def mae_finetune():
     with pictures() as folder:

@@ -200,8 +200,9 @@ class TeacherCache:
                 cache = cls(folder, spec)
                 todo = np.array_split(np.flatnonzero(~cache._done), world)[rank]
             with _together():
-                loader: DataLoader[Any] = DataLoader(
-                    Subset(source, todo.tolist()), batch_size, num_workers=workers,
+                part: Any = Subset(source, todo.tolist())  # type: ignore[arg-type]
+                loader: Any = DataLoader(
+                    part, batch_size, num_workers=workers,
                     collate_fn=collate, generator=torch.Generator(),
                 )  # fmt: skip
                 cache._fill(ask, todo, _tracked(loader, progress and rank == 0))
@@ -386,9 +387,9 @@ def _together() -> Iterator[None]:
     except Exception as error:
         failed = error
     _, world = _place()
-    said: list[str | None] = [None] * world
+    said: list[Any] = [None] * world
     if world > 1:
-        dist.all_gather_object(said, None if failed is None else str(failed))
+        dist.all_gather_object(said, failed and str(failed))
     if failed is not None:
         raise failed
     for other, text in enumerate(said):
