@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import inspect
 import io
 import json
@@ -188,7 +189,8 @@ def write_folder(
         size = (model.patch_embed.proj.in_channels, *model.patch_embed.img_size)
         about: dict[str, Any] = {"pretrained_cfg": {"input_size": size}}
         about |= {"label_names": list(classes)} if classes else {}
-        save_for_hf(model, temporary, about, _arguments(model), safe_serialization=True)
+        here = model if model.patch_embed.proj.weight.is_cpu else copy.deepcopy(model).cpu()
+        save_for_hf(here, temporary, about, _arguments(model), safe_serialization=True)
         for part in ("model.safetensors", "config.json"):  # the configuration last
             os.replace(Path(temporary, part), folder / part)
     return folder

@@ -47,15 +47,15 @@ class Encoder:
 
     name: str = ""
     image_size: int = 0
-    height: int = 0
     patch_size: int = 0
     width: int = 0
     depth: int = 0
     heads: int = 0
-    channels: int = 0
     pool: Literal["", "token", "avg"] = ""
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    height: int = 0
+    channels: int = 0
 
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std) or any(value <= 0 for value in self.std):

@@ -90,7 +90,7 @@ class Gate(nn.Module):
         noise = logits.new_empty(draws.world * len(x), *logits.shape[1:])
         noise = -noise.exponential_(generator=draws.generator).log()[draws.mine]
         soft = ((logits + noise) / self.temperature).softmax(-1)
-        hard = F.one_hot(soft.argmax(-1), self.choices)
+        hard = torch.zeros_like(soft).scatter_(-1, soft.argmax(-1, keepdim=True), 1.0)
         return (hard - soft.detach() + soft).to(x.dtype)
 
     def certain(self, x: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows choices"]:
