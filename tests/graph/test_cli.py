@@ -129,7 +129,7 @@ def test_help_does_not_import_torch():
 
 
 def test_the_student_is_the_one_that_was_validated(tmp_path):
-    from potstill.graph.models.networks import MLPStudent
+    from potstill.graph.models.student import MLPStudent
 
     words = ["graph", "distill", "--seeds", "1", "--methods", "mlp", "--out", str(tmp_path)]
     assert main([*words, *QUICK]) == 0

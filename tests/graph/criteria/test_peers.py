@@ -7,7 +7,7 @@ import torch
 
 from potstill.core.errors import ConfigError, ShapeError
 from potstill.graph.criteria.peers import HGMD, KRD, entropy, reliability
-from potstill.graph.models.networks import GCNTeacher
+from potstill.graph.models.teachers import GCNTeacher
 
 EDGES = torch.tensor([[0, 1, 2], [1, 2, 0]])
 

@@ -9,7 +9,7 @@ from potstill.core.errors import BackendError, ConfigError
 from potstill.graph import Supervised, load
 from potstill.graph.data import sampling
 from potstill.graph.data.sampling import has_sampler, partition, teacher_batches
-from potstill.graph.models.networks import SAGETeacher
+from potstill.graph.models.teachers import SAGETeacher
 
 
 def test_parts_hold_every_node_once_and_most_edges():

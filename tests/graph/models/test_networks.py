@@ -17,14 +17,9 @@ from potstill.graph.criteria.peers import HGMD, KRD
 from potstill.graph.data.tensors import Memo, as_features, csr, density, rows, transposed
 from potstill.graph.kernels import PRODUCTS
 from potstill.graph.kernels.native import csr_product
-from potstill.graph.models.networks import (
-    GATTeacher,
-    GCNTeacher,
-    MLPStudent,
-    SAGETeacher,
-    make_teacher,
-)
 from potstill.graph.models.propagate import FeatureLinear
+from potstill.graph.models.student import MLPStudent
+from potstill.graph.models.teachers import GATTeacher, GCNTeacher, SAGETeacher, make_teacher
 
 
 def sparse(x):

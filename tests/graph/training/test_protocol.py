@@ -15,7 +15,8 @@ from potstill.core.testing import requires_cuda
 from potstill.graph.criteria.frequency import HighFrequency, LowFrequency, SoftLabel
 from potstill.graph.data.check import check_graph
 from potstill.graph.data.datasets import load
-from potstill.graph.models.networks import GCNTeacher, MLPStudent
+from potstill.graph.models.student import MLPStudent
+from potstill.graph.models.teachers import GCNTeacher
 from potstill.graph.training.distiller import GraphToMLP, Supervised
 from potstill.graph.training.protocol import (
     METHODS,

@@ -10,7 +10,7 @@ from potstill.core.errors import ConfigError, DataError, ShapeError
 from potstill.graph.criteria.frequency import HighFrequency, LowFrequency, match_rows
 from potstill.graph.data.check import check_graph
 from potstill.graph.data.datasets import load, sparse_features
-from potstill.graph.models.networks import GATTeacher, GCNTeacher, SAGETeacher
+from potstill.graph.models.teachers import GATTeacher, GCNTeacher, SAGETeacher
 from potstill.graph.training.recipes import Recipe
 from potstill.graph.training.scale import (
     GraphStore,

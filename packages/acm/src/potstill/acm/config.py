@@ -52,12 +52,12 @@ class ConvertConfig:
     heads: int | None = None
     classes: int | None = None
     pool: str | None = None
-    mean: Channels = ()
-    std: Channels = ()
     targets: tuple[str, ...] = ("mlp",)
     learners: int = 4
     flops_factor: float = 1.0
     initial: str = "split"
+    mean: Channels = ()
+    std: Channels = ()
 
     def __post_init__(self) -> None:
         _check_channels(self.mean, self.std)

@@ -24,6 +24,7 @@ from .errors import reading as reading
 from .files import Files as Files
 from .files import atomic as atomic
 from .files import is_leftover as is_leftover
+from .files import staging as staging
 from .measure.bench import benchmark as benchmark
 from .measure.counts import count_macs as count_macs
 from .measure.counts import count_parameters as count_parameters

@@ -152,10 +152,10 @@ class DistillConfig(StudentsConfig):
     """
 
     seeds: int = 5
-    auto: bool = False
     hold_out: float = 0.0
     logits: Path | None = None
     kind: Literal["logits", "probabilities", "log_probabilities", "embeddings"] = "logits"
+    auto: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -26,7 +26,6 @@ import math
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,7 +36,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from potstill.core import CheckpointError, ConfigError, atomic, nearest, reading
+from potstill.core import CheckpointError, ConfigError, atomic, nearest, reading, staging
 
 __all__ = ["Format", "Weights", "load_weights", "read_weights", "write_folder", "write_weights"]
 
@@ -184,15 +183,14 @@ def write_folder(
             f"write_folder: vit must be made by timm.create_model, which names its architecture, "
             f"got a plain {type(vit).__name__}"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as temporary:
+    with staging(folder) as temporary:
         size = (model.patch_embed.proj.in_channels, *model.patch_embed.img_size)
         about: dict[str, Any] = {"pretrained_cfg": {"input_size": size}}
         about |= {"label_names": list(classes)} if classes else {}
         here = model if model.patch_embed.proj.weight.is_cpu else copy.deepcopy(model).cpu()
-        save_for_hf(here, temporary, about, _arguments(model), safe_serialization=True)
+        save_for_hf(here, str(temporary), about, _arguments(model), safe_serialization=True)
         for part in ("model.safetensors", "config.json"):  # the configuration last
-            os.replace(Path(temporary, part), folder / part)
+            os.replace(temporary / part, folder / part)
     return folder
 
 

@@ -195,8 +195,8 @@ class Data:
 
     train: str = ""
     test: str = ""
-    validation: str = ""
     resident: bool = False
+    validation: str = ""
 
 
 @dataclass(frozen=True)

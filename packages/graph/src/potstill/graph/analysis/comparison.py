@@ -18,7 +18,7 @@ from potstill.core import Column, Engine, Report, Training, count_parameters, fi
 from potstill.graph.data.check import Kind, check_logits
 from potstill.graph.data.scaling import in_units
 from potstill.graph.data.tensors import rows
-from potstill.graph.models.networks import MLPStudent
+from potstill.graph.models.student import MLPStudent
 from potstill.graph.training.protocol import Progress, Trained, methods_for, run_protocol
 from potstill.graph.training.recipes import FULL_BATCH, NAMES, Recipe
 from potstill.graph.training.scores import SCORES, Score, baseline
@@ -224,7 +224,7 @@ def single_node_call(model: nn.Module, data: Data, node: int | None = None) -> C
     """A call that predicts one node, as the whole graph would: see `nodes_call`.
 
     Args:
-        model: A student, or a GNN of `potstill.graph.models.networks`.
+        model: A student, or a GNN of `potstill.graph.models.teachers`.
         data: The graph.
         node: By default one whose degree is the median of the linked nodes.
     """

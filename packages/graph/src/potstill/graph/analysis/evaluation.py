@@ -8,7 +8,7 @@ import torch
 from torch_geometric.data import Data
 
 from potstill.core import Column, ConfigError, Report, fingerprint
-from potstill.graph.models.networks import MLPStudent
+from potstill.graph.models.student import MLPStudent
 from potstill.graph.training.scores import SCORES, baseline, score
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from potstill.core import atomic
-from potstill.graph.models.networks import MLPStudent
+from potstill.graph.models.student import MLPStudent
 
 __all__ = ["write_predictions"]
 

@@ -35,7 +35,8 @@ from potstill.graph.criteria.peers import HGMD, KRD, reliability
 from potstill.graph.data.check import check_graph
 from potstill.graph.data.splits import hold_out
 from potstill.graph.data.tensors import is_sparse, rows
-from potstill.graph.models.networks import MLPStudent, make_teacher
+from potstill.graph.models.student import MLPStudent
+from potstill.graph.models.teachers import make_teacher
 from potstill.graph.training.distiller import GraphToMLP, Supervised
 from potstill.graph.training.recipes import FULL_BATCH, Recipe, check_training
 from potstill.graph.training.scale import check_memory

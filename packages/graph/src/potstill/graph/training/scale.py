@@ -36,7 +36,7 @@ from potstill.core import (
 from potstill.graph.criteria.frequency import HighFrequency, Reduction, match_rows
 from potstill.graph.data.check import check_ends, check_logits, is_symmetric
 from potstill.graph.data.tensors import is_sparse, rows
-from potstill.graph.models.networks import MLPStudent
+from potstill.graph.models.student import MLPStudent
 from potstill.graph.training.recipes import Recipe
 
 __all__ = [
