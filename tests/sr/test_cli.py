@@ -65,7 +65,7 @@ def test_the_mode_is_said_before_anything_is_computed(
     monkeypatch.setattr("potstill.sr.inference.planes.exact", stopped)
     words = ["sr", "upscale", str(folder / "a.png"), "-o", str(tmp_path / "x.png"), "--tile", "16"]
     assert main([*words, "--model", weights]) == 130
-    assert "a.png: mode 'exact' in tiles of 16, about 0.00 GiB" in capsys.readouterr().err
+    assert "a.png: mode 'exact' in tiles of 16, about 0.05 GiB" in capsys.readouterr().err
 
 
 def test_a_result_that_cannot_be_written_is_refused_before_it_is_computed(

@@ -14,6 +14,7 @@ from .inference.enlarge import Result as Result
 from .inference.enlarge import upscale as upscale
 from .inference.planning import Plan as Plan
 from .inference.planning import plan as plan
+from .inference.streaming import stream as stream
 from .models.challenge import IMDN_RTC as IMDN_RTC
 from .models.challenge import IMDN_RTE as IMDN_RTE
 from .models.imdn import IMDN as IMDN

@@ -21,6 +21,7 @@ from potstill.sr.config import Mode
 from potstill.sr.images.metrics import LUMA
 from potstill.sr.inference.cropping import adaptive_cropping
 from potstill.sr.inference.planning import Plan, plan
+from potstill.sr.inference.stepping import check_tiles, in_step
 from potstill.sr.inference.tiling import (
     SAMPLES,
     Box,
@@ -33,9 +34,18 @@ from potstill.sr.inference.tiling import (
     gates_recomputed,
     plain,
 )
+from potstill.sr.models.foreign import Foreign
 from potstill.sr.models.imdn import IMDN
 
-__all__ = ["Planes", "Progress", "from_float", "out_of_memory", "release_memory", "to_float"]
+__all__ = [
+    "Planes",
+    "Progress",
+    "from_float",
+    "out_of_memory",
+    "reader",
+    "release_memory",
+    "to_float",
+]
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) units of work."""
@@ -134,7 +144,7 @@ class Planes:
             color = np.pad(color, padding, mode="symmetric")
         rows, columns = color.shape[0] // stride, color.shape[1] // stride
         out = np.empty((color.shape[0] * self.scale, color.shape[1] * self.scale, 3), color.dtype)
-        read, write = _reader(color, runner.device), _writer(out, clip, grey)
+        read, write = reader(color, runner.device), writer(out, clip, grey)
         frame = Frame(Box(0, 0, rows, columns), stride, stride * self.scale, read, write)
         tile = self.tile
         while True:
@@ -172,6 +182,10 @@ class Planes:
         step = self._steps(frame, tile, mode)
         if mode == "none":
             plain(runner, frame, max(frame.size), 0, step)
+        elif mode == "exact" and isinstance(runner.model, Foreign):
+            check_tiles(runner, runner.model)
+            tiles = in_step if runner.model.shares else plain
+            tiles(runner, frame, tile, radius, step)
         elif mode == "independent" or stages is None:
             plain(runner, frame, tile, _INDEPENDENT_MARGIN if stages else radius, step)
         elif mode == "exact":
@@ -219,9 +233,12 @@ def release_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _reader(color: NDArray[Any], device: torch.device) -> Callable[[Box], Tensor]:
+def reader(color: NDArray[Any], device: torch.device) -> Callable[[Box], Tensor]:
+    """What gives rectangles of ``[H W 1 or 3]`` as ``[1 3 h w]`` in [0, 1]."""
+
     def read(box: Box) -> Tensor:
         part = to_float(color[box.top : box.bottom, box.left : box.right])
+        part = part if part.shape[2] == 3 else part.repeat(3, axis=2)
         return torch.from_numpy(np.ascontiguousarray(part.transpose(2, 0, 1)))[None].to(device)
 
     return read
@@ -233,7 +250,9 @@ def _grey(values: Tensor) -> Tensor:
     return (values @ weights)[..., None].expand_as(values)
 
 
-def _writer(out: NDArray[Any], clip: bool, grey: bool) -> Callable[[Box, Tensor], None]:
+def writer(out: NDArray[Any], clip: bool, grey: bool) -> Callable[[Box, Tensor], None]:
+    """What puts rectangles into ``out``, ``[H W 3]``, or ``[H W 1]`` of what is grey."""
+
     def write(box: Box, large: Tensor) -> None:
         values = large[0].float().permute(1, 2, 0).cpu()
         if not torch.isfinite(values).all():
@@ -241,7 +260,7 @@ def _writer(out: NDArray[Any], clip: bool, grey: bool) -> Callable[[Box, Tensor]
                 "upscale: the network must give finite values, got NaN or infinite ones; its "
                 "weights are damaged, or overflow in this precision"
             )
-        values = _grey(values) if grey else values
+        values = _grey(values)[..., : out.shape[2]] if grey else values
         target = out[box.top : box.bottom, box.left : box.right]
         if out.dtype.kind == "u":
             peak = np.iinfo(out.dtype).max

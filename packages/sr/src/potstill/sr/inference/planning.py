@@ -10,6 +10,7 @@ import psutil
 import torch
 
 from potstill.sr.config import Mode, Precision
+from potstill.sr.inference.tiling import SAMPLES
 from potstill.sr.models.base import Upscaler
 from potstill.sr.models.imdn import IMDN
 
@@ -18,7 +19,8 @@ __all__ = ["Plan", "free_memory", "plan"]
 _TILE = 256
 _WHOLE_MAPS = 8  # maps alive at the peak of a pass over the whole image, measured
 _EXACT_MAPS = 3
-_TILE_MAPS = 9
+_TILE_MAPS = 7
+_LIBRARIES = 48 * 2**20  # what libraries take for themselves while they compute tiles, measured
 
 
 @dataclass(frozen=True)
@@ -78,10 +80,15 @@ def plan(
     def need(mode: str, side: int, *, mapped: bool = False) -> int:
         if mode == "none":
             return area * cell * _WHOLE_MAPS + output
-        margin = 2 * (4 if mode == "exact" else network.radius)
-        piece = min((side + margin) ** 2, area) * cell * _TILE_MAPS
-        maps = area * cell * _EXACT_MAPS if mode == "exact" and not mapped else 0
-        return piece + output // 4 + maps
+        staged = mode == "exact" and isinstance(network, IMDN)
+        margin = 2 * (4 if staged else network.radius)
+        work = min((side + margin) ** 2, area) * cell * _TILE_MAPS
+        if mode == "gates":  # two maps of each sampled tile, and three of the one that is computed
+            sample = (side + 32) ** 2
+            samples = min(SAMPLES, math.ceil(height / side) * math.ceil(width / side)) * sample
+            work = max(work, (2 * min(samples, 5 * area // 4) + 3 * min(sample, area)) * cell)
+        maps = area * cell * _EXACT_MAPS if staged and not mapped else 0
+        return work + maps + output // 4 + _LIBRARIES
 
     if tile == "none" or tile_mode == "none":
         return Plan("none", 0, need("none", 0))

@@ -236,16 +236,31 @@ def _here(stages: Staged, part: Tensor) -> Tensor:
     return part.to(stages.device)
 
 
-def gates_recomputed(stages: Staged, frame: Frame, tile: int, step: Step) -> Tensor:
+def gates_recomputed(
+    stages: Staged,
+    frame: Frame,
+    tile: int,
+    step: Step,
+    known: Sequence[Tensor] = (),
+    keep: Callable[[list[Tensor]], None] = lambda gates: None,
+) -> Tensor:
     """The gates of the whole image in the memory of one tile.
 
     Gate k needs blocks 1 to k of every tile, so the network runs about ``blocks / 2`` times.
 
+    Args:
+        stages: Network.
+        frame: Image.
+        tile: Side of the tiles, feature pixels.
+        step: Callable for progress.
+        known: Gates of the first blocks, from an earlier call.
+        keep: Called with all gates after each one that is found.
+
     Returns:
         [blocks channels].
     """
-    gates: list[Tensor] = []
-    for k, block in enumerate(stages.blocks):
+    gates = list(known)
+    for k, block in list(enumerate(stages.blocks))[len(gates) :]:
         found = []
         for core in boxes(frame.size, tile):
             around = core.grown(1 + block.radius * (k + 1), frame.size)
@@ -256,6 +271,7 @@ def gates_recomputed(stages: Staged, frame: Frame, tile: int, step: Step) -> Ten
             found.append(moments(_own(core.within(around).of(z))))
             step()
         gates.append(stages.gate(k, merged(found)))
+        keep(gates)
     return torch.stack(gates)
 
 

@@ -8,6 +8,7 @@ import pickle
 import re
 from collections.abc import Mapping
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from torch import Tensor
 from potstill.core import ConfigError, DataError, atomic, nearest
 from potstill.sr.models.base import Upscaler
 from potstill.sr.models.challenge import IMDN_RTC, IMDN_RTE
+from potstill.sr.models.foreign import load_foreign
 from potstill.sr.models.imdn import IMDN, IMDN_AS
 
 __all__ = [
@@ -90,6 +92,8 @@ def load_model(
     which variant, factor, width and depth it is. The bicubic skip leaves no tensor: it is read from
     the file's metadata.
 
+    With ``potstill-sr[spandrel]``, files of the architectures that spandrel knows are read too.
+
     Args:
         source: ``.safetensors`` or ``.pth`` file, or one of ``PRETRAINED``.
         scale: Factor that is expected.
@@ -106,18 +110,21 @@ def load_model(
     """
     path = _resolve(source)
     tensors, metadata = load_tensors(path)
-    described = detect(tensors, name=str(source), metadata=metadata)
+    try:
+        described = detect(tensors, name=str(source), metadata=metadata)
+    except ConfigError:
+        if expect is not Upscaler or find_spec("spandrel") is None:
+            raise
+        foreign = load_foreign(path)
+        _check_scale(source, foreign, scale)
+        return foreign
     model = described.build()
     if not isinstance(model, expect):
         raise ConfigError(
             f"load_model: {source} must hold {expect.__name__} weights, got "
             f"{type(model).__name__}; choose other weights or leave expect out"
         )
-    if scale is not None and scale != model.scale:
-        raise ConfigError(
-            f"load_model: scale must be {model.scale} for {source}, got {scale}; choose other "
-            "weights or leave scale out"
-        )
+    _check_scale(source, model, scale)
     state = {key: value.float() for key, value in renamed(tensors).items()}
     wanted = model.state_dict()
     odd = _some("missing", set(wanted) - set(state)) + _some("unknown", set(state) - set(wanted))
@@ -134,6 +141,14 @@ def load_model(
             )
     model.load_state_dict(state, strict=False)
     return model.eval()
+
+
+def _check_scale(source: str | os.PathLike[str], model: Upscaler, scale: int | None) -> None:
+    if scale is not None and scale != model.scale:
+        raise ConfigError(
+            f"load_model: scale must be {model.scale} for {source}, got {scale}; choose other "
+            "weights or leave scale out"
+        )
 
 
 def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -223,7 +238,8 @@ def detect(
     if not indices or head is None or tail is None or indices != set(range(len(indices))):
         raise ConfigError(
             f"load_model: {name} must be weights of IMDN, IMDN_AS, IMDN_RTC or IMDN_RTE, got "
-            f"{len(shapes)} tensors such as {', '.join(sorted(tensors)[:3]) or 'none'}"
+            f"{len(shapes)} tensors such as {', '.join(sorted(tensors)[:3]) or 'none'}; with "
+            "potstill-sr[spandrel] many other architectures load"
         )
     channels, blocks = head[0], len(indices)
     sizes: dict[str, Any] = {"channels": channels, "blocks": blocks}
