@@ -44,6 +44,23 @@ def _data_root(request, monkeypatch, tmp_path_factory):
 
 
 @pytest.fixture
+def curves():
+    """The curves of a run are drawn in this test."""
+
+
+@pytest.fixture(autouse=True)
+def _curves_undrawn(request, monkeypatch):
+    """A run ends with a picture of one pixel: to draw its curves costs more than most runs here."""
+    fit = sys.modules.get("potstill.core.engine.fit")
+    if fit is not None and "curves" not in request.fixturenames:
+
+        def dot(rows, path):
+            Image.new("L", (1, 1)).save(path)
+
+        monkeypatch.setattr(fit, "plot_curves", dot)
+
+
+@pytest.fixture
 def on_two_processes(tmp_path):
     """Function of verbs, as ``{name: words}``: two processes do what one does, and one writes.
 

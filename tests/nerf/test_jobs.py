@@ -218,7 +218,6 @@ class Looked(Distiller):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("kind", ["native", "torch"])
 def test_moments_of_row_adam_keep_the_layout(tmp_path, turned, precision, kind, monkeypatch):
-    monkeypatch.setattr("potstill.core.engine.fit.plot_curves", lambda *given: None)
     if kind == "torch":
         monkeypatch.setattr("potstill.nerf.optim._is_native", lambda tensors: False)
 

@@ -43,7 +43,7 @@ def peak() -> int:
 
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="asks Linux")
-def test_a_save_copies_nothing(tmp_path, monkeypatch):
+def test_a_save_copies_nothing(tmp_path, monkeypatch, curves):
     grown = []
 
     def measured(call, loop):

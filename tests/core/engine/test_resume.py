@@ -235,9 +235,8 @@ class Layouts(nn.Module):
 @pytest.mark.parametrize("how", ["fused", "foreach", "plain"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", ["Adam", "AdamW", "SGD"])
-def test_moments_keep_the_layout_of_their_parameters(tmp_path, how, precision, name, monkeypatch):
+def test_moments_keep_the_layout_of_their_parameters(tmp_path, how, precision, name):
     """A fused kernel reads raw memory, so a resumed moment must lie as its parameter does."""
-    monkeypatch.setattr("potstill.core.engine.fit.plot_curves", lambda *given: None)
     options = {"foreach": False} if how == "plain" else {how: True}
     options |= {"momentum": 0.9} if name == "SGD" else {}
     optimizer = partial(getattr(torch.optim, name), **options)

@@ -33,11 +33,6 @@ class Pictures(Distiller):
         return self.objective(step, task=(self.student(x).mean((2, 3)), y))
 
 
-@pytest.fixture(autouse=True)
-def _no_curves(monkeypatch):
-    monkeypatch.setattr("potstill.core.engine.fit.plot_curves", lambda rows, path: None)
-
-
 def train(words, criterion=F.cross_entropy, workers=0):
     """A command: 40 steps with checkpoints, that ends as every job ends."""
     out, batch = Path(words[0]), int(words[1])

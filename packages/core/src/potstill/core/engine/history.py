@@ -160,8 +160,11 @@ def plot_curves(rows: Iterable[Row], path: Path) -> None:
                 points[1].append(value)
     columns = min(3, len(curves))
     lines = -(-len(curves) // columns)
-    figure = Figure(figsize=(4 * columns, 2.6 * lines), layout="constrained")
+    wide, high = 4 * columns, 2.6 * lines
+    figure = Figure(figsize=(wide, high))
     FigureCanvasAgg(figure)
+    # Margins by hand, in inches: matplotlib would draw all of it again to find them.
+    figure.subplots_adjust(0.8 / wide, 0.5 / high, 1 - 0.15 / wide, 1 - 0.3 / high, 0.3, 0.45)
     panels = figure.subplots(lines, columns, squeeze=False).flat
     for (name, points), panel in zip(curves.items(), panels, strict=False):
         sparse = max(len(points[0]) // _POINTS, 1)
@@ -176,4 +179,4 @@ def plot_curves(rows: Iterable[Row], path: Path) -> None:
     for panel in list(panels):
         panel.set_visible(False)
     with atomic(path) as temporary:
-        figure.savefig(temporary, dpi=110)
+        figure.savefig(temporary, dpi=110, pil_kwargs={"compress_level": 1})
