@@ -37,9 +37,10 @@ def verb(app: App, name: str, job: str, config: type) -> None:
         'Train a student.'
     """
 
-    def run(config: Any) -> None:
+    def run(config: Any) -> int:
         module, _, attribute = job.partition(":")
-        result = getattr(import_module(module), attribute)(config).run(progress=name)
+        made = getattr(import_module(module), attribute)(config)
+        result = made.run(progress=name)
         if result.report is not None:
             result.report.show()
             say(f"page: {result.folder / 'index.html'}")
@@ -47,6 +48,7 @@ def verb(app: App, name: str, job: str, config: type) -> None:
             table(f"{' '.join(app.name)} {name}", result.summary)
         if result.summary:  # of several processes, the main one
             say(f"folder: {result.folder}")
+        return int(made.exit_code)
 
     summary = (config.__doc__ or "").partition("\n\n")[0]
     command: Any = taking(config, run)

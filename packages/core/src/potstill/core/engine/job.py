@@ -84,6 +84,7 @@ class Job(ABC, Generic[C]):
         config: The configuration.
         engine: Device and processes, while the job runs.
         optimizers: Optimizer factories by the name that ``training.optimizer`` may have.
+        exit_code: Exit code of the command; a job that checks limits sets it to 1.
         movable: Options that may differ when a run is continued, as dotted names.
 
     Raises:
@@ -97,6 +98,7 @@ class Job(ABC, Generic[C]):
         "training.checkpoint_minutes",
     )  # fmt: skip
     find_unused: bool = False
+    exit_code: int = 0
     engine: Engine
 
     def __init__(self, config: C) -> None:

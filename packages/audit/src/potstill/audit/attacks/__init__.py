@@ -1,0 +1,1 @@
+"""Triggers, poisoned sets, and what a model does under them."""

@@ -1,0 +1,1 @@
+"""What finds a backdoor, and what takes it out."""

@@ -1,0 +1,1 @@
+"""What a student tells about the data of its teacher."""
