@@ -24,7 +24,7 @@ from torch_geometric.data import Data
 from torch_geometric.utils import to_undirected
 
 # All names of potstill that are needed, so that a move of modules changes these lines alone.
-from potstill import acm, graph, mae, nerf, sr
+from potstill import acm, graph, mae, nerf, quant, sr
 from potstill.core import (
     Distiller,
     Objective,
@@ -507,3 +507,9 @@ def acm_finetune():
 def acm_shrinking():
     model, batches = vit()
     return fit(acm.Shrinking(acm.acmize(model), STEPS, delay=0.3), batches, **QUIET)
+
+
+@program("ModuleToModule", torch.float64)
+def quant_reconstruct():
+    inputs = [x for x, _ in labelled()]
+    quant.reconstruct(mlp(), quant.Grid(4), inputs, steps=STEPS)

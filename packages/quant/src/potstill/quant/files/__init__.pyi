@@ -1,0 +1,10 @@
+from .onnx import LowFile as LowFile
+from .onnx import export_onnx as export_onnx
+from .onnx import run_onnx as run_onnx
+from .openvino import export_openvino as export_openvino
+from .openvino import run_openvino as run_openvino
+from .packed import load_lowered as load_lowered
+from .packed import load_packed as load_packed
+from .packed import pack as pack
+from .packed import save_packed as save_packed
+from .packed import unpack as unpack

@@ -1,0 +1,17 @@
+from .grid import Grid as Grid
+from .inputs import InputGrid as InputGrid
+from .inputs import input_grids as input_grids
+from .lower import LAYERS as LAYERS
+from .lower import Lowered as Lowered
+from .lower import bake as bake
+from .lower import lower as lower
+from .lower import lowered as lowered
+from .quantizers import Buckets as Buckets
+from .quantizers import DualBinary as DualBinary
+from .quantizers import LearnedLevels as LearnedLevels
+from .quantizers import LearnedStep as LearnedStep
+from .quantizers import Quantizer as Quantizer
+from .rounding import dual_binarize as dual_binarize
+from .rounding import learned_step as learned_step
+from .rounding import quantize_to_levels as quantize_to_levels
+from .rounding import uniform_quantize as uniform_quantize
