@@ -1,1 +1,1 @@
-"""Benchmarks of the repository; a package, so that opacus, which installs one of that name, loses."""
+"""Benchmarks of the repository; a package, so that one of that name in opacus loses."""

@@ -238,8 +238,41 @@ def nerf() -> None:
         convert(fields["hash"], kind, prior, steps=4, progress=False)
 
 
+def flow() -> None:
+    """Every kind of term: maps, a critic with its head, nodes, experts, several students."""
+    from potstill.core import Training
+    from potstill.flow import (
+        CriticConfig,
+        Data,
+        Items,
+        StudentConfig,
+        TeacherConfig,
+        TrainTeacher,
+        distill,
+        load_teacher,
+        ring,
+    )
+
+    points, modes = ring(3).draw(64, torch.Generator().manual_seed(0))
+    data, training = Data(Items(points, modes), ("a", "b", "c")), Training(steps=2, batch=8)
+    critic = CriticConfig(updates=1, pairs=8, pair_steps=1, nodes=2, node_steps=1, interval=1)
+    with TemporaryDirectory() as name:
+        folder, options = Path(name), {"training": training, "critic": critic, "progress": False}
+        config = TeacherConfig(
+            out=folder / "teacher", network="points", widths=(8,), training=training
+        )  # fmt: skip
+        TrainTeacher(config, data).run(progress=False)
+        teacher = load_teacher(folder / "teacher" / "teacher", guidance=2.0)
+        for method in ("boot", "freeflow", "dmd", "dmd2", "disback", "phased"):
+            parts = StudentConfig(students=2 if method == "boot" else 1)
+            real = {"data": data, "check": False} if method == "dmd2" else {}
+            distill(
+                teacher, method, out=folder / method, student=parts, **options, **real
+            ).sample(5)  # fmt: skip
+
+
 JOBS: dict[str, Callable[[], None]] = {
-    job.__name__: job for job in (core, graph, mirage, sr, mae, acm, nerf)
+    job.__name__: job for job in (core, graph, mirage, sr, mae, acm, nerf, flow)
 }
 
 if __name__ == "__main__":

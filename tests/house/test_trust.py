@@ -10,7 +10,7 @@ from workspace import DOMAINS, ROOT
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_every_job_is_tried(domain: str) -> None:
     source = ROOT / "packages" / domain / "src" / "potstill" / domain / "cli.py"
-    verbs = re.findall(r'^verb\(app, "(\w+)"', source.read_text(encoding="utf-8"), re.MULTILINE)
+    verbs = re.findall(r'^verb\(app, "([\w-]+)"', source.read_text(encoding="utf-8"), re.MULTILINE)
     tried = {job.words.split()[1] for job in trust.JOBS[domain].values()}
     assert set(verbs) == tried
 

@@ -1,0 +1,216 @@
+"""What one-step students are worth, three seeds each: points with an exact teacher, and digits.
+
+python -m benchmarks flow --check
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from potstill.core import Training, generator
+from potstill.core.engine import fit_with
+from potstill.core.measure.bench import Figure, Pair, Skip, at_least, at_most, benchmark
+from potstill.flow import (
+    CriticConfig,
+    Data,
+    Generator,
+    Items,
+    Judge,
+    Learning,
+    Prior,
+    Student,
+    Teacher,
+    TeacherConfig,
+    TrainTeacher,
+    compare,
+    distill,
+    load_teacher,
+    make_network,
+    mmd2,
+    ring,
+    sliced_w2,
+)
+
+SEEDS = (0, 1, 2)
+CLOSE = 4000
+PROMISED = "issue 24"
+
+
+def points(
+    method: str, quick: bool, teacher: Teacher | None = None, **options: Any
+) -> dict[str, Figure]:
+    """A method on eight Gaussians: quality, and CPU seconds of one thread."""
+    mixture = ring()
+    teacher = teacher or Teacher(mixture)
+    found: dict[str, list[float]] = {}
+    training = options.pop("training")
+    for seed in SEEDS[: 1 if quick else 3]:
+        budget = Training(
+            **{**training, **({"steps": 20} if quick else {})}, seed=seed, device="cpu"
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            began = time.process_time()
+            student = distill(
+                teacher, method, out=Path(folder), training=budget, progress=False, **options
+            )
+            seconds = time.process_time() - began
+        made = student.sample(CLOSE, seed=seed + 10)
+        z = torch.randn(CLOSE, 2, generator=generator("draw", seed + 10))
+        ends = Teacher(mixture).sample(z, steps=100, solver="rk4")
+        fresh, _ = mixture.draw(CLOSE, generator("fresh", seed))
+        near, modes = mixture.within(made)
+        row = {
+            "mmd2": mmd2(made, fresh), "sw2": sliced_w2(made, fresh), "modes": modes,
+            "rmse": float((made - ends).square().mean().sqrt()), "near": 100 * near,
+            "seconds": seconds,
+        }  # fmt: skip
+        for name, value in row.items():
+            found.setdefault(name, []).append(float(value))
+    units = {"near": "%", "seconds": "s"}
+    return {n: Figure(v, units.get(n, ""), timed=n == "seconds") for n, v in found.items()}
+
+
+MAP = {
+    "mmd2": at_most(0.006, PROMISED), "rmse": at_most(0.3, PROMISED),
+    "near": at_least(70.0, PROMISED), "modes": at_least(8, PROMISED),
+    "seconds": at_most(15.0, PROMISED),
+}  # fmt: skip
+QUICKLY: dict[str, Any] = {"steps": 4000, "batch": 256, "lr": 5e-3, "final": 0.0, "ema": 0.99}
+
+
+@benchmark(targets=MAP, threads=1, budget=120)
+def boot_on_points(quick: bool) -> dict[str, Figure]:
+    """BOOT with an exact teacher of eight Gaussians, one evaluation."""
+    return points("boot", quick, training=QUICKLY)
+
+
+@benchmark(targets=MAP, threads=1, budget=240)
+def freeflow_on_points(quick: bool) -> dict[str, Figure]:
+    """FreeFlow with its correction, the same."""
+    return points("freeflow", quick, training=QUICKLY, critic=CriticConfig(updates=1))
+
+
+@benchmark(
+    targets={"mmd2": at_most(0.005, PROMISED), "seconds": at_most(30.0, PROMISED)},
+    threads=1, budget=240,
+)  # fmt: skip
+def dmd_on_points(quick: bool) -> dict[str, Figure]:
+    """DMD without pairs, student and critic from the weights of a network that was trained."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = TeacherConfig(
+            out=Path(folder), network="points", widths=(96,), depth=3,
+            training=Training(
+                steps=20 if quick else 6000, batch=512, lr=3e-3, final=0.0, ema=0.99, device="cpu"
+            ),
+        )  # fmt: skip
+        rows, _ = ring().draw(50_000, generator("data"))
+        TrainTeacher(config, Data(Items(rows), ())).run(progress=False)
+        teacher = load_teacher(Path(folder) / "teacher")
+    return points(
+        "dmd", quick, teacher, training={"steps": 2000, "batch": 256, "lr": 5e-4, "ema": 0.98},
+        critic=CriticConfig(updates=4, lr=1e-3, regression=0.0),
+    )  # fmt: skip
+
+
+def digits() -> tuple[Data, Data]:
+    """1,297 images of scikit-learn's digits to learn from, 500 to compare with."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise Skip("needs scikit-learn") from error
+    found = load_digits()
+    images = torch.tensor(found.images, dtype=torch.float32)[:, None] / 8 - 1
+    every = Data(Items(images, torch.tensor(found.target)), tuple("0123456789"))
+    return every.split(1297 / 1797)
+
+
+def judge_of(data: Data, steps: int) -> Callable[[Tensor, Tensor], float]:
+    """Share of images that a network trained on real ones takes for their class."""
+    judge = Judge(1, 10)
+    fit_with(
+        Training(steps=steps, batch=64, lr=2e-3, final=0.0, device="cpu"), Learning(judge),
+        Prior(data.shape, 64, data=data.items), progress=False,
+    )  # fmt: skip
+    with torch.no_grad():
+        return lambda images, labels: float((judge(images).argmax(1) == labels).double().mean())
+
+
+DIGITS = {
+    "teacher SW2 by floor": at_most(2.0, PROMISED),
+    "below 50 steps": at_most(8.0, PROMISED),
+    "above 1 step": at_least(25.0, PROMISED),
+    "SW2 by teacher": at_most(1.1, PROMISED),
+}
+
+
+@benchmark(targets=DIGITS, budget=1800)
+def boot_on_digits(quick: bool) -> dict[str, Figure]:
+    """BOOT of a class-conditional UNet of diffusers on 8x8 digits, against its teacher."""
+    train, test = digits()
+    accuracy = judge_of(train, 20 if quick else 1500)
+    with tempfile.TemporaryDirectory() as folder:
+        config = TeacherConfig(
+            out=Path(folder), widths=(32, 48),
+            training=Training(
+                steps=10 if quick else 6000, batch=64, lr=1e-3, final=0.0, ema=0.999, device="cpu"
+            ),
+        )  # fmt: skip
+        TrainTeacher(config, train).run(progress=False)
+        teacher = load_teacher(Path(folder) / "teacher")
+    floor = sliced_w2(train.items.values[:1000].flatten(1), test.items.values.flatten(1))
+    found: dict[str, list[float]] = {}
+    for seed in SEEDS[: 1 if quick else 3]:
+        with tempfile.TemporaryDirectory() as folder:
+            student = distill(
+                teacher, "boot", out=Path(folder), progress=False,
+                training=Training(
+                    steps=5 if quick else 2000, batch=64, lr=5e-4, final=0.0, ema=0.99, seed=seed,
+                    device="cpu",
+                ),
+            )  # fmt: skip
+        for name, value in judged(student, teacher, test, accuracy, seed, floor).items():
+            found.setdefault(name, []).append(value)
+    units = {"below 50 steps": "points", "above 1 step": "points"}
+    return {name: Figure(values, units.get(name, "")) for name, values in found.items()}
+
+
+def judged(
+    student: Generator, teacher: Teacher, test: Data, accuracy: Any, seed: int, floor: float
+) -> dict[str, float]:
+    """The figures of a seed."""
+    labels = torch.arange(1000) % 10
+    made = student.sample(1000, labels, seed=seed)
+    z = torch.randn(1000, *teacher.shape, generator=generator("draw", seed))
+    fifty, one = (teacher.sample(z, labels, steps=n) for n in (50, 1))
+    shares = {name: accuracy(x, labels) for name, x in (("s", made), ("t", fifty), ("o", one))}
+    figures = compare(made, test.items.values, fifty)
+    own = compare(fifty, test.items.values, fifty)
+    return {
+        "student": 100 * shares["s"], "teacher": 100 * shares["t"], "rmse": figures["rmse"],
+        "SW2": figures["SW2"], "teacher SW2": own["SW2"], "coverage": figures["coverage"],
+        "teacher SW2 by floor": own["SW2"] / floor,
+        "below 50 steps": 100 * (shares["t"] - shares["s"]),
+        "above 1 step": 100 * (shares["s"] - shares["o"]),
+        "SW2 by teacher": figures["SW2"] / own["SW2"],
+    }  # fmt: skip
+
+
+def same_shape(ours: Tensor, baseline: Tensor) -> None:
+    assert ours.shape == baseline.shape
+
+
+@benchmark(targets=at_least(30.0, "issue 24: one evaluation in the place of fifty"), threads=1)
+def one_evaluation() -> Pair:
+    """64 digits by a student against 50 Euler steps of its teacher."""
+    teacher = Teacher(make_network("unet", (1, 8, 8)), shape=(1, 8, 8)).eval()
+    student = Student(teacher.trainable(), shape=teacher.shape).eval().requires_grad_(False)
+    z = torch.randn(64, 1, 8, 8)
+    ours, baseline = (lambda: student(z)), (lambda: teacher.sample(z, steps=50))
+    return Pair(ours, baseline, same_shape, work=64, unit="images/s")

@@ -1,0 +1,1 @@
+"""Measures: how far samples are from a reference, and from their teacher."""

@@ -1,0 +1,1 @@
+"""Methods: what a student, and a critic where there is one, are trained by."""

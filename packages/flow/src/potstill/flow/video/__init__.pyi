@@ -1,0 +1,10 @@
+from .buffer import Buffer as Buffer
+from .buffer import stream as stream
+from .clips import ClipNet as ClipNet
+from .clips import motion as motion
+from .clips import moving_digits as moving_digits
+from .training import Merging as Merging
+from .training import MotionConsistency as MotionConsistency
+from .training import MotionHead as MotionHead
+from .training import Streaming as Streaming
+from .training import pseudo_huber as pseudo_huber
