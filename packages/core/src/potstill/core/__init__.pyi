@@ -61,6 +61,7 @@ from .vocabulary.schedule import before as before
 from .vocabulary.schedule import constant as constant
 from .vocabulary.schedule import cosine as cosine
 from .vocabulary.schedule import decay as decay
+from .vocabulary.schedule import delayed as delayed
 from .vocabulary.schedule import linear as linear
 from .vocabulary.schedule import ramp as ramp
 from .vocabulary.tap import Reading as Reading

@@ -11,6 +11,7 @@ from .mutual import mutual as mutual
 from .offline import LogitDistiller as LogitDistiller
 from .ridge import KernelRidge as KernelRidge
 from .ridge import rbf as rbf
+from .sandwich import Sandwich as Sandwich
 from .snapshots import SnapshotDistiller as SnapshotDistiller
 from .snapshots import Snapshots as Snapshots
 from .sources import MultiSourceDistiller as MultiSourceDistiller

@@ -12,7 +12,10 @@ from functools import partial
 
 from potstill.core.errors import ConfigError
 
-__all__ = ["Schedule", "Weight", "after", "before", "constant", "cosine", "decay", "linear", "ramp"]
+__all__ = [
+    "Schedule", "Weight", "after", "before", "constant", "cosine", "decay", "delayed", "linear",
+    "ramp",
+]  # fmt: skip
 
 Weight = float | Callable[[int], float]
 """A weight of a term: a number, or a function of the step."""
@@ -48,6 +51,29 @@ def ramp(steps: int, weight: float, start: int = 0) -> Callable[[int], float]:
     if steps < 1:
         raise ConfigError(f"ramp: steps must be at least 1, got {steps}")
     return partial(_ramped, weight, start, steps)
+
+
+def delayed(steps: int, delay: float = 0.5, warmup: float = 0.1) -> Callable[[int], float]:
+    """Zero for a share ``delay`` of the training, then rising to 1 over a share ``warmup``.
+
+    Args:
+        steps: Length of the whole training.
+        delay: Share without the term.
+        warmup: Share in which the weight rises.
+
+    Raises:
+        ConfigError: Shares that are negative or together exceed 1.
+
+    Example:
+        >>> [delayed(10, 0.5, 0.2)(step) for step in (0, 5, 6, 7)]
+        [0.0, 0.0, 0.5, 1.0]
+    """
+    if delay < 0 or warmup < 0 or delay + warmup > 1:
+        raise ConfigError(
+            f"delayed: delay and warmup must be shares that sum to at most 1, got {delay} and "
+            f"{warmup}"
+        )
+    return ramp(max(1, round(warmup * steps)), 1.0, start=round(delay * steps))
 
 
 # Functions of the module and partials of them, since a distiller that holds one can be pickled.
