@@ -1,0 +1,107 @@
+"""The commands, on a folder of small images."""
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from torch import nn
+
+from potstill.core.command import main
+from potstill.search import SmallResNet, save_student, timm_model
+
+SPACE = """
+builder = "timm"
+[fixed]
+model = "vit_tiny_patch16_224"
+img_size = 8
+patch_size = 4
+mlp_ratio = 1
+num_heads = 2
+[choices]
+depth = [1, 2]
+embed_dim = [8, 16]
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, images_of) -> Path:
+    images = images_of(36)
+    for pixels, label, name in zip(images.pixels, images.labels, images.names, strict=True):
+        path = tmp_path / "photos" / images.classes[label] / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(path)
+    (tmp_path / "space.toml").write_text(SPACE)
+    torch.manual_seed(0)
+    options = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    teacher = timm_model("vit_tiny_patch16_224", num_classes=3, **options)
+    save_student(teacher, tmp_path / "teacher", ("a", "b", "c"))
+    return tmp_path
+
+
+def test_a_teacher_images_and_a_budget_become_a_student_of_timm(folder: Path, monkeypatch) -> None:
+    monkeypatch.setattr("potstill.core.engine.fit.plot_curves", lambda *_: None)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    words = ["search", "suggest", str(folder / "space.toml"), "--teacher",
+             f"timm:local-dir:{folder / 'teacher'}", "--images", str(folder / "photos"),
+             "--parameters", "3000", "--shortlist", "2", "--steps", "4", "--batch", "8",
+             "--device", "cpu"]  # fmt: skip
+    out = folder / "run"
+    assert main([*words, "--out", str(out)]) == 0
+    best = json.loads((out / "best.json").read_text())
+    assert best["costs"]["parameters"] <= 3000
+    student = timm.create_model(f"local-dir:{out / 'student'}", pretrained=True)
+    assert student.embed_dim == best["choice"]["embed_dim"]
+    assert len(student.blocks) == best["choice"]["depth"]
+    assert "parameters, used" in (out / "index.html").read_text()
+    log = (out / "search.jsonl").read_text()
+    assert main([*words, "--out", str(out)]) == 0  # finished: nothing is done again
+    assert (out / "search.jsonl").read_text() == log
+    again = folder / "again"
+    assert (
+        main(["search", "suggest", "--config", str(out / "config.yaml"), "--out", str(again)]) == 0
+    )
+    weights = [timm.create_model(f"local-dir:{p / 'student'}", pretrained=True).state_dict()
+               for p in (out, again)]  # fmt: skip
+    assert all(torch.equal(a, b) for a, b in zip(*(w.values() for w in weights), strict=True))
+    assert main(["search", "check", str(out), "--truth", "half"]) == 0
+    assert main(["search", "suggest", *words[2:], "--out", str(out), "--parameters", "2000"]) == 2
+
+
+def test_a_supernet_makes_the_shortlist(folder: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("potstill.core.engine.fit.plot_curves", lambda *_: None)
+    assert main(["search", "space", "tiny", str(folder / "tiny.toml")]) == 0
+    words = [str(folder / "tiny.toml"), "--teacher", "timm:test_resnet", "--fresh", "--images",
+             str(folder / "photos"), "--steps", "3", "--batch", "8", "--device", "cpu"]  # fmt: skip
+    net = str(folder / "net")
+    assert main(["search", "elastic", *words, "--out", net]) == 0
+    assert set(json.loads((folder / "net/result.json").read_text())) >= {"largest", "smallest"}
+    words += ["--out", str(folder / "run"), "--macs", "1e9", "--shortlist", "2"]
+    assert main(["search", "suggest", *words, "--score", "elastic"]) == 2
+    assert "score elastic and supernet need each other" in capsys.readouterr().err
+    assert main(["search", "suggest", *words, "--score", "elastic", "--supernet", net]) == 0
+    assert "elastic, used" in (folder / "run/index.html").read_text()
+    assert (folder / "run/student/model.safetensors").exists()
+
+
+def test_costs_are_a_table_and_a_page(folder: Path, capsys) -> None:
+    words = ["search", "costs", str(folder / "space.toml"), "--shape", "1", "3", "8", "8"]
+    assert main([*words, "--device", "cpu", "--out", str(folder / "page")]) == 0
+    assert (folder / "page" / "rows.csv").read_text().count("depth=") == 4
+    (folder / "space.toml").write_text(SPACE.replace("num_heads = 2", "num_heads = 7"))
+    assert main(words) == 2
+    assert "no candidate can be built; depth=1 embed_dim=8: " in capsys.readouterr().err
+
+
+def test_any_student_is_written(tmp_path: Path) -> None:
+    save_student(nn.Linear(3, 2), tmp_path / "plain")
+    assert (tmp_path / "plain" / "model.safetensors").exists()
+    net = SmallResNet((1,), 4, num_classes=2)
+    save_student(net, tmp_path / "resnet")
+    from safetensors.torch import load_file
+
+    loaded = SmallResNet((1,), 4, num_classes=2)
+    loaded.load_state_dict(load_file(tmp_path / "resnet" / "model.safetensors"))
+    assert torch.equal(loaded.fc.weight, net.fc.weight)
