@@ -3,13 +3,35 @@
 python -m benchmarks search --check
 """
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 import numpy as np
 import torch
+import torch.nn.functional as F
 
-from potstill.core import locate, seed_all
+from apps.search import pareto
+from potstill.core import Training, fit, locate, seed_all
+from potstill.core.engine import fit_with
 from potstill.core.images import load_images
 from potstill.core.measure.bench import Figure, at_least, at_most, benchmark
-from potstill.search import SmallResNet, Space, agreement, explore, read_table, scores
+from potstill.search import (
+    Budget,
+    Candidate,
+    Cell,
+    Darts,
+    Found,
+    SmallResNet,
+    Space,
+    agreement,
+    curvature,
+    discretize,
+    explore,
+    read_table,
+    recalibrate,
+    scores,
+    two_turns,
+)
 
 S1, CORA = "search/s1_cifar100_resnets.json", "search/nasbenchgraph_cora.npz"
 PHOTOS = "vision/cifar10_10k.zip"
@@ -98,3 +120,78 @@ def graph_networks(quick: bool) -> dict[str, Figure]:
     ]
     return {"regret": Figure(ours, "points"), "random": Figure(chance, "points"),
             "over random": Figure(np.mean(ours) - np.mean(chance), "points")}  # fmt: skip
+
+
+@benchmark(
+    targets={
+        "over the largest": at_least(-1.0, "issue 25 (f): the largest within the budget"),
+        "over the mean": at_least(0.0, "issue 25 (f): the mean of those within the budget"),
+    },
+    threads=1, budget=600,
+)  # fmt: skip
+def suggest_digits(quick: bool) -> dict[str, Figure]:
+    """The student of 36 residual networks on digits, over others within the same budget."""
+    ours, largest, mean = [], [], []
+    for seed in range(1 if quick else 3):
+        with TemporaryDirectory() as folder:
+            found = pareto.search(
+                Budget(macs=3e5), Path(folder), steps=4 if quick else 300, shortlist=6, seed=seed
+            )
+        allowed = [one for one in found.candidates if not one.excess]
+        allowed.sort(key=lambda one: -one.costs["parameters"])
+        some = [allowed[i] for i in np.linspace(0, len(allowed) - 1, 2 if quick else 7).astype(int)]
+        accuracies = [trained(found, one, seed) for one in some]
+        ours.append(found.best.accuracy[-1])
+        largest.append(ours[-1] - accuracies[0])
+        mean.append(ours[-1] - float(np.mean(accuracies)))
+    return {"accuracy": Figure(ours, "%"), "over the largest": Figure(largest, "points"),
+            "over the mean": Figure(mean, "points")}  # fmt: skip
+
+
+def trained(found: Found, one: Candidate, seed: int) -> float:
+    """Accuracy of a candidate after the training of the last rung."""
+    student = found.space.make(one.choice, seed)
+    training = Training(lr=2e-3, final=0.0, warmup=0.05, seed=seed, device="cpu")
+    fit_with(training, found.task.distiller(student), found.task.source, steps=found.steps[-1],
+             progress=False)  # fmt: skip
+    return found.task.accuracy(student)
+
+
+@benchmark(threads=1, budget=600)
+def self_distilled_choices(quick: bool) -> dict[str, Figure]:
+    """Sharpness and discretization gap of a differentiable search on digits, by self-distillation.
+
+    No target: nothing that was measured supports one.
+    """
+    figures: dict[str, list[float]] = {}
+    for seed in range(1 if quick else 3):
+        for name, distil in (("plain", 0.0), ("self-distilled", 1.0)):
+            for key, value in search_cell(seed, distil, 4 if quick else 400).items():
+                figures.setdefault(f"{name}: {key}", []).append(value)
+    return {name: Figure(values) for name, values in figures.items()}
+
+
+def search_cell(seed: int, distil: float, steps: int) -> dict[str, float]:
+    train, held = pareto.digits(seed)
+    halves = train.split(0.5, seed)
+    seed_all("darts", seed)
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3, padding=1), Cell(8), torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(), torch.nn.Linear(8, 10),
+    )  # fmt: skip
+    draws = [half.draws(64, seed=seed, augment=False) for half in halves]
+
+    def draw(step: int, rank: int, world: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return [each(step, rank, world) for each in draws]
+
+    distiller = Darts(net, distil=distil, every=10)
+    fit(distiller, draw, stages=[two_turns(lr=3e-3)], steps=steps, seed=seed, progress=False)
+    x, y = next(held.batches(len(held)))
+    fresh = recalibrate(discretize(net), [b for b, _ in halves[0].batches(64)])
+
+    def accuracy(model: torch.nn.Module) -> float:
+        with torch.no_grad():
+            return 100 * float((model.eval()(x).argmax(1) == y).double().mean())
+
+    sharp = curvature(net.eval(), lambda model: F.cross_entropy(model(x), y))
+    return {"curvature": sharp, "supernet": accuracy(net), "gap": accuracy(net) - accuracy(fresh)}

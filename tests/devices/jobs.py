@@ -271,8 +271,39 @@ def flow() -> None:
             ).sample(5)  # fmt: skip
 
 
+def search() -> None:
+    from potstill.core import Training, fit
+    from potstill.core.images import Images
+    from potstill.search import (
+        Budget,
+        Elastic,
+        ElasticSandwich,
+        SmallResNet,
+        image_task,
+        measure_costs,
+        resnet,
+        suggest,
+    )
+
+    labels = torch.arange(24) % 3
+    pixels = torch.randint(0, 256, (24, 3, 8, 8)).byte()
+    images = Images(pixels, labels, tuple(map(str, labels)), ("a", "b", "c"))
+    teacher, space = SmallResNet((1, 1), 8, 3), resnet(3, depth=((1, 1),), width=(2, 4))
+    measure_costs(space, (1, 3, 8, 8), device="cuda")
+    with TemporaryDirectory() as folder:
+        task = image_task(teacher, images, images, folder=folder, batch=8, device="cuda")
+        training = Training(steps=2, device="cuda")
+        for score in ("parameters", "synflow", "diswot_relation"):
+            options = {"score": score, "shortlist": 2, "training": training}
+            suggest(space, task, Budget(macs=1e9), **options)
+        elastic = Elastic(space)
+        fit(ElasticSandwich(elastic, 2, delay=0.0, teacher=teacher), images.draws(8), steps=2,
+            progress=False)  # fmt: skip
+        task.accuracy(elastic.extract(elastic.least, task.calibration))
+
+
 JOBS: dict[str, Callable[[], None]] = {
-    job.__name__: job for job in (core, graph, mirage, sr, mae, acm, nerf, flow)
+    job.__name__: job for job in (core, graph, mirage, sr, mae, acm, nerf, flow, search)
 }
 
 if __name__ == "__main__":
