@@ -24,7 +24,7 @@ from torch_geometric.data import Data
 from torch_geometric.utils import to_undirected
 
 # All names of potstill that are needed, so that a move of modules changes these lines alone.
-from potstill import acm, graph, mae, nerf, quant, sr
+from potstill import acm, audit, graph, mae, nerf, quant, sr
 from potstill.core import (
     Distiller,
     Objective,
@@ -41,6 +41,7 @@ from potstill.core.schemes import (
     LogitDistiller,
     MixupDistiller,
     SnapshotDistiller,
+    TalkingDistiller,
     TrilateralFusion,
     UnlabeledDistiller,
     multi_source,
@@ -175,6 +176,26 @@ def core_snapshots():
 def core_unlabeled():
     distiller = UnlabeledDistiller(mlp(), Objective(kd=(1.0, kd)), teacher=mlp(width=24))
     return fit(distiller, labelled(), **QUIET)
+
+
+@program("TalkingDistiller", torch.float64)
+def core_talking():
+    student, teacher = mlp(), mlp(width=24)
+    layers = {"lower": ("1", "1"), "upper": ("3", "3"), "widths": (12, 24, 4, 4)}
+    return fit(TalkingDistiller(student, teacher, message=5, **layers), labelled(), **QUIET)
+
+
+@program("ArmDistiller", torch.float64)
+def audit_arm():
+    shape, x = (1, 4, 4), torch.rand(16, 1, 4, 4)
+    student, teacher = (audit.Network(shape, 4, widths, "cnn") for widths in ((4, 6), (5, 8)))
+    batches = [(x, torch.randint(4, (16,)))]
+    return fit(audit.ArmDistiller(student, teacher, "hint", x), batches, **QUIET)
+
+
+@program("Inversion", torch.float64)
+def audit_inversion():
+    audit.invert(audit.Network((1, 4, 4), 5, (8,)), torch.rand(6, 1, 4, 4), classes=5, **QUIET)
 
 
 class Heads(nn.Module):

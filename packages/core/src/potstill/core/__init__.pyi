@@ -66,5 +66,6 @@ from .vocabulary.schedule import linear as linear
 from .vocabulary.schedule import ramp as ramp
 from .vocabulary.tap import Reading as Reading
 from .vocabulary.tap import Readings as Readings
+from .vocabulary.tap import inject as inject
 from .vocabulary.tap import tap as tap
 from .vocabulary.teacher import Frozen as Frozen

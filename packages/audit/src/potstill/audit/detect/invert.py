@@ -54,8 +54,15 @@ class Stickers(nn.Module):
         return self.mask.sigmoid().flatten(1).sum(1)
 
     @torch.no_grad()
-    def remember(self, flipped: Float[Tensor, " classes"]) -> None:
-        """Keep stickers that flip enough and are smaller than those kept before."""
+    def remember(self, logits: Float[Tensor, "classes items out"]) -> Float[Tensor, " classes"]:
+        """Share of the items that each sticker flips; in training, keep the smallest that works."""
+        own = torch.arange(len(logits), device=logits.device)
+        flipped = (logits.argmax(-1) == own[:, None]).float().mean(1)
+        if self.training:
+            self._keep(flipped)
+        return flipped
+
+    def _keep(self, flipped: Tensor) -> None:
         sizes = self.sizes()
         better = (flipped >= REACHED) & (sizes < self.least)
         self.least.copy_(torch.where(better, sizes, self.least))
@@ -113,27 +120,22 @@ class Inversion(Distiller):
     def __init__(
         self, model: nn.Module, stickers: Stickers, normalize: Callable[[Tensor], Tensor]
     ) -> None:
-        count = len(stickers.mask)
-        super().__init__(stickers, Objective(flip=(1.0, _flip), size=(1.0, _Size(count))), model)
+        terms: Any = {"flip": (1.0, _flip), "size": (1.0, _Size(len(stickers.mask)))}
+        super().__init__(stickers, Objective(terms), model)
         self.normalize = normalize
 
     def forward(self, batch: Tensor, step: int) -> Losses:
         """Route a batch of pixels [items channels height width]."""
         logits = self.logits(batch)
         classes = torch.arange(len(logits), device=logits.device)
-        flipped = (logits.argmax(-1) == classes[:, None]).float().mean(1)
-        if self.training:
-            self.student.remember(flipped)
-        return self.objective(
-            step, flip=(logits, classes), size=(self.student.sizes(), flipped.detach())
-        )
+        size = self.student.sizes(), self.student.remember(logits)
+        return self.objective(step, flip=(logits, classes), size=size)
 
     def logits(self, x: Tensor) -> Float[Tensor, "classes items out"]:
         """Logits of all inputs under each sticker, with gradient to the stickers."""
         assert self.teacher is not None
-        stuck = self.student(x)
-        found = tensor_of(self.teacher.model(self.normalize(stuck.flatten(0, 1))))
-        return found.unflatten(0, stuck.shape[:2])
+        stuck = self.normalize(self.student(x).flatten(0, 1))
+        return tensor_of(self.teacher.model(stuck)).unflatten(0, (-1, len(x)))
 
 
 @dataclass(frozen=True)

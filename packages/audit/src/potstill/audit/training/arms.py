@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from potstill.core import ConfigError, Distiller, Losses, Objective, generator, nearest, tap
+from potstill.core import ConfigError, Distiller, Losses, Objective, key, nearest, tap
 from potstill.core import criteria as c
 from potstill.core.adapters import tensor_of
 
@@ -168,44 +168,53 @@ class ArmDistiller(Distiller):
         steps: int = 300,
         layers: tuple[str, str, str] = ("first", "rest", "pool"),
     ) -> None:
-        if name not in ARMS:
-            raise ConfigError(f"ArmDistiller: no arm {name!r}; {nearest(name, ARMS)}")
-        arm = ARMS[name]
-        taps = {"features": layers[2:], "maps": layers[1:2], "tokens": layers[1:2],
-                       "flow": layers[:2], "logits": ()}[arm.sees]  # fmt: skip
-        criterion = arm.make(steps)
-        found = [_seen(model, x, taps) for model in (student, teacher)]
-        if arm.sees not in ("logits", "features") and found[0][0].ndim == 2:
-            raise ConfigError(f"ArmDistiller: {name} compares maps, and these networks have none")
-        if arm.project:
-            with torch.random.fork_rng(devices=()):
-                torch.manual_seed(generator("projector", name).initial_seed())
-                projector: nn.Module = _Projectors(found[0], found[1])
-            criterion = c.Projected(projector, criterion)
-        terms: dict[str, Any] = {"arm": (arm.weight, criterion)}
-        if arm.labels:
-            terms["task"] = (arm.labels, F.cross_entropy)
-        super().__init__(student, Objective(terms), teacher)
-        self.arm, self.layers = arm, taps
+        self.arm, self.layers, objective = _prepared(student, teacher, name, x, steps, layers)
+        super().__init__(student, objective, teacher)
 
     def forward(self, batch: Any, step: int) -> Losses:
         """Route a batch ``(x, y)``."""
         x, y = batch
-        assert self.teacher is not None
-        if not self.layers:
-            z_s, z_t = tensor_of(self.student(x)), tensor_of(self.teacher(x))
-            return self._losses(step, z_s, y, (z_s, z_t, y))
-        with tap(self.student, *self.layers) as own:
-            z_s = tensor_of(self.student(x))
-        with tap(self.teacher, *self.layers) as theirs:
-            self.teacher(x)
-        pair = tuple(_shaped([r[n].output for n in self.layers], self.arm.sees)
-                     for r in (own, theirs))  # fmt: skip
-        return self._losses(step, z_s, y, tuple(p[0] if len(p) == 1 else p for p in pair))
+        z_s, own = _read(self.student, x, self.layers, self.arm.sees)
+        _, theirs = _read(self.teacher, x, self.layers, self.arm.sees)
+        given = {"arm": (own, theirs) if self.layers else (own, theirs, y), "task": (z_s, y)}
+        return self.objective(step, {name: given[name] for name in self.objective.at(step)})
 
-    def _losses(self, step: int, z_s: Tensor, y: Tensor, pair: tuple[Any, ...]) -> Losses:
-        terms: dict[str, tuple[Any, ...]] = {"arm": pair}
-        return self.objective(step, terms | ({"task": (z_s, y)} if self.arm.labels else {}))
+
+def _prepared(
+    student: nn.Module, teacher: nn.Module, name: str, x: Tensor, steps: int,
+    layers: tuple[str, str, str],
+) -> tuple[Arm, tuple[str, ...], Objective]:  # fmt: skip
+    """The arm of a name, the modules that it reads, and its objective."""
+    if name not in ARMS:
+        raise ConfigError(f"ArmDistiller: no arm {name!r}; {nearest(name, ARMS)}")
+    arm = ARMS[name]
+    taps: tuple[str, ...] = {
+        "features": layers[2:], "maps": layers[1:2], "tokens": layers[1:2], "flow": layers[:2],
+        "logits": (),
+    }[arm.sees]  # fmt: skip
+    criterion = arm.make(steps)
+    found = [_seen(model, x, taps) for model in (student, teacher)]
+    if arm.sees not in ("logits", "features") and found[0][0].ndim == 2:
+        raise ConfigError(f"ArmDistiller: {name} compares maps, and these networks have none")
+    if arm.project:
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(key("projector", name))
+            criterion = c.Projected(_Projectors(*found), criterion)
+    terms: dict[str, Any] = {"arm": (arm.weight, criterion)}
+    if arm.labels:
+        terms["task"] = (arm.labels, F.cross_entropy)
+    return arm, taps, Objective(terms)
+
+
+def _read(model: Any, x: Tensor, layers: tuple[str, ...], sees: Sees) -> tuple[Tensor, Any]:
+    """Logits, and what the criterion sees of a model: these, or features."""
+    if not layers:
+        z = tensor_of(model(x))
+        return z, z
+    with tap(model, *layers) as readings:
+        z = tensor_of(model(x))
+    features = _shaped([readings[name].output for name in layers], sees)
+    return z, features[0] if len(features) == 1 else features
 
 
 class _Projectors(nn.Module):

@@ -43,6 +43,7 @@ from .maps import review_hcl as review_hcl
 from .power import alpha_beta as alpha_beta
 from .power import amari as amari
 from .power import renyi as renyi
+from .private import swing as swing
 from .projector import AttentionProjector as AttentionProjector
 from .projector import Projected as Projected
 from .projector import Resize as Resize

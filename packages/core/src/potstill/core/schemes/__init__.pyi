@@ -1,3 +1,6 @@
+from .cascade import Cascade as Cascade
+from .cascade import calibrate as calibrate
+from .cascade import most_likely_above as most_likely_above
 from .ensemble import Discriminator as Discriminator
 from .ensemble import Ensemble as Ensemble
 from .fusion import TrilateralFusion as TrilateralFusion
@@ -9,6 +12,7 @@ from .mixup import mixup as mixup
 from .mutual import MutualDistiller as MutualDistiller
 from .mutual import mutual as mutual
 from .offline import LogitDistiller as LogitDistiller
+from .onpolicy import OnPolicy as OnPolicy
 from .ridge import KernelRidge as KernelRidge
 from .ridge import rbf as rbf
 from .sandwich import Sandwich as Sandwich
@@ -18,6 +22,7 @@ from .sources import MultiSourceDistiller as MultiSourceDistiller
 from .sources import multi_source as multi_source
 from .sources import similarity_weights as similarity_weights
 from .sources import task_similarity as task_similarity
+from .talking import TalkingDistiller as TalkingDistiller
 from .unlabeled import UnlabeledDistiller as UnlabeledDistiller
 from .unlabeled import near_duplicates as near_duplicates
 from .unlabeled import select_by_teacher as select_by_teacher

@@ -1,4 +1,4 @@
-"""Taps: read the input and output of named modules during a forward pass."""
+"""Taps: read the input and output of named modules during a forward pass, or replace the output."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from potstill.core.errors import TapError, nearest
 from potstill.core.vocabulary.teacher import Frozen
 
-__all__ = ["Reading", "Readings", "tap"]
+__all__ = ["Reading", "Readings", "inject", "tap"]
 
 _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
@@ -149,6 +149,61 @@ def tap(model: nn.Module, *names: str, stop: bool = False) -> Iterator[Readings]
             del model.__dict__["forward"]
             if own_forward is not None:
                 model.__dict__["forward"] = own_forward
+
+
+@contextmanager
+def inject(model: nn.Module, name: str, value: Tensor) -> Iterator[None]:
+    """Let a model continue from a given state: a named module's output is replaced by ``value``.
+
+    Gradient reaches the value, not the module before it. A teacher in a distiller is called as
+    ``teacher.model(x)`` here, since `Frozen` records no gradient. All hooks are gone when the block
+    is left, also by an exception.
+
+    Args:
+        model: Any module.
+        name: Path as in ``model.named_modules()``.
+        value: State, shaped like the module's output.
+
+    Raises:
+        TapError: No such path; an output that is no tensor of that shape; or a forward that never
+            reached the module, for instance because the model was compiled as a whole.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+        >>> with inject(net, "1", torch.zeros(4, 3)):
+        ...     y = net(torch.randn(4, 2))
+        >>> torch.equal(y, net[2].bias.expand(4, 1))
+        True
+    """
+    model = model.model if isinstance(model, Frozen) else model
+    modules = {_strip(path): module for path, module in model.named_modules(remove_duplicate=False)}
+    if _strip(name) not in modules:
+        raise TapError(
+            f"inject: {type(model).__name__} has no module {name!r}; {nearest(name, modules)}"
+        )
+    fired = False
+
+    def replace(module: nn.Module, args: Any, output: Any) -> Tensor:
+        nonlocal fired
+        fired = True
+        if not isinstance(output, Tensor) or output.shape != value.shape:
+            got = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise TapError(
+                f"inject: value must be {got} like the output of {name!r}, got {list(value.shape)}"
+            )
+        return value
+
+    handle = modules[_strip(name)].register_forward_hook(replace)
+    try:
+        yield
+    finally:
+        handle.remove()
+    if not fired:
+        raise TapError(
+            f"inject: the forward never reached {name!r}, so nothing was replaced; was the model "
+            "run inside the `with`, and was it compiled as a whole (compile the blocks with "
+            "`block.compile()` instead)?"
+        )
 
 
 def _trains(module: nn.Module) -> bool:
