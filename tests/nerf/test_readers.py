@@ -27,7 +27,10 @@ from potstill.nerf import (
 )
 from potstill.nerf.cli import _trained as trained
 from potstill.nerf.config import OtherScene
+from potstill.nerf.fields.make import make_field
 from potstill.nerf.inspection import inspect_scene
+from potstill.nerf.lenses import directions
+from potstill.nerf.nerfstudio import export_views
 from potstill.nerf.scenes.transforms import load_transforms
 
 COUNT = 9
@@ -114,7 +117,13 @@ def test_a_panorama_goes_once_around(tmp_path):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"camera_model": "FISHEYE624"}, "camera_model of .* must be one of .*got 'FISHEYE624'"),
+        ({"camera_model": "VR180_L"}, "camera_model of .* must be one of .*got 'VR180_L'"),
+        (
+            {"camera_model": "FISHEYE624", "distortion_params": [0.1]},
+            "must be 12 numbers .*got .0.1",
+        ),
+        ({"camera_model": "FISHEYE624", "k1": 0.1}, "k1 must be 0 for camera_model FISHEYE624"),
+        ({"camera_model": "OPENCV", "distortion_params": [0.1]}, "must be no numbers .*OPENCV"),
         ({"camera_model": "OPENCV", "k4": 0.1}, "k4 must be 0 for camera_model OPENCV, got 0.1"),
         ({"camera_model": "OPENCV_FISHEYE", "p1": 0.1}, "p1 must be 0 .*OPENCV_FISHEYE, got 0.1"),
         ({"orthographic": True}, "orthographic must be absent, got True"),
@@ -411,19 +420,169 @@ def test_points_say_where_a_scene_lies(tmp_path):
     assert (few.space.near, few.space.far) == (0.1, 40.0)
 
 
+def test_a_box_around_the_points_ends_a_scene(tmp_path):
+    colmap(tmp_path / "a", points=300)
+    plain, scene = load_scene(tmp_path / "a"), load_scene(tmp_path / "a", bounded=True)
+    assert scene.space.kind == "box"
+    low, high = torch.tensor(scene.space.low), torch.tensor(scene.space.high)
+    assert 0.97 <= float(((scene.points > low) & (scene.points < high)).all(1).float().mean()) < 1
+    torch.testing.assert_close((high - low).max(), torch.tensor(2.0))
+    # in the input: normal around (.5, 0, 0) with a deviation of .3, from the 1st to the 99th
+    # percentile and a tenth more on both sides
+    scale = float(torch.linalg.det(scene.similarity[:3, :3]) ** (1 / 3))
+    assert (high - low).tolist() == pytest.approx([1.2 * 2 * 2.33 * 0.3 * scale] * 3, rel=0.15)
+    origin = scene.similarity @ torch.tensor([0.5, 0, 0, 1])
+    torch.testing.assert_close(origin[:3], torch.zeros(3), atol=0.2, rtol=0)
+    named = ("points", "300, a box around them: ")
+    assert any(k == named[0] and v.startswith(named[1]) for k, v in inspect_scene(plain)[0])
+    with pytest.raises(ConfigError, match="bounded must be left out with aabb, got both"):
+        load_scene(tmp_path / "a", bounded=True, aabb=(-1, -1, -1, 1, 1, 1))
+    with pytest.raises(ConfigError, match="at least 100 points of a COLMAP model, got 20"):
+        load_scene(colmap(tmp_path / "b", points=20), bounded=True)
+
+
+# Each camera model as COLMAP's documentation has it, from a point (x, y, 1) or an angle on
+
+
+def by_angle(distort):
+    def project(d, polar, *k):
+        scale = polar / np.hypot(d[:, 0], d[:, 1])
+        return distort(d[:, 0] * scale, d[:, 1] * scale, *k)
+
+    return project
+
+
+def on_plane(distort):
+    return lambda d, polar, *k: distort(d[:, 0] / d[:, 2], d[:, 1] / d[:, 2], *k)
+
+
+def colmap_radial(x, y, k1=0, k2=0):
+    r = x * x + y * y
+    return x * (1 + k1 * r + k2 * r**2), y * (1 + k1 * r + k2 * r**2)
+
+
+def colmap_opencv(x, y, k1, k2, p1, p2):
+    u, v = colmap_radial(x, y, k1, k2)
+    r = x * x + y * y
+    return u + 2 * p1 * x * y + p2 * (r + 2 * x * x), v + 2 * p2 * x * y + p1 * (r + 2 * y * y)
+
+
+def colmap_thin_prism(x, y, k1, k2, p1, p2, k3, k4, sx1, sy1):
+    u, v = colmap_opencv(x, y, k1, k2, p1, p2)
+    r = x * x + y * y
+    return u + x * (k3 * r**3 + k4 * r**4) + sx1 * r, v + y * (k3 * r**3 + k4 * r**4) + sy1 * r
+
+
+def colmap_624(x, y, *k):
+    radial = 1 + sum(c * (x * x + y * y) ** n for n, c in enumerate(k[:6], 1))
+    x, y = x * radial, y * radial
+    p0, p1, s0, s1, s2, s3 = k[6:]
+    r = x * x + y * y
+    return (x + 2 * p1 * x * y + p0 * (r + 2 * x * x) + s0 * r + s1 * r * r,
+            y + 2 * p0 * x * y + p1 * (r + 2 * y * y) + s2 * r + s3 * r * r)  # fmt: skip
+
+
+def colmap_fov(x, y, omega):
+    r = np.hypot(x, y)
+    factor = np.arctan(2 * r * np.tan(omega / 2)) / (r * omega)
+    return x * factor, y * factor
+
+
+def colmap_division(x, y, k):
+    factor = 2 / (1 + np.sqrt(1 - 4 * k * (x * x + y * y)))
+    return x * factor, y * factor
+
+
+def colmap_eucm(x, y, alpha, beta):
+    below = alpha * np.sqrt(beta * (x * x + y * y) + 1) + 1 - alpha
+    return x / below, y / below
+
+
+def colmap_panorama(d, polar):
+    return np.arctan2(d[:, 0], d[:, 2]), np.arcsin(d[:, 1])
+
+
+ARIA = (0.05, -0.02, 0.004, -0.001, 0.0003, -0.0001, 0.002, -0.001, 0.003, -0.002, 0.001, 0.0005)
+PRISM = (0.05, -0.01, 0.002, -0.001, 0.004, -0.001, 0.003, -0.002)
+ONE, TWO = (9.0, 4.5, 2.5), (9.0, 8.0, 4.5, 2.5)
+COLMAP = {
+    "SIMPLE_PINHOLE": (0, ONE, (), on_plane(colmap_radial), 1.0),
+    "PINHOLE": (1, TWO, (), on_plane(colmap_radial), 1.0),
+    "SIMPLE_RADIAL": (2, ONE, (0.1,), on_plane(colmap_radial), 0.9),
+    "RADIAL": (3, ONE, (0.1, -0.01), on_plane(colmap_radial), 0.9),
+    "OPENCV": (4, TWO, (0.1, -0.01, 0.002, -0.001), on_plane(colmap_opencv), 0.9),
+    "OPENCV_FISHEYE": (5, TWO, tuple(FISH.values()), lambda d, polar, *k: fisheye(d, polar), 1.4),
+    "FULL_OPENCV": (6, TWO, tuple(FULL.values()), lambda d, polar, *k: full_opencv(d, polar), 0.9),
+    "FOV": (7, TWO, (0.8,), on_plane(colmap_fov), 1.5),
+    "FOV of nearly 0": (7, TWO, (1e-4,), on_plane(colmap_fov), 1.0),
+    "SIMPLE_RADIAL_FISHEYE": (8, ONE, (0.02,), by_angle(colmap_radial), 1.5),
+    "RADIAL_FISHEYE": (9, ONE, (0.02, -0.003), by_angle(colmap_radial), 1.5),
+    "THIN_PRISM_FISHEYE": (10, TWO, PRISM, by_angle(colmap_thin_prism), 1.5),
+    "RAD_TAN_THIN_PRISM_FISHEYE": (11, TWO, ARIA, by_angle(colmap_624), 1.5),
+    "SIMPLE_DIVISION": (12, ONE, (-0.2,), on_plane(colmap_division), 1.4),
+    "DIVISION": (13, TWO, (0.1,), on_plane(colmap_division), 0.9),
+    "SIMPLE_FISHEYE": (14, ONE, (), by_angle(colmap_radial), 1.5),
+    "FISHEYE": (15, TWO, (), by_angle(colmap_radial), 1.5),
+    "EUCM": (16, TWO, (0.6, 1.1), on_plane(colmap_eucm), 1.4),
+    "EQUIRECTANGULAR": (17, (8.0, 6.0), (), colmap_panorama, 1.5),
+}
+
+
+@pytest.mark.parametrize("name", COLMAP)
+def test_lenses_of_colmap(name, tmp_path):
+    model, base, extra, project, angle = COLMAP[name]
+    parameters = (*base, *extra)
+    cameras = load_scene(colmap(tmp_path, (model, len(parameters)), parameters)).train.cameras
+    d, polar = spread(angle)
+    u, v = (torch.from_numpy(a) for a in project(d, polar, *extra))
+    fx, fy, cx, cy = (8 / (2 * math.pi), 6 / math.pi, 4, 3) if model == 17 else TWO
+    if base == ONE:
+        fy = fx
+    got = local_rays(cameras, (u * fx + cx).float(), (v * fy + cy).float())
+    assert float((got - torch.from_numpy(d).float()).norm(dim=1).max()) < 5e-4
+    # and there and back in double precision
+    kept = None if cameras.distortion is None else torch.zeros(1, cameras.distortion.shape[1])
+    if kept is not None:
+        kept = kept.double()
+        kept[0, : len(extra)] = torch.tensor(extra, dtype=torch.float64)[: kept.shape[1]]
+        kept = kept.expand(len(u), -1)
+    back, reached = directions(cameras.lens, u, v, kept)
+    assert bool(reached.all())
+    back = torch.nn.functional.normalize(back, dim=1)
+    assert float((back - torch.from_numpy(d)).norm(dim=1).max()) < 1e-9
+
+
 @pytest.mark.parametrize(
-    ("lens", "parameters", "project", "angle"),
+    ("lens", "distortion", "edge"),
     [
-        ((5, 8), (9.0, 8.0, 4.5, 2.5, *FISH.values()), fisheye, 1.4),
-        ((6, 12), (9.0, 8.0, 4.5, 2.5, *FULL.values()), full_opencv, 0.9),
+        ("fov", [0.8], (math.pi / 2) / 0.8),
+        ("division", [0.25], 2.0),
+        ("division", [-0.25], 2.0),
+        ("eucm", [0.8, 1.5], 1 / (0.8 * math.sqrt(1.5))),
     ],
 )
-def test_lenses_of_colmap(lens, parameters, project, angle, tmp_path):
-    cameras = load_scene(colmap(tmp_path, lens, parameters)).train.cameras
-    d, polar = spread(angle)
-    u, v = (torch.from_numpy(a).float() for a in project(d, polar))
-    got = local_rays(cameras, u * 9 + 4.5, v * 8 + 2.5)
-    assert float((got - torch.from_numpy(d).float()).norm(dim=1).max()) < 2e-4
+def test_what_a_closed_lens_does_not_reach_is_said(lens, distortion, edge):
+    u = torch.tensor([0.99, 1.01]).double() * edge
+    table = torch.tensor([distortion]).double().expand(2, -1)
+    rays, reached = directions(lens, u, torch.zeros(2).double(), table)
+    assert reached.tolist() == [True, False]
+    assert bool(rays.isfinite().all())
+
+
+def test_fisheye624_of_nerfstudio_goes_in_and_out(tmp_path):
+    more = {"camera_model": "FISHEYE624", "distortion_params": list(ARIA)}
+    scene = load_scene(capture(tmp_path / "a", **more))
+    assert scene.train.cameras.lens == "fisheye624"
+    torch.testing.assert_close(scene.train.cameras.distortion[3], torch.tensor(ARIA))
+    field = make_field("cp", scene.space, occupancy=8)
+    export_views(field, scene.train.cameras, tmp_path / "b", scene.similarity)
+    again = load_scene(tmp_path / "b").train.cameras
+    torch.testing.assert_close(again.distortion[0], torch.tensor(ARIA))
+    other = replace(scene.train.cameras, lens="fov", distortion=torch.full((8, 1), 0.5))
+    with pytest.raises(ConfigError, match="lens must be one of perspective, .*got 'fov'"):
+        export_views(field, other, tmp_path / "c", scene.similarity)
+    with pytest.raises(DataError, match="distortion of fov must have 1 coefficients, got 4"):
+        replace(other, distortion=torch.zeros(8, 4))
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def write_colmap(folder, binary, model=1, count=9):
             data += struct.pack("<Q", 2) + struct.pack("<ddq", 1.0, 2.0, 3) * 2
         (sparse / "images.bin").write_bytes(data)
     else:
-        names = {1: "PINHOLE", 9: "FISHEYE"}
+        names = {1: "PINHOLE", 9: "MEI"}
         (sparse / "cameras.txt").write_text(f"# comment\n7 {names[model]} 8 6 9.0 8.0 4.5 2.5\n")
         lines = ["# comment"]
         for k, (q, t, name) in enumerate(views):
@@ -285,7 +285,7 @@ def test_llff_files_that_do_not_fit(tmp_path):
 
 
 def test_colmap_models_that_cannot_be_used(tmp_path):
-    refused(write_colmap(tmp_path / "a", binary=False, model=9), "lens must be one of.*got FISHEYE")
+    refused(write_colmap(tmp_path / "a", binary=False, model=9), "lens must be one of.*got MEI")
     write_colmap(tmp_path / "b", binary=True)
     path = tmp_path / "b" / "sparse" / "0" / "images.bin"
     path.write_bytes(path.read_bytes()[:300])

@@ -11,14 +11,14 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from potstill.core import ConfigError, DataError
-from potstill.nerf.lenses import LENSES, Lens, directions
+from potstill.nerf.lenses import COEFFICIENTS, LENSES, Lens, directions
 
 __all__ = ["Cameras", "look_at", "looking", "orbit", "pinhole", "rotations"]
 
 
 @dataclass(frozen=True)
 class Cameras:
-    """Cameras with the lens models of OpenCV, or whole panoramas.
+    """Cameras with the lens models of OpenCV and COLMAP, or whole panoramas.
 
     Axes are OpenGL's: x right, y up, the camera looks along -z. Pixel centres are at +0.5.
 
@@ -27,15 +27,17 @@ class Cameras:
         intrinsics: fx, fy, cx, cy in pixels, [V 4].
         width: Image width in pixels; the largest one where images differ in size.
         height: Image height in pixels, likewise.
-        distortion: k1 k2 p1 p2, [V 4], or with k3 k4 k5 k6, [V 8]; k1 k2 k3 k4 of a fisheye; None
-            for none.
+        distortion: k1 k2 p1 p2, [V 4], or with k3 k4 k5 k6, [V 8]; k1 k2 k3 k4 of a fisheye; for
+            the other lenses what COLMAP has, in its order; None for none.
         names: Names of the views, for messages.
-        lens: ``perspective``; ``fisheye``, OpenCV's; or ``equirectangular``, whose focal length is
-            in pixels a radian.
+        lens: ``perspective``; ``fisheye``, OpenCV's; ``equirectangular``, whose focal length is in
+            pixels a radian; or COLMAP's ``thin-prism``, ``fisheye624``, ``fov``, ``division``,
+            ``eucm``.
         sizes: Width and height of each image, [V 2]; None where all are equal.
 
     Raises:
-        DataError: A pose is not finite or not rigid, or a focal length is not positive.
+        DataError: A pose is not finite or not rigid, a focal length is not positive, or a lens has
+            another number of coefficients.
         ConfigError: An unknown lens.
 
     Example:
@@ -71,6 +73,12 @@ class Cameras:
             raise DataError(
                 "Cameras: poses must be [views, 4, 4] and intrinsics [views, 4], got "
                 f"{list(self.poses.shape)} and {list(self.intrinsics.shape)}"
+            )
+        if self.distortion is not None and self.distortion.shape[1] not in COEFFICIENTS[self.lens]:
+            raise DataError(
+                f"Cameras: distortion of {self.lens} must have "
+                f"{' or '.join(map(str, COEFFICIENTS[self.lens])) or 'no'} coefficients, got "
+                f"{self.distortion.shape[1]}"
             )
         refuse(~self.poses.isfinite().flatten(1).all(1), "a finite pose", self.poses)
         rotation = self.poses[:, :3, :3].double()
@@ -152,7 +160,7 @@ class Cameras:
         The ray of such a pixel is that of the last one on the way to the centre which is reached.
         """
         width, height = self.size(index)
-        if self.distortion is None and self.lens != "fisheye":
+        if self.distortion is None and self.lens in ("perspective", "equirectangular"):
             return torch.ones(height, width, dtype=torch.bool)
         return self._local(*self._pixels(index))[1].reshape(height, width)
 

@@ -53,6 +53,7 @@ class SceneConfig:
         scale: Factor from lengths of the data to those of the field; the layout's by default.
         center: Point of the data that becomes the origin.
         aabb: Box of the data outside of which nothing is: minimum and maximum corner.
+        bounded: The same with a box around the points of a COLMAP model.
         near: Distance in the data at which rays start.
         far: Distance in the data at which rays end, in a scene without end.
     """
@@ -68,6 +69,7 @@ class SceneConfig:
     aabb: Annotated[tuple[float, ...], _short("aabb")] = ()
     near: Annotated[float | None, _short("near")] = None
     far: Annotated[float | None, _short("far")] = None
+    bounded: Annotated[bool, _short("bounded")] = False
 
 
 def _optional(cls: type) -> type:

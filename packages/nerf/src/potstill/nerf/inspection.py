@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from potstill.core import ConfigError
 from potstill.core.command import say, table
 from potstill.nerf.cameras import Cameras
+from potstill.nerf.scenes.framing import box_of_points
 from potstill.nerf.scenes.scene import Scene
 
 __all__ = ["inspect_scene", "show_scene"]
@@ -40,6 +42,7 @@ def inspect_scene(scene: Scene) -> tuple[list[tuple[str, str]], list[str]]:
         ("distance to the centre", f"{float(distance.min()):.3f} to {float(distance.max()):.3f}"),
         ("space", f"{space.kind} {_triple(space.low)} to {_triple(space.high)}"),
         ("scale applied to the input", f"{scale:.4g}"),
+        ("points", _points(scene)),
         ("rays that miss the space", f"{missed:.1%}"),
         ("keys that are not used", ", ".join(scene.unused) or "none"),
     ]
@@ -108,6 +111,18 @@ def _masked(scene: Scene) -> float:
     """Share of the pixels of the photos that are not used."""
     masks, extents = scene.train.masks, scene.train.cameras.extents
     return 0.0 if masks is None else 1 - float(masks.sum()) / float(extents.prod(1).sum())
+
+
+def _points(scene: Scene) -> str:
+    """How many a sparse reconstruction has, and the box of ``--bounded``."""
+    if scene.points is None:
+        return "none"
+    try:
+        box = box_of_points(scene)
+    except ConfigError:
+        return f"{len(scene.points):,}"
+    corners = f"{_triple(box[:3])} to {_triple(box[3:])}"
+    return f"{len(scene.points):,}, a box around them: {corners} in the data (--bounded)"
 
 
 def _with_depth(scene: Scene) -> int:

@@ -39,7 +39,11 @@ def scene_of(config: SceneConfig, similarity: Any = None) -> Scene:
     options = dataclasses.asdict(config)
     data, layout, rescale = (options.pop(k) for k in ("data", "layout", "rescale_intrinsics"))
     if similarity is not None:  # these have made it
-        options |= dict.fromkeys(("scale", "near", "far")) | {"center": (), "aabb": ()}
+        options |= dict.fromkeys(("scale", "near", "far")) | {
+            "center": (),
+            "aabb": (),
+            "bounded": False,
+        }
     return load_scene(data, layout, rescale=rescale, similarity=similarity, **options)
 
 

@@ -12,16 +12,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from potstill.core import DataError, atomic, reading
+from potstill.core import ConfigError, DataError, atomic, reading
 from potstill.nerf.cameras import Cameras
 from potstill.nerf.fields.base import Field
-from potstill.nerf.lenses import LENSES
+from potstill.nerf.lenses import Lens
 from potstill.nerf.pictures import save_frames
 from potstill.nerf.render.image import render_image
 
 __all__ = ["export_views", "load_path"]
 
-_MODELS = dict(zip(LENSES, ("OPENCV", "OPENCV_FISHEYE", "EQUIRECTANGULAR"), strict=True))
+_PATHS = ("perspective", "fisheye", "equirectangular")
+_MODELS: dict[Lens, str] = {
+    "perspective": "OPENCV",
+    "fisheye": "OPENCV_FISHEYE",
+    "equirectangular": "EQUIRECTANGULAR",
+    "fisheye624": "FISHEYE624",
+}
 _COEFFICIENTS = {
     "perspective": ("k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6"),
     "fisheye": ("k1", "k2", "k3", "k4"),
@@ -48,9 +54,9 @@ def load_path(
     with reading(path, "a camera path of nerfstudio"):
         document = json.loads(path.read_text(encoding="utf-8-sig"))
         lens, frames = document.get("camera_type", "perspective"), document["camera_path"]
-        if lens not in LENSES or not frames:
+        if lens not in _PATHS or not frames:
             raise DataError(
-                f"{path} must have cameras of type {', '.join(LENSES)}, got {len(frames)} of "
+                f"{path} must have cameras of type {', '.join(_PATHS)}, got {len(frames)} of "
                 f"{lens!r}"
             )
         size = (int(document["render_width"]), int(document["render_height"]))
@@ -91,7 +97,15 @@ def export_views(
 
     Returns:
         Number of the views.
+
+    Raises:
+        ConfigError: A lens that nerfstudio does not have.
     """
+    if cameras.lens not in _MODELS:
+        raise ConfigError(
+            f"export_views: lens must be one of {', '.join(_MODELS)}, got {cameras.lens!r}, which "
+            "nerfstudio does not have; use the field's own renderer (potstill nerf render)"
+        )
     folder = Path(folder)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     back = torch.linalg.inv(torch.as_tensor(torch.eye(4) if similarity is None else similarity))
@@ -119,5 +133,7 @@ def _lens(cameras: Cameras, view: int) -> dict[str, Any]:
     names = dict(zip(("fl_x", "fl_y", "cx", "cy"), cameras.intrinsics[view].tolist(), strict=True))
     if cameras.distortion is not None:
         values = cameras.distortion[view].tolist()
+        if cameras.lens == "fisheye624":
+            return {"w": width, "h": height, **names, "distortion_params": values}
         names |= dict(zip(_COEFFICIENTS[cameras.lens], values, strict=False))
     return {"w": width, "h": height, **names}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,11 +29,30 @@ _MODELS = {
     4: ("OPENCV", 8),
     5: ("OPENCV_FISHEYE", 8),
     6: ("FULL_OPENCV", 12),
+    7: ("FOV", 5),
     8: ("SIMPLE_RADIAL_FISHEYE", 4),
     9: ("RADIAL_FISHEYE", 5),
+    10: ("THIN_PRISM_FISHEYE", 12),
+    11: ("RAD_TAN_THIN_PRISM_FISHEYE", 16),
+    12: ("SIMPLE_DIVISION", 4),
+    13: ("DIVISION", 5),
+    14: ("SIMPLE_FISHEYE", 3),
+    15: ("FISHEYE", 4),
+    16: ("EUCM", 6),
+    17: ("EQUIRECTANGULAR", 2),
 }
 _COUNTS = dict(_MODELS.values())
-_ONE_FOCAL = ("SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL")  # and the fisheyes of these names
+_LENSES: dict[str, Lens] = {
+    **dict.fromkeys(_COUNTS, "perspective"),
+    **dict.fromkeys((name for name in _COUNTS if name.endswith("FISHEYE")), "fisheye"),
+    "FOV": "fov",
+    "THIN_PRISM_FISHEYE": "thin-prism",
+    "RAD_TAN_THIN_PRISM_FISHEYE": "fisheye624",
+    "SIMPLE_DIVISION": "division",
+    "DIVISION": "division",
+    "EUCM": "eucm",
+    "EQUIRECTANGULAR": "equirectangular",
+}
 
 
 class _Camera(NamedTuple):
@@ -66,8 +86,7 @@ def find_model(folder: Path) -> Path | None:
 def load_colmap(folder: Path, *, downsample: float = 1, allow_missing: bool = False) -> Scene:
     """Read cameras, images and points of a sparse model, and the photos in ``images/``.
 
-    Lenses: SIMPLE_PINHOLE, PINHOLE, SIMPLE_RADIAL, RADIAL, OPENCV, FULL_OPENCV, and the fisheyes
-    SIMPLE_RADIAL_FISHEYE, RADIAL_FISHEYE and OPENCV_FISHEYE. A photo in ``masks/`` of the same name
+    Every camera model that COLMAP has is read. A photo in ``masks/`` of the same name
     (or with .png behind it, as COLMAP takes it) is black where nothing is to be used. Normalised
     and contracted like ``transforms.json``, by the points where there are 100 or more; every 8th
     view by name tests.
@@ -123,8 +142,10 @@ def _view(image: _Image, cameras: dict[int, _Camera], photo: Path) -> View:
     pose[:3, 3] = -(rotation @ torch.tensor(image.translation, dtype=torch.float64))
     camera = cameras[image.camera]
     p = camera.parameters
-    if camera.model.removesuffix("_FISHEYE") in _ONE_FOCAL:
-        p = [p[0], *p]
+    if camera.model == "EQUIRECTANGULAR":
+        p = [p[0] / (2 * math.pi), p[1] / math.pi, p[0] / 2, p[1] / 2]
+    elif camera.model.startswith("SIMPLE") or camera.model in ("RADIAL", "RADIAL_FISHEYE"):
+        p = [p[0], *p]  # one focal length
     folder = photo.parents[len(Path(image.name).parts) - 1].with_name("masks")
     masks = (folder / image.name, folder / f"{image.name}.png")
     mask = next((path for path in masks if path.is_file()), None)
@@ -133,13 +154,13 @@ def _view(image: _Image, cameras: dict[int, _Camera], photo: Path) -> View:
 
 
 def _lens(models: set[str]) -> Lens:
-    kinds = {"fisheye" if model.endswith("FISHEYE") else "perspective" for model in models}
+    kinds = {_LENSES[model] for model in models}
     if len(kinds) > 1:
         raise DataError(
-            f"load_colmap: cameras must all be fisheyes or none of them, got {sorted(models)}; "
+            f"load_colmap: cameras must all have lenses of one kind, got {sorted(models)}; "
             "undistort with `colmap image_undistorter`"
         )
-    return "fisheye" if "fisheye" in kinds else "perspective"
+    return kinds.pop()
 
 
 def _cameras_text(path: Path) -> dict[int, _Camera]:

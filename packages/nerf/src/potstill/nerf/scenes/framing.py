@@ -14,7 +14,9 @@ from potstill.nerf.scenes.scene import Scene, Split
 from potstill.nerf.scenes.similarity import normalizing, scale_of
 from potstill.nerf.space import Space
 
-__all__ = ["every_eighth", "framed", "unbounded"]
+__all__ = ["box_of_points", "every_eighth", "framed", "unbounded"]
+
+_FEW = 100  # points that say nothing about a scene
 
 
 def framed(
@@ -72,6 +74,29 @@ def framed(
     return replace(scene, space=replace(space, near=near, far=far))
 
 
+def box_of_points(scene: Scene) -> tuple[float, ...]:
+    """Low and high corner of a box of the input around the points of a sparse reconstruction.
+
+    Between the 1st and the 99th percentile on each axis of the input, and a tenth more on all
+    sides: single points far outside are errors of matching.
+
+    Raises:
+        ConfigError: The scene has fewer than 100 points.
+    """
+    if scene.points is None or len(scene.points) < _FEW:
+        count = 0 if scene.points is None else len(scene.points)
+        raise ConfigError(
+            f"load_scene: bounded needs at least {_FEW} points of a COLMAP model, got {count}; "
+            "name the box with aabb (--aabb)"
+        )
+    back = torch.linalg.inv(scene.similarity.double())
+    points = scene.points.double() @ back[:3, :3].T + back[:3, 3]
+    ordered = points.sort(0).values
+    low, high = ordered[len(points) // 100], ordered[-1 - len(points) // 100]
+    more = (high - low) / 10
+    return (*(low - more).tolist(), *(high + more).tolist())
+
+
 def every_eighth(views: Split) -> tuple[Split, Split]:
     """Training and test split where the files name none: every 8th view, from the first, tests."""
     index = torch.arange(len(views.cameras))
@@ -100,7 +125,7 @@ def unbounded(
             and far it reaches.
         limits: Nearest and farthest distance in the input, where those are known.
     """
-    seen = points if points is not None and len(points) >= 100 else None
+    seen = points if points is not None and len(points) >= _FEW else None
     similarity = normalizing(views.cameras.poses, seen)
     moved, scale = views.moved(similarity), scale_of(similarity)
     train, test = every_eighth(moved) if splits is None else (moved[splits[0]], moved[splits[1]])

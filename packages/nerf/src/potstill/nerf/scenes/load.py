@@ -12,7 +12,7 @@ from torch import Tensor
 from potstill.core import ConfigError, DataError, nearest, reading
 from potstill.nerf.scenes.analytic import analytic
 from potstill.nerf.scenes.colmap import find_model, load_colmap
-from potstill.nerf.scenes.framing import framed
+from potstill.nerf.scenes.framing import box_of_points, framed
 from potstill.nerf.scenes.llff import load_llff
 from potstill.nerf.scenes.scene import Scene
 from potstill.nerf.scenes.transforms import load_blender, load_transforms
@@ -34,6 +34,7 @@ def load_scene(
     aabb: Sequence[float] = (),
     near: float | None = None,
     far: float | None = None,
+    bounded: bool = False,
     similarity: Tensor | Sequence[Sequence[float]] | None = None,
 ) -> Scene:
     """Load posed images.
@@ -54,6 +55,7 @@ def load_scene(
             the input are then kept.
         near: Distance at which rays start.
         far: Distance at which rays end, in a scene without end.
+        bounded: In the place of ``aabb``: a box around the points of a COLMAP model.
         similarity: Map of the coordinates of the input to those of a field that is there already,
             [4 4], in the place of one that is made from the cameras.
 
@@ -72,7 +74,10 @@ def load_scene(
     scene = _load(data, layout, downsample, allow_missing, rescale)
     if similarity is not None:
         scene = scene.aligned(torch.as_tensor(similarity))
-    return framed(scene, scale=scale, center=center, aabb=aabb, near=near, far=far)
+    if bounded and aabb:
+        raise ConfigError("load_scene: bounded must be left out with aabb, got both")
+    box = box_of_points(scene) if bounded else aabb
+    return framed(scene, scale=scale, center=center, aabb=box, near=near, far=far)
 
 
 def _load(

@@ -24,6 +24,7 @@ _MODELS: dict[str, Lens] = {
     **dict.fromkeys(("SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL"), "perspective"),
     **dict.fromkeys(("OPENCV", "FULL_OPENCV"), "perspective"),
     "OPENCV_FISHEYE": "fisheye",
+    "FISHEYE624": "fisheye624",
     "EQUIRECTANGULAR": "equirectangular",
 }
 _FLAGS: dict[str, Lens] = {"is_fisheye": "fisheye", "equirectangular": "equirectangular"}
@@ -35,6 +36,7 @@ _USED = {
     *("frames", "camera_model", *_FLAGS, *_SIZES, *_LENS, *_PLANE, "integer_depth_scale"),
     *("file_path", "transform_matrix", "mask_path", "depth_file_path", "depth_path"),
     *("train_filenames", "val_filenames", "test_filenames"),
+    "distortion_params",
 }
 # other rays than those of one pose and one lens; with what would be meant without them
 _REFUSED = {
@@ -247,7 +249,7 @@ def _distortion(values: dict[str, Any], path: Path, where: str) -> list[float]:
     lens, numbers = _lens(values, path), {}
     for key in _PLANE:
         numbers[key] = _number(values, key, path, where, 0.0)
-    known = {"fisheye": ("k1", "k2", "k3", "k4"), "equirectangular": ()}.get(lens, _PLANE)
+    known = {"fisheye": ("k1", "k2", "k3", "k4"), "perspective": _PLANE}.get(lens, ())
     if lens == "perspective" and values.get("camera_model") != "FULL_OPENCV":
         known = _PLANE[:5]  # nerfstudio's k4 is another than OpenCV's
     extra = [key for key in _PLANE if numbers[key] and key not in known]
@@ -257,7 +259,18 @@ def _distortion(values: dict[str, Any], path: Path, where: str) -> list[float]:
             f"{values.get('camera_model', lens)}, got {numbers[extra[0]]}; undistort the images, "
             "or name the model that has it (FULL_OPENCV, OPENCV_FISHEYE)"
         )
-    return [numbers[key] for key in known]
+    return _parameters(values, lens, path, where) or [numbers[key] for key in known]
+
+
+def _parameters(values: dict[str, Any], lens: Lens, path: Path, where: str) -> list[float]:
+    """The list of nerfstudio's FISHEYE624: k0 to k5, p0, p1, s0 to s3."""
+    given, wanted = values.get("distortion_params", []), 12 * (lens == "fisheye624")
+    if not isinstance(given, list) or len(given) != wanted:
+        raise DataError(
+            f"load: {path}, {where}: distortion_params must be {wanted or 'no'} numbers for "
+            f"camera_model {values.get('camera_model', lens)}, got {str(given)[:60]}"
+        )
+    return [_number({"distortion_params": v}, "distortion_params", path, where) for v in given]
 
 
 def _lens(values: dict[str, Any], path: Path) -> Lens:

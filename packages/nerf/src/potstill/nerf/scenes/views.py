@@ -13,7 +13,7 @@ from torch import Tensor
 
 from potstill.core import DataError
 from potstill.nerf.cameras import Cameras
-from potstill.nerf.lenses import Lens
+from potstill.nerf.lenses import COEFFICIENTS, Lens
 from potstill.nerf.scenes.photos import read_depth, read_mask, read_photos
 from potstill.nerf.scenes.scene import Split
 
@@ -30,7 +30,7 @@ class View:
         pose: Camera to world, OpenGL's axes, [4 4].
         intrinsics: fx, fy, cx, cy in pixels of an image of ``size``.
         size: Width and height that the intrinsics are for.
-        distortion: Four or eight coefficients; empty for none.
+        distortion: Coefficients of the lens, as many as are not zero; empty for none.
         mask: Image that is black where the photo is not to be used.
         depth: Depth map.
         unit: Length of a unit of the depth map.
@@ -61,9 +61,10 @@ def assemble(
     images, sizes, files = read_photos([view.image for view in views], downsample)
     declared = torch.tensor([view.size for view in views])
     _check_sizes(views, declared, files, source, rescale)
-    distortion = [[*view.distortion, *[0.0] * (8 - len(view.distortion))] for view in views]
+    least, most = min(COEFFICIENTS[lens], default=0), max(COEFFICIENTS[lens], default=0)
+    distortion = [[*view.distortion, *[0.0] * (most - len(view.distortion))] for view in views]
     coefficients = torch.tensor(distortion)
-    coefficients = coefficients if bool(coefficients[:, 4:].any()) else coefficients[:, :4]
+    coefficients = coefficients if bool(coefficients[:, least:].any()) else coefficients[:, :least]
     width, height = declared.amax(0).tolist()
     cameras = Cameras(
         torch.stack([torch.as_tensor(view.pose, dtype=torch.float32) for view in views]),
