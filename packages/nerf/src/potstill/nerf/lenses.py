@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -140,8 +140,9 @@ def _by_derivatives(distort: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Te
             def mapped(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
                 return distort(x, y, lens)
 
-            (fx, fy), (xx, yx) = torch.func.jvp(mapped, (x, y), (one, zero))
-            _, (xy, yy) = torch.func.jvp(mapped, (x, y), (zero, one))
+            push: Any = torch.func.jvp  # its type has a third result
+            (fx, fy), (xx, yx) = push(mapped, (x, y), (one, zero))
+            _, (xy, yy) = push(mapped, (x, y), (zero, one))
             return fx, fy, xx, xy, yx, yy
 
         return _newton(at, u, v, 10)
