@@ -14,6 +14,7 @@ import io
 import json
 import multiprocessing
 import os
+import pickle
 import random
 import re
 import resource
@@ -52,7 +53,10 @@ Read = Callable[[Path], Any]
 
 def readers() -> dict[str, tuple[Make, Read]]:
     """By name: what writes a whole input below a folder and returns its path, and what reads it."""
+    from unittest import mock
+
     import numpy as np
+    import scipy.sparse as sp
     import timm
     import torch
     from PIL import Image
@@ -66,15 +70,22 @@ def readers() -> dict[str, tuple[Make, Read]]:
     from potstill.core.command import load as load_config
     from potstill.core.engine import History, Run
     from potstill.core.images import ImageSet
-    from potstill.core.store import checkpoint
+    from potstill.core.measure.bench import read as read_record
+    from potstill.core.measure.bench.results import COLUMNS
+    from potstill.core.store import checkpoint, lock
     from potstill.graph import MLPStudent, check_logits, read_graph
+    from potstill.graph import load as load_graph
     from potstill.graph.data import read_features
     from potstill.graph.mirage import DistilledDataset
     from potstill.mae import Pretrain, load_weights, write_weights
+    from potstill.mae import load_model as load_transformer
     from potstill.nerf import (
+        Conversion,
         HashConfig,
         NearPrior,
+        Progression,
         Space,
+        load_conversion,
         load_field,
         load_prior,
         load_scene,
@@ -82,7 +93,8 @@ def readers() -> dict[str, tuple[Make, Read]]:
         orbit,
         save_field,
     )
-    from potstill.sr import IMDN, load_model, read_image, save_model
+    from potstill.nerf.distill.results import picture as as_text
+    from potstill.sr import IMDN, load_model, prepare, read_image, save_model
 
     teacher, items = nn.Linear(3, 4), [torch.ones(3) * i for i in range(6)]
 
@@ -192,6 +204,82 @@ def readers() -> dict[str, tuple[Make, Read]]:
             (folder / f"ogb/raw/{name}.csv.gz").write_bytes(gzip.compress(text.encode()))
         return folder / "ogb"
 
+    def planetoid(folder: Path) -> Path:
+        raw = folder / "graph/planetoid/PubMed/raw"
+        raw.mkdir(parents=True)
+        x = sp.csr_matrix(np.eye(4, dtype=np.float32)[np.arange(510) % 4])
+        y, links = np.eye(3)[np.arange(510) % 3], {i: [(i + 1) % 510] for i in range(510)}
+        parts = {"x": x[:3], "tx": x[507:], "allx": x[:507]}
+        parts |= {"y": y[:3], "ty": y[507:], "ally": y[:507]}
+        for name, part in {**parts, "graph": links}.items():
+            content = pickle.dumps(part, 3)  # with the names of old
+            content = content.replace(b"numpy._core", b"numpy.core").replace(b"._csr", b".csr")
+            (raw / f"ind.pubmed.{name}").write_bytes(content)
+        (raw / "ind.pubmed.test.index").write_text("507\n508\n509\n")
+        return raw
+
+    def stored(folder: Path) -> Path:
+        (folder / "graph/heterophilous_small").mkdir(parents=True)
+        turn = np.arange(9) % 3 == np.arange(3)[:, None]
+        masks = {f"{m}_masks": np.roll(turn, i, 0) for i, m in enumerate(("train", "val", "test"))}
+        path = folder / "graph/heterophilous_small/texas.npz"
+        np.savez(path, node_features=nodes["x"], node_labels=nodes["y"], edges=ring.T, **masks)
+        return path
+
+    def shop(folder: Path) -> Path:
+        path = folder / "graph/cpf/cora.npz"
+        path.parent.mkdir(parents=True)
+        adjacency = sp.csr_matrix((np.ones(180), (np.arange(180), np.roll(np.arange(180), 1))))
+        both = {"attr": sp.eye(180, 4, format="csr", dtype=np.float32), "adj": adjacency}
+        parts = {f"{name}_{key}": getattr(m, key) for name, m in both.items()
+                 for key in ("data", "indices", "indptr", "shape")}  # fmt: skip
+        np.savez(path, labels=np.arange(180) % 3, **parts)
+        return path
+
+    def below(name: str, up: int) -> Read:
+        """The graph of that name below the data root, ``up`` folders above the input."""
+
+        def read(path: Path) -> Any:
+            with mock.patch.dict(os.environ, {"POTSTILL_DATA": str(path.parents[up])}):
+                return load_graph(name)
+
+        return read
+
+    def record(folder: Path) -> Path:
+        row = dict.fromkeys(COLUMNS, "1") | {"benchmark": "kd", "figure": "ratio", "target": ">= 1"}
+        lines = [",".join(COLUMNS), *[",".join(row[name] for name in COLUMNS)] * 3]
+        (folder / "core.csv").write_text("\n".join(lines) + "\n")
+        return folder / "core.csv"
+
+    def locked(folder: Path) -> Path:
+        about = {"host": "a", "process": 2**22 + 1, "began": 1e9, "machine": lock.machine()}
+        (folder / "run.lock").write_text(json.dumps(about))
+        return folder / "run.lock"
+
+    def take(path: Path) -> None:
+        """As where the file system has no locks: the file alone decides."""
+        with (
+            mock.patch.object(lock.fcntl, "lockf", side_effect=OSError),
+            lock.Lock(path.parent),
+        ):
+            pass
+
+    def conversion(folder: Path) -> Path:
+        row = {"step": 1.0, "loss": 0.5, "seconds": 2.0, "teacher": 20.0}
+        shown = {"teacher": as_text(torch.rand(4, 4, 3))}
+        return Conversion("vm", "cp", Progression(), "wall", [row, row], 0.5, False, 9, 9,
+                          {"teacher": 20.0}, [shown]).save(folder / "conversion.json")  # fmt: skip
+
+    def photographs(folder: Path) -> Path:
+        picture(folder)
+        prepare(folder, 2, folder / "cache")
+        return folder / "cache"
+
+    def described(folder: Path) -> Path:
+        write_weights(vit, folder / "w.safetensors", "timm")
+        (folder / "w.json").write_text(json.dumps({"kwargs": shape, "mean": [0.5] * 3}))
+        return folder / "w.json"
+
     def field(folder: Path) -> Path:
         small = HashConfig(levels=4, log2_rows=9, finest=32)
         space = Space("box", (-1.0, -1.0, -1.0), (1.0, 1.0, 1.0))
@@ -281,6 +369,8 @@ def readers() -> dict[str, tuple[Make, Read]]:
         ),
         "core.config.toml": (toml, lambda path: load_config(Pretrain, path)),
         "core.history": (rows, history),
+        "core.lock": (locked, take),
+        "core.record": (record, read_record),
         "core.images.zip": (zipped, lambda path: ImageSet(path)[0]),
         "core.images": (pictures, lambda path: ImageSet(path)[0]),
         "core.pretrained": (student, MLPStudent.from_pretrained),
@@ -288,11 +378,17 @@ def readers() -> dict[str, tuple[Make, Read]]:
         "graph.features": (
             lambda folder: tables(folder) / "features.csv", lambda path: read_features(path, 2)
         ),
+        "graph.cpf": (shop, below("cpf-cora", 2)),
+        "graph.planetoid": (planetoid, below("pubmed", 3)),
+        "graph.platonov": (stored, below("texas", 2)),
         "graph.logits": (logits, lambda path: check_logits(path, 5, 3)),
         "graph.npz": (arrays, read_graph),
         "graph.ogb": (ogb, read_graph),
         "graph.pt": (pyg, read_graph),
         "graph.tables": (tables, read_graph),
+        "mae.described": (
+            described, lambda path: load_transformer(str(path.with_suffix(".safetensors")))
+        ),
         "mae.pth": (
             lambda folder: write_weights(vit, folder / "w.pth", "timm"),
             lambda path: load_weights(vit, path),
@@ -303,10 +399,12 @@ def readers() -> dict[str, tuple[Make, Read]]:
         ),
         "nerf.colmap": (colmap, lambda path: load_scene(path, layout="colmap")),
         "nerf.colmap.bin": (binary, lambda path: load_scene(path, layout="colmap")),
+        "nerf.conversion": (conversion, load_conversion),
         "nerf.field": (field, load_field),
         "nerf.llff": (forward, lambda path: load_scene(path, layout="llff")),
         "nerf.prior": (prior, load_prior),
         "nerf.transforms": (transforms, lambda path: load_scene(path, layout="transforms")),
+        "sr.cache": (photographs, lambda path: prepare(path.parent, 2, path)),
         "sr.image": (picture, read_image),
         "sr.image.gif": (lambda folder: picture(folder, ".gif"), read_image),
         "sr.image.jpg": (lambda folder: picture(folder, ".jpg"), read_image),
@@ -381,6 +479,7 @@ def _child(name: str, first: int, count: int, seed: int, said: Any) -> None:
         files = sorted(p for p in ([whole] if whole.is_file() else whole.rglob("*")) if p.is_file())
         kept = {path: path.read_bytes() for path in files}
         if (found := verdict(read, whole)) != "read":
+            read(whole)
             raise SystemExit(f"{name}: a whole input must be read, got {found}")
         sys.stderr = io.StringIO()  # decoders write to it
         # Now, when everything is imported.

@@ -313,6 +313,17 @@ def test_a_record_of_another_kind_is_not_touched(tmp_path):
     assert path.read_text() == "a,b\n1,2\n"
 
 
+@pytest.mark.parametrize("row", ["1", ",".join(["x"] * len(record.COLUMNS)), '"' + "1" * 140_000])
+def test_a_damaged_record_is_refused_by_name(tmp_path, row):
+    path = tmp_path / "d.csv"
+    path.write_text("")
+    with pytest.raises(DataError, match="d.csv must have the columns"):
+        record.read(path)
+    path.write_text(",".join(record.COLUMNS) + f"\n{row}\n")
+    with pytest.raises(DataError, match=r"d\.csv"):
+        record.read(path)
+
+
 PROGRAM = """
 from potstill.core.measure.bench import *
 

@@ -91,6 +91,9 @@ def test_the_holder_may_enter_again_another_thread_may_not(tmp_path):
         ({"machine": machine(), "process": 2**22 + 1}, True),
         ({"machine": "00000000", "process": 2**22 + 1}, False),
         ({}, True),
+        ({"machine": machine(), "process": 2**70}, True),  # of no run: nobody can have it
+        ({"machine": machine(), "process": os.getppid(), "began": 1e300}, True),
+        ({"deep": "[" * 4000}, True),
     ],
 )
 def test_where_the_file_system_has_no_locks_the_owner_decides(tmp_path, monkeypatch, owner, free):
@@ -98,8 +101,8 @@ def test_where_the_file_system_has_no_locks_the_owner_decides(tmp_path, monkeypa
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(lock.fcntl, "lockf", none)
-    about = {**owner, "host": "node7", "began": 86400.0} if owner else {}
-    (tmp_path / "run.lock").write_text(json.dumps(about))
+    about = {"host": "node7", "began": 86400.0, **owner} if owner else {}
+    (tmp_path / "run.lock").write_text(owner.get("deep") or json.dumps(about))
     if free:
         with Lock(tmp_path):
             pass

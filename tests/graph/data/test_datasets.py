@@ -1,5 +1,7 @@
 """Graphs by name: counts, offline behaviour, and refusal of altered pickles."""
 
+import pickle
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ from potstill.core.store.data import root
 from potstill.core.testing import requires_data
 from potstill.graph.data.check import is_symmetric
 from potstill.graph.data.datasets import DATASETS, load
+from potstill.graph.data.pickles import check_pickle
 from potstill.graph.data.tensors import is_sparse
 
 # nodes, directed edges, features, classes, training nodes (SOURCES.md of the data; splits of PyG)
@@ -83,6 +86,31 @@ def test_pickles_of_a_graph_without_a_known_hash_run_nothing(monkeypatch, tmp_pa
     with pytest.raises(DataError, match=rf"ind\.pubmed\.x must hold nothing but arrays.*{found}"):
         load("pubmed")
     assert not Path("ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "said"),
+    [
+        ("shape", (9, 9), "an array must be (9, 9), got 24 bytes"),
+        ("shape", (-1, -6), "an array must be"),
+        ("kind", (3, "<", None, None, None, -1, -1, 63), "another state than numpy writes"),
+        ("name", "O8", "arrays must hold numbers"),
+    ],
+)
+def test_arrays_that_are_not_what_they_say_never_reach_numpy(tmp_path, was, now, said):
+    kind = (3, "<", None, None, None, -1, -1, 0)
+    parts = {"shape": (2, 3), "kind": kind, "name": "f4", was: now}
+
+    def text(value):
+        return pickle.dumps(value, 3)[2:-1]
+
+    content = b"\x80\x03cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n"
+    content += text((0,)) + text(b"b") + b"tR(" + text(1) + text(parts["shape"])
+    content += b"cnumpy\ndtype\n(" + text(parts["name"]) + b"I0\nI1\ntR" + text(parts["kind"])
+    content += b"b" + text(False) + text(bytes(24)) + b"tb."
+    (tmp_path / "x").write_bytes(content)
+    with pytest.raises(DataError, match=re.escape(said)):
+        check_pickle(tmp_path / "x")
 
 
 @pytest.mark.parametrize("name", [n for n in DATASETS if n != "digits"])

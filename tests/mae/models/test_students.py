@@ -70,6 +70,9 @@ def test_folder_of_another_architecture_is_refused(tmp_path):
     path.write_text(path.read_text().replace('"depth": 2', '"depth": 1'))
     with pytest.raises(CheckpointError):
         Student.from_pretrained(tmp_path / "s")
+    path.write_text("[" * 20_000)
+    with pytest.raises(DataError, match=r"config\.json must be the configuration of a model"):
+        load_model(str(tmp_path / "s"))
 
 
 def test_file_with_given_architecture(tmp_path):
@@ -109,6 +112,9 @@ def test_normalisation_beside_a_file_stays_with_the_model(tmp_path):
     assert again.statistics == statistics_of(again.model) == GRAY
     by_path = load_model(str(tmp_path / "folder"))
     assert (by_path.statistics, by_path.origin) == (GRAY, str(tmp_path / "folder"))
+    (tmp_path / "t.json").write_text(json.dumps({"kwargs": kwargs, "mean": [0.5] * 4}))
+    with pytest.raises(ConfigError, match=r"t\.json: .* must be 3 numbers"):
+        load_model(str(tmp_path / "t.safetensors"))
 
 
 def test_what_is_said_beside_a_source_is_used(tmp_path, caplog):

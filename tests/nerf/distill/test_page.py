@@ -26,9 +26,11 @@ def test_a_report_comes_back_from_its_file(report, tmp_path):
     assert len(report.curve("teacher")) == 3
     assert {"teacher", "truth"} == set(report.scores)
     assert report.provenance["torch"] == torch.__version__
-    (tmp_path / "other.json").write_text("{}")
-    with pytest.raises(DataError, match="must be the report of a conversion"):
-        load_conversion(tmp_path / "other.json")
+    good = (tmp_path / "conversion.json").read_text()
+    for text in ("{}", "[" * 20_000, good.replace('"occupied": ', '"occupied": "a", "was": ')):
+        (tmp_path / "other.json").write_text(text)
+        with pytest.raises(DataError, match=r"other\.json"):
+            load_conversion(tmp_path / "other.json")
 
 
 def test_pictures_survive_as_text():

@@ -124,9 +124,14 @@ def _self() -> dict[str, Any]:
 
 
 def _read(file: int) -> dict[str, Any]:
+    """Who holds it; nothing where the file is of no run."""
     try:
         os.lseek(file, 0, os.SEEK_SET)
         found = json.loads(os.read(file, 4096))
-        return {"process": int(found["process"]), **found}
-    except (ValueError, KeyError, TypeError):
+        process, began = int(found["process"]), float(found.get("began", 0))
+        time.localtime(began)  # of a year that there is
+        known = 0 < process < 1 << 31  # as a system numbers them
+        return {**found, "process": process, "began": began} if known else {}
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, OSError,
+            RecursionError):  # fmt: skip
         return {}

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import pickle
-import pickletools
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import scipy.sparse as sp
 import torch
 from torch_geometric.data import Data
 from torch_geometric.io import read_planetoid_data
@@ -20,8 +17,9 @@ from torch_geometric.utils import remove_self_loops, to_undirected
 from potstill.core import ConfigError, DataError, locate, nearest, reading
 from potstill.core.store import root, sha256
 from potstill.graph.data.check import check_graph
+from potstill.graph.data.pickles import check_pickle
 from potstill.graph.data.splits import cpf_split, per_class_split, take_split
-from potstill.graph.data.tensors import as_features, compress, density, is_sparse
+from potstill.graph.data.tensors import as_features, compress, density, is_sparse, read_npz
 
 __all__ = ["DATASETS", "load", "sparse_features"]
 
@@ -79,11 +77,11 @@ def load(
     path = _find(name, source, download)
     with reading(path, f"the graph {name!r}"):
         data = source.read(path)
-    if data.get("train_mask") is not None and data.train_mask.ndim == 2:
-        data = take_split(data, seed % data.train_mask.shape[1] if split is None else split)
-    elif data.get("train_mask") is None:
-        data = source.split(data, seed)
-    checked = check_graph(data, name=f"load({name!r})")
+        if data.get("train_mask") is not None and data.train_mask.ndim == 2:
+            data = take_split(data, seed % data.train_mask.shape[1] if split is None else split)
+        elif data.get("train_mask") is None:
+            data = source.split(data, seed)
+        checked = check_graph(data, name=f"load({name!r})")
     return sparse_features(checked, sparse)
 
 
@@ -146,7 +144,7 @@ def _planetoid(raw: Path) -> Data:
             "are pickles, so nothing else is opened: fetch them again"
         )
     for part in _PARTS[:-1]:
-        _check_pickle(raw / f"ind.{title.lower()}.{part}")
+        check_pickle(raw / f"ind.{title.lower()}.{part}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # old pickles name modules that numpy and scipy moved
         data = read_planetoid_data(str(raw), title.lower())
@@ -156,37 +154,13 @@ def _planetoid(raw: Path) -> Data:
 _PARTS = ("x", "tx", "allx", "y", "ty", "ally", "graph", "test.index")
 
 
-def _check_pickle(path: Path) -> None:
-    """Refuse a pickle that names anything but arrays, and matrices that point outside of them."""
-    content = path.read_bytes()
-    for operation, argument, _ in pickletools.genops(content):
-        strange = operation.name in ("STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4")
-        if strange or (operation.name == "GLOBAL" and argument not in _HARMLESS):
-            named = argument or operation.name
-            raise DataError(f"load: {path} must hold nothing but arrays, got {named!r}")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        found = pickle.loads(content, encoding="latin1")
-    if sp.issparse(found):
-        found.check_format(full_check=True)
-
-
-_HARMLESS = (
-    "__builtin__ list", "collections defaultdict", "numpy ndarray", "numpy dtype",
-    "numpy.core.multiarray _reconstruct", "scipy.sparse.csr csr_matrix",
-)  # fmt: skip
-
-
 def _npz(path: Path) -> Data:
     """The layout of Shchur et al. (gnn-benchmark); read without making it dense."""
-    with np.load(path, allow_pickle=False) as file:
-        x, adjacency = (
-            sp.csr_matrix(tuple(file[f"{k}_{part}"] for part in _CSR), file[f"{k}_shape"])
-            for k in ("attr", "adj")
-        )
-        for matrix in (x, adjacency):
-            matrix.check_format(full_check=True)
-        y = torch.from_numpy(file["labels"]).long()
+    held = read_npz(path)
+    x, adjacency = held["x"], held["adj"]
+    for matrix in (x, adjacency):
+        matrix.check_format(full_check=True)
+    y = torch.from_numpy(held["labels"]).long()
     x.data[:] = x.data > 0  # as PyG does
     links = adjacency.tocoo()
     edges, _ = remove_self_loops(torch.from_numpy(np.stack([links.row, links.col])).long())
@@ -194,13 +168,9 @@ def _npz(path: Path) -> Data:
     return Data(x=as_features(x), edge_index=edges, y=y)
 
 
-_CSR = ("data", "indices", "indptr")
-
-
 def _heterophilous(path: Path) -> Data:
     """The layout of Platonov et al., ICLR 2023: features, labels, undirected edges, ten splits."""
-    with np.load(path, allow_pickle=False) as file:
-        parts = {key: torch.from_numpy(file[key]) for key in file.files}
+    parts = {key: torch.from_numpy(value) for key, value in read_npz(path).items()}
     count = len(parts["node_labels"])
     masks = {f"{m}_mask": parts[f"{m}_masks"].bool().T for m in ("train", "val", "test")}
     return Data(

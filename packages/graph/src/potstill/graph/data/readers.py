@@ -23,11 +23,9 @@ from potstill.graph.data.datasets import sparse_features
 from potstill.graph.data.fields import from_fields
 from potstill.graph.data.scaling import Scaling, fill_features, scale_features
 from potstill.graph.data.splits import random_split, take_split
-from potstill.graph.data.tensors import as_features
+from potstill.graph.data.tensors import MOST, as_features, read_npz
 
 __all__ = ["read_features", "read_graph"]
-
-_MOST = 2**33  # bytes that a compressed file may become
 
 
 def read_graph(
@@ -183,32 +181,10 @@ def _opened(path: Path, target: str | None) -> Mapping[str, Any]:
     if path.suffix in (".csv", ".tsv", ".gz"):
         return _tables(path)
     if path.suffix == ".npz":
-        return _npz(path)
+        return read_npz(path)
     if path.suffix in (".pt", ".pth"):
         return _torch(path, target)
     raise DataError(f"{path} must end in .npz, .pt or .csv, or be a folder, got {path.suffix!r}")
-
-
-def _npz(path: Path) -> dict[str, Any]:
-    import scipy.sparse as sp
-
-    with np.load(path, allow_pickle=False) as file:
-        if sum(part.file_size for part in file.zip.infolist()) > _MOST:
-            raise DataError(f"{path} must hold at most {_MOST >> 30} GiB, got more")
-        fields = {}
-        for key in file.files:
-            try:
-                fields[key] = file[key]
-            except ValueError as error:  # of objects; names of classes are often so stored
-                if "allow_pickle" not in str(error):
-                    raise
-    for part, name in (("attr", "x"), ("adj", "adj")):
-        if f"{part}_indptr" in fields:
-            kept = tuple(fields[f"{part}_{key}"] for key in ("data", "indices", "indptr"))
-            matrix = sp.csr_matrix(kept, tuple(fields[f"{part}_shape"]))
-            matrix.check_format()
-            fields[name] = matrix
-    return fields
 
 
 _SAFE = [
@@ -317,8 +293,8 @@ def _unpacked(path: Path) -> bytes:
     with gzip.open(path, "rb") as file:
         while part := file.read(2**20):
             parts.append(part)
-            if (size := size + len(part)) > _MOST:
-                raise DataError(f"{path} must hold at most {_MOST >> 30} GiB, got more")
+            if (size := size + len(part)) > MOST:
+                raise DataError(f"{path} must hold at most {MOST >> 30} GiB, got more")
     return b"".join(parts)
 
 

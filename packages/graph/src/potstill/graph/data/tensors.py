@@ -6,6 +6,7 @@ import warnings
 import weakref
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 from potstill.core import DataError, ShapeError
 
 __all__ = [
+    "MOST",
     "Memo",
     "as_features",
     "check_csr",
@@ -23,10 +25,12 @@ __all__ = [
     "csr",
     "density",
     "is_sparse",
+    "read_npz",
     "rows",
     "transposed",
 ]
 
+MOST = 2**33  # bytes that a compressed file may become
 Made = TypeVar("Made")
 
 
@@ -202,3 +206,24 @@ def rows(x: Tensor, index: Tensor) -> Tensor:
     offset = torch.repeat_interleave(start - pointers[:-1], length)
     entries = offset + torch.arange(int(pointers[-1]), device=offset.device)
     return csr(pointers, x.col_indices()[entries], x.values()[entries], (len(index), x.shape[1]))
+
+
+def read_npz(path: Path) -> dict[str, Any]:
+    """The arrays of a ``.npz``; those of gnn-benchmark's layout as CSR ``x`` and ``adj``."""
+    with np.load(path, allow_pickle=False) as file:
+        if sum(part.file_size for part in file.zip.infolist()) > MOST:
+            raise DataError(f"{path} must hold at most {MOST >> 30} GiB, got more")
+        fields = {}
+        for key in file.files:
+            try:
+                fields[key] = file[key]
+            except ValueError as error:  # of objects; names of classes are often so stored
+                if "allow_pickle" not in str(error):
+                    raise
+    for part, name in (("attr", "x"), ("adj", "adj")):
+        if f"{part}_indptr" in fields:
+            kept = tuple(fields[f"{part}_{key}"] for key in ("data", "indices", "indptr"))
+            matrix = sp.csr_matrix(kept, tuple(fields[f"{part}_shape"]))
+            matrix.check_format()
+            fields[name] = matrix
+    return fields

@@ -117,6 +117,7 @@ def load_model(
             model = load_teacher("timm:vit_base_patch16_224", pretrained=False, **options).model
             mean, std = (about.get(k, v) for k, v in zip(("mean", "std"), IMAGENET, strict=True))
             _normalised(model, encoder.mean or mean, encoder.std or std)
+            statistics_of(model)  # refuses what does not fit its channels
     elif encoder != Encoder():
         model = create_encoder(encoder, classes)
     else:
@@ -224,7 +225,9 @@ def _from_folder(folder: Path, encoder: Encoder, head: bool) -> Loaded:
     """A run's student or classifier, a student that was saved, or a folder as timm writes it."""
     inside = next((folder / n for n in ("student", "classifier") if (folder / n).is_dir()), folder)
     config = inside / "config.json"
-    if config.is_file() and "architecture" in json.loads(config.read_text()):
+    with reading(config, "the configuration of a model"):
+        of_timm = config.is_file() and "architecture" in json.loads(config.read_text())
+    if of_timm:
         loaded = _from_timm(f"local-dir:{inside}", replace(encoder, name=""), True, head)
         return replace(loaded, origin=str(folder))
     student = Student.from_pretrained(inside)

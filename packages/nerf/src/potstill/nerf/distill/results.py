@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from potstill.core import DataError, atomic, provenance
+from potstill.core import DataError, atomic, provenance, reading
 from potstill.nerf.distill.objective import Progression
 
 __all__ = ["Conversion", "load_conversion", "picture", "pixels"]
@@ -91,20 +91,30 @@ def load_conversion(path: str | os.PathLike[str]) -> Conversion:
     Raises:
         DataError: No such file, no JSON, or not such a report.
     """
-    try:
+    with reading(path, "the report of a conversion"):
         document = json.loads(Path(path).read_text())
         if document.pop("format", None) != 1:
             raise ValueError("it has no format 1")
         values = document.pop("progression", None) or document.pop("schedule")
         values["clamp"] = tuple(values["clamp"])
         known = {item.name for item in fields(Conversion)}
-        return Conversion(
+        made = Conversion(
             progression=Progression(**values), **{k: v for k, v in document.items() if k in known}
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(
-            f"load_conversion: {path} must be the report of a conversion, got: {error}"
-        ) from error
+        _check(made)
+    return made
+
+
+def _check(made: Conversion) -> None:
+    """What a page is drawn from can be drawn: numbers, times of stages, pictures."""
+    numbers = [made.scores["teacher"], made.occupied, made.parameters, made.bytes]
+    numbers += [*made.scores.values(), *(v for row in made.rows for v in row.values())]
+    if wrong := [value for value in numbers if not isinstance(value, int | float)]:
+        raise DataError(f"its figures must be numbers, got {wrong[0]!r}")
+    made.stages()
+    for view in made.pictures:
+        for text in view.values():
+            pixels(text)
 
 
 def picture(image: Tensor) -> str:

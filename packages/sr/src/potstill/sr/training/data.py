@@ -14,7 +14,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from potstill.core import ConfigError, atomic, fingerprint, generator
+from potstill.core import ConfigError, DataError, atomic, fingerprint, generator, reading
 from potstill.core.engine import Shard, sketch
 from potstill.sr.images.reading import find_photographs, read_image
 from potstill.sr.images.resize import imresize, reduced
@@ -168,5 +168,13 @@ def prepare(
             for path, array in zip(paths, reduced(read_image(file).rgb8(), scale), strict=True):
                 with atomic(path) as temporary:
                     np.save(temporary, array)
-        pairs.append(Pair(*(np.load(path, mmap_mode="r") for path in paths)))
+        pairs.append(Pair(*map(_cached, paths)))
     return pairs
+
+
+def _cached(path: Path) -> Bytes:
+    with reading(path, "a photograph that potstill cached (deleted, it is made again)"):
+        held: Bytes = np.load(path, mmap_mode="r")
+        if held.dtype != np.uint8 or held.ndim != 3 or held.shape[2] != 3:
+            raise DataError(f"it must hold bytes [H W 3], got {held.dtype} {[*held.shape]}")
+    return held

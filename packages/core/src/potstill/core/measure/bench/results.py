@@ -18,24 +18,31 @@ COLUMNS = [
     *("samples", "timed", "target", "source", "verdict", "others", "date", "device", "cpu"),
     *("threads", "load", "python", "torch", "potstill", "commit", "seed", "data"),
 ]
+_NUMBERS = ("value", "low", "high", "p20", "p50", "p80", "others", "load")
 
 
 def read(path: Path) -> list[dict[str, str]]:
     """The rows of a record; none when there is no file.
 
     Raises:
-        DataError: The file has other columns, so it was not written by this version.
+        DataError: The file has other columns, so it was not written by this version, or is damaged.
     """
     if not path.exists():
         return []
     with reading(path, "a record of benchmarks"), path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
-        rows = list(reader)
-    if list(reader.fieldnames or ()) != COLUMNS:
+        columns, rows = list(reader.fieldnames or ()), list(reader)
+    if columns != COLUMNS:
         raise DataError(
             f"bench: {path} must have the columns {','.join(COLUMNS)}, got "
-            f"{','.join(reader.fieldnames or ())}; move it away or add the columns"
+            f"{','.join(columns)}; move it away or add the columns"
         )
+    with reading(path, "a record of benchmarks"):
+        for number, row in enumerate(rows, start=1):
+            if None in row or None in row.values():
+                raise DataError(f"row {number} must have {len(COLUMNS)} cells, got another number")
+            for name in _NUMBERS:
+                float(row[name])
     return rows
 
 
