@@ -64,19 +64,20 @@ def _curves_undrawn(request, monkeypatch):
 def on_two_processes(tmp_path):
     """Function of verbs, as ``{name: words}``: two processes do what one does, and one writes.
 
-    All verbs of a package run one after the other in one pair of processes; ``{share:8}`` is 8 by
-    the number of processes. `apart` is the largest difference of a weight.
+    All verbs of a package run one after the other, here and in one pair of processes, which share
+    what is imported here; ``{share:8}`` is 8 by the number of processes. `apart` is the largest
+    difference of a weight; of the verbs in `losses` only losses are compared, to 1e-4.
     """
     from safetensors.torch import load_file
 
     from potstill.core.engine import run_ranks
     from potstill.core.trust.compare import distance
 
-    def compare(verbs, apart=1e-6):
-        for world in (1, 2):
-            ranks = run_ranks(_verbs, world, verbs, str(tmp_path / f"on-{world}"))
-            assert all(set(codes.values()) == {0} for codes, _ in ranks), ranks
-            assert [len(written) > 0 for _, written in ranks] == [True, False][:world], ranks
+    def compare(verbs, apart=1e-6, losses=()):
+        assert set(_verbs(verbs, str(tmp_path / "on-1")).values()) == {0}
+        ranks = run_ranks(_watched_verbs, 2, verbs, str(tmp_path / "on-2"))
+        assert all(set(codes.values()) == {0} for codes, _ in ranks), ranks
+        assert [len(written) > 0 for _, written in ranks] == [True, False], ranks
         for name in verbs:
             one, two = (tmp_path / f"on-{world}" / name for world in (1, 2))
             files = [sorted(p.relative_to(f) for p in f.rglob("*") if "step-" not in str(p))
@@ -85,16 +86,19 @@ def on_two_processes(tmp_path):
             for path in two.rglob("*.json"):
                 json.loads(path.read_text())
             assert any(load_file(path) for path in two.rglob("*.safetensors"))
-            assert distance(one, two) <= apart, name
+            assert name in losses or distance(one, two) <= apart, name
+            for path in two.rglob("history.jsonl"):
+                pair = (path, one / path.relative_to(two))
+                rows = [[json.loads(line)["loss"] for line in p.read_text().splitlines()]
+                        for p in pair]  # fmt: skip
+                assert rows[0] == pytest.approx(rows[1], rel=1e-4), path
 
     return compare
 
 
-def _verbs(verbs, out):
+def _watched_verbs(verbs, out):
     """Codes of the verbs, and what this process writes below ``out``."""
-    from potstill.core.command.cli import main
-
-    world, written = int(os.environ["WORLD_SIZE"]), []
+    written = []
 
     def watch(event, about):
         if event == "os.rename" or (
@@ -104,11 +108,23 @@ def _verbs(verbs, out):
             written.extend(path for path in paths if path.startswith(out))
 
     sys.addaudithook(watch)
-    codes = {}
+    return _verbs(verbs, out), written
+
+
+def _verbs(verbs, out):
+    """Codes of the verbs in this process, of as many as there are."""
+    import torch.distributed as dist
+
+    from potstill.core.command.cli import main
+
+    world, codes = int(os.environ.get("WORLD_SIZE", 1)), {}
     for name, words in verbs.items():
         shared = (re.sub(r"{share:(\d+)}", lambda n: str(int(n[1]) // world), w) for w in words)
+        if world > 1 and not dist.is_initialized():  # the engine of the verb before has ended it
+            way = f"file://{out}-{name}"
+            dist.init_process_group("gloo", way, rank=int(os.environ["RANK"]), world_size=world)
         codes[name] = main([*shared, "--device", "cpu", "--out", f"{out}/{name}"])
-    return codes, written
+    return codes
 
 
 class Browser:

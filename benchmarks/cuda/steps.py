@@ -12,6 +12,8 @@ DOCUMENTED = {
     "core/engine/update.py:_share": "numbers of the batch go to the device with its terms",
     "core/engine/update.py:finish": "the terms come back: a row a step, and none that is NaN",
     "core/engine/device.py:clip": "the norm of the gradient is in that row",
+    "core/criteria/rows.py:_sweep": "whether a closed form met classes that are masked",
+    "core/criteria/correlation.py:dist": "the same, and whether all rows have labels",
     # samples are packed by ray, and only the device knows how many there are
     "nerf/backends/reference.py:march": "how many samples the rays have",
     "nerf/render/march.py:march": "the same, by any backend",

@@ -79,3 +79,13 @@ def test_a_part_that_hangs_is_stopped_and_what_had_no_time_is_named(prove):
     assert code == 1
     assert "slow: no answer within" in page
     assert "## Not run: 1\n\n- late" in page
+
+
+def test_planted_faults_are_found():
+    """A wrong stride, a missing mask and an unscaled loss; and nothing where nothing is wrong."""
+    command = [sys.executable, "-W", "ignore", "-m", "tests.devices.faults"]
+    done = subprocess.run(command, cwd=proof.ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert {name for name, seen in found.items() if seen == name.startswith("nothing")} == set()
+    assert len(found) == 6

@@ -133,3 +133,17 @@ def test_options_of_training_win_over_the_recipe(graph):
     assert len(train_teacher(data, recipe, training=replace(base, steps=2)).history) == 2
     clipped = train_teacher(data, recipe, training=replace(base, weight_decay=10.0)).history
     assert clipped != train_teacher(data, recipe, training=base).history
+
+
+@pytest.mark.dist
+def test_two_processes_do_what_one_does(graph, tmp_path, on_two_processes):
+    """With the same dropout: both train on the whole graph."""
+    ring = torch.stack([torch.arange(30), torch.arange(30).roll(1)])
+    graph.edge_index = torch.cat([ring, ring.flip(0)], 1)
+    torch.save(graph, tmp_path / "graph.pt")
+    short = ["--epochs", "2", "--hidden", "8", "--dataset", str(tmp_path / "graph.pt")]
+    on_two_processes({
+        "train": ["graph", "train", *short],
+        "distill": ["graph", "distill", "--seeds", "1", "--methods", "glnn", *short],
+        "diagnose": ["graph", "diagnose", "--every", "2", "--methods", "glnn", *short],
+    })  # fmt: skip

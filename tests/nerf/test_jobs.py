@@ -235,3 +235,14 @@ def test_moments_of_row_adam_keep_the_layout(tmp_path, turned, precision, kind, 
     trained(tmp_path, 3)
     resumed = trained(tmp_path, 6)
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())
+
+
+@pytest.mark.dist
+def test_two_processes_do_what_one_does(teacher, on_two_processes):
+    """They take the rays that one takes, and as many; in pixels alone Adam amplifies rounding."""
+    share = ["--batch", "{share:256}", "--samples", "{share:300}"]
+    short, turned = ["--steps", "4", "--every", "4"], [str(teacher), *VERBS["convert"]]
+    on_two_processes({
+        "train": ["nerf", "train", *VERBS["train"], *short, *share],
+        "convert": ["nerf", "convert", *turned, *short, "--batch", "256", "--samples", "300"],
+    }, losses=["convert"])  # fmt: skip

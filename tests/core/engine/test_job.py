@@ -25,7 +25,8 @@ from potstill.core import (
 )
 from potstill.core.command import build, cli, verb
 from potstill.core.command.config import strict
-from potstill.core.engine import run_ranks
+from potstill.core.engine import fit_with, run_ranks
+from potstill.core.store.checkpoint import Saver
 
 
 @dataclass(frozen=True)
@@ -288,3 +289,24 @@ def test_the_first_checkpoint_comes_within_a_minute(tmp_path, monkeypatch, minut
         Training(checkpoint_minutes=0)
     movable = replace(training, checkpoint_minutes=1.0)
     Slow(Config(1.0, out=tmp_path, training=movable)).run(progress=False)
+
+
+def test_options_of_checkpoints_and_event_files_reach_the_run(tmp_path, monkeypatch):
+    """In a job and without one; a run is continued with others."""
+    pytest.importorskip("tensorboard")
+    behind = []
+    start = Saver.__init__
+
+    def watched(self, folder, keep, asynchronous=False):
+        behind.append(asynchronous)
+        start(self, folder, keep, asynchronous)
+
+    monkeypatch.setattr(Saver, "__init__", watched)
+    training = replace(Config(1.0).training, checkpoint_asynchronous=True, tensorboard=True)
+    Tiny(Config(1.0, out=tmp_path, training=training)).run(progress=False)
+    assert list((tmp_path / "tensorboard").glob("events.*"))
+    Tiny(Config(1.0, out=tmp_path)).run(progress=False)
+    job = Tiny(Config(1.0))
+    fit_with(training, job.distiller(), job.source(), run=tmp_path / "other", progress=False)
+    assert list((tmp_path / "other/tensorboard").glob("events.*"))
+    assert behind == [True, False, True]

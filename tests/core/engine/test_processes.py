@@ -1,12 +1,20 @@
 """Two processes give the curve of one, under DDP and FSDP2, also over a change of terms."""
 
+import os
+import resource
+import signal
+
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import nn
+from torch.multiprocessing import ProcessExitedException
 
 from potstill.core import Batches, Distiller, Engine, Objective, Stage, Validation, after, fit
-from potstill.core.engine.ranks import run_ranks
+from potstill.core.engine import Run, run_ranks
+from potstill.core.errors import DataError
+from potstill.core.store import checkpoint
 
 pytestmark = pytest.mark.dist
 
@@ -86,6 +94,55 @@ def test_two_processes_resume(alone, parallel, tmp_path):
         torch.testing.assert_close(curve, alone, rtol=1e-5, atol=1e-6)
     for curve in run_ranks(train, 2, 4, parallel, str(tmp_path), 12):  # finished: read back
         torch.testing.assert_close(curve, alone, rtol=1e-5, atol=1e-6)
+
+
+def killed(folder):
+    """One of two is killed while the other one writes its part of the second checkpoint."""
+    write, calls = checkpoint.write_shards, []
+
+    def until(*arguments):
+        if calls and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGKILL)
+        calls.append(write(*arguments))
+
+    checkpoint.write_shards = until
+    train(4, "fsdp", Run(folder, every=4))
+
+
+def test_processes_that_share_the_weights_write_their_parts_and_survive_a_kill(alone, tmp_path):
+    with pytest.raises(ProcessExitedException, match="SIGKILL"):
+        run_ranks(killed, 2, str(tmp_path))
+    (kept,) = checkpoint._all(tmp_path / "checkpoints")
+    assert kept.name == "step-000000004"
+    parts = [load_file(path) for path in sorted(kept.glob("parts/*"))]
+    name = "module.student.0.weight"
+    assert [part[name].shape for part in parts] == [(4, 5), (4, 5)]
+    assert not [name for name in load_file(kept / "state.safetensors") if "student.0.weight" in name
+                and "exp_avg" in name]  # fmt: skip
+    for curve in run_ranks(train, 2, 4, "fsdp", str(tmp_path), 12):
+        torch.testing.assert_close(curve, alone, rtol=1e-5, atol=1e-6)
+    damaged = next(kept.parent.glob("*/parts/*"))
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    assert not checkpoint._is_whole(damaged.parents[1])
+
+
+def full(folder):
+    """The disk of the second process takes its history, and no part of a checkpoint."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if os.environ["RANK"] == "1":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1500, limits[1]))
+    try:
+        train(4, "fsdp", Run(folder, every=4))
+    except DataError as error:
+        return str(error)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_disk_that_is_full_for_one_process_ends_all(tmp_path):
+    said = run_ranks(full, 2, str(tmp_path))
+    assert all("could not write" in text and "free some space" in text for text in said), said
+    assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
 def test_a_checkpoint_of_two_processes_continues_in_one(alone, tmp_path):

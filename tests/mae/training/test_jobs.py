@@ -290,3 +290,17 @@ def test_configuration_reaches_the_distiller(configured, teacher, tmp_path):
     assert repr(distiller.masking) == "BlockMasking(ratio=0.5, side=3)"
     assert loaded.origin == str(teacher)
     assert repr(make_masking(Mask("grid", 0.5))) == "GridMasking(ratio=0.5)"
+
+
+@pytest.mark.dist
+def test_two_processes_do_what_one_does(run, pictures, teacher, on_two_processes):
+    """With masks and dropped paths of the images, wherever these are; mixup pairs a batch."""
+    words = ["--epochs", "2", "--batch", "{share:8}", "--data.train", str(pictures / "train")]
+    student = ["name=vit_tiny_patch16_224", "image-size=32", "patch-size=8", "width=48", "depth=2"]
+    shape = [word for option in student for word in f"--student.{option}".split("=")]
+    small = ["--student.heads", "3", "--decoder.depth", "1", "--decoder.width", "32"]
+    plain = ["--mixup", "0", "--cutmix", "0", "--drop-path", "0.5"]
+    on_two_processes({
+        "pretrain": ["mae", "pretrain", *shape, *small, "--teacher.source", str(teacher), *words],
+        "finetune": ["mae", "finetune", "--init", str(run), *plain, *words],
+    })  # fmt: skip

@@ -10,7 +10,7 @@ import torch
 
 from potstill.core import Run
 from potstill.core.command.cli import main
-from potstill.core.errors import CheckpointError, ConfigError
+from potstill.core.errors import CheckpointError, ConfigError, DataError
 from potstill.core.store.data import root
 from potstill.core.testing import requires_data
 from potstill.sr import (
@@ -20,6 +20,7 @@ from potstill.sr import (
     Terms,
     degrade,
     load_model,
+    prepare,
     read_image,
     save_model,
     train,
@@ -205,3 +206,22 @@ def test_a_run_is_not_continued_with_other_photographs(tmp_path, photograph):
     train(student(), degrade([photograph], 2), QUICK, **options)
     with pytest.raises(CheckpointError, match="data"):
         train(student(), degrade([255 - photograph], 2), replace(QUICK, steps=30), **options)
+
+
+def test_a_damaged_cache_is_refused_by_name(photographs, tmp_path):
+    prepare(photographs, 2, tmp_path / "cache")
+    path = min((tmp_path / "cache").iterdir())
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(DataError, match=f"{path.name} must be a photograph that potstill cached"):
+        prepare(photographs, 2, tmp_path / "cache")
+
+
+@pytest.mark.dist
+def test_two_processes_do_what_one_does(photographs, tmp_path, on_two_processes):
+    teacher = save_model(IMDN(2, 12, 2), tmp_path / "teacher.safetensors")
+    words = [str(photographs), "--patch", "8", "--channels", "8", "--blocks", "1", "--steps", "4"]
+    words += ["--batch", "{share:4}", "--validate", str(photographs), "--validate-every", "2"]
+    terms = ["--teacher", str(teacher), "--affinity", "1", "--wavelet", "0.1"]
+    on_two_processes(
+        {"train": ["sr", "train", *words], "distill": ["sr", "distill", *words, *terms]}
+    )

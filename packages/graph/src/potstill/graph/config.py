@@ -205,4 +205,6 @@ def _folder(config: TrainConfig) -> Path:
     return _RUNS / name.lower()
 
 
-_MOVABLE = ("device", "parallel", "workers", "checkpoint_minutes")
+_MOVABLE = (
+    "device", "parallel", "workers", "checkpoint_minutes", "checkpoint_asynchronous", "tensorboard",
+)  # fmt: skip

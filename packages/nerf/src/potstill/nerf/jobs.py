@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 import torch
 from torch import nn
 
-from potstill.core import ConfigError, Job, Run, seed_all
+from potstill.core import ConfigError, Job, seed_all
 from potstill.core.engine import resolve_device
 from potstill.nerf.backends import ENCODERS
 from potstill.nerf.config import ConvertConfig, SceneConfig, TrainConfig
@@ -83,7 +83,7 @@ class _FieldJob(Job[C]):
             "ema": training.ema or None, "seed": training.seed, "rays": training.batch,
             "optimizer": self.optimizer, "engine": self.engine, "every": self.config.every,
             "samples": self.config.samples,
-            "run": Run(self.config.out, minutes=training.checkpoint_minutes),
+            "run": training.run(self.config.out),
         }  # fmt: skip
 
 
@@ -167,6 +167,8 @@ class Convert(_FieldJob[ConvertConfig]):
             options |= budget(config.hand_over, steps, seconds)
             options |= {"run": dataclasses.replace(options["run"], folder=config.out / "hand-over")}
             options |= {"every": 0, "progress": progress}
+            for name in ("rays", "samples"):  # there of each process, here of all together
+                options[name] = -(-options[name] // self.engine.world)
             self.field, rows = hand_over(self.field, self.scene, **options)
             self.history = [*self.history, *rows]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from inspect import signature
 from typing import Any, Literal
@@ -23,6 +23,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
@@ -210,6 +211,17 @@ class Engine:
         if self.world > 1:
             dist.barrier()
 
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """The others enter the block when the main process has left it: they find what it wrote."""
+        if not self.main:
+            self.barrier()
+        try:
+            yield
+        finally:  # what fails in the main process fails in the others by itself
+            if self.main:
+                self.barrier()
+
     def state_of(self, module: nn.Module, copy: bool = True) -> dict[str, Any]:
         """The whole ``state_dict`` of ``module``, copied to the CPU, or as it is.
 
@@ -241,15 +253,72 @@ class Engine:
                 found[plain_name(name)] = kept
         return found
 
+    def pieces(
+        self, module: nn.Module, optimizer: Optimizer
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What module and optimizer hold, by name: sharded tensors, and what each process has."""
+        flat = _flat(module)
+        for name, parameter in module.named_parameters():
+            for key, value in _bare(optimizer).state.get(parameter, {}).items():
+                flat[f"{_moments(name)}{key}"] = value
+        shards: dict[str, Tensor] = {k: v for k, v in flat.items() if isinstance(v, DTensor)}
+        return shards, {k: v for k, v in flat.items() if k not in shards}
+
+    def put_pieces(
+        self, module: nn.Module, optimizer: Optimizer | None, names: Sequence[str],
+        rest: Mapping[str, Any], fill: Callable[[dict[str, Tensor]], None],
+    ) -> None:  # fmt: skip
+        """Load what `pieces` gave into modules that are sharded or whole.
+
+        Args:
+            module: Module whose weights are filled.
+            optimizer: Its optimizer, whose options stay; None loads no moments.
+            names: Names of the shards.
+            rest: What each process has.
+            fill: Reads shards into tensors of these names.
+        """
+        flat, bare = _flat(module), None if optimizer is None else _bare(optimizer)
+        own = {parameter: _moments(name) for name, parameter in module.named_parameters()}
+        moments: dict[nn.Parameter, dict[str, Any]] = {
+            parameter: {
+                name.removeprefix(prefix): rest.get(name, torch.empty_like(parameter))
+                for name in [*names, *rest]
+                if name.startswith(prefix) and "." not in name.removeprefix(prefix)
+            }
+            for parameter, prefix in own.items()
+            if bare is not None
+        }
+        flat |= {f"{own[p]}{k}": v for p, state in moments.items() for k, v in state.items()}
+        fill({name: flat[name] for name in names if name in flat})
+        for name in rest.keys() & _flat(module).keys():
+            flat[name].copy_(rest[name])
+        if bare is not None:
+            groups = bare.state_dict()["param_groups"]
+            numbers = [number for group in groups for number in group["params"]]
+            params = [parameter for group in bare.param_groups for parameter in group["params"]]
+            state = {n: moments[p] for n, p in zip(numbers, params, strict=True) if moments[p]}
+            bare.load_state_dict({"state": state, "param_groups": groups})
+            _lay_out_like_parameters(bare)
+
     def state_of_optimizer(self, module: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
         """The whole state of ``optimizer`` and of the loss scaler; collective when sharded."""
-        scaler = self._accelerator.scaler
         return {
             "optimizer": get_optimizer_state_dict(module, _bare(optimizer), options=_whole())
             if self.sharded
             else _bare(optimizer).state_dict(),
-            "scaler": None if scaler is None else scaler.state_dict(),
+            "scaler": self.scaler,
         }
+
+    @property
+    def scaler(self) -> dict[str, Any] | None:
+        """State of the loss scaler, where there is one."""
+        scaler = self._accelerator.scaler
+        return None if scaler is None else scaler.state_dict()
+
+    @scaler.setter
+    def scaler(self, state: dict[str, Any] | None) -> None:
+        if self._accelerator.scaler is not None:
+            self._accelerator.scaler.load_state_dict(state)
 
     def put_state_of_optimizer(
         self, module: nn.Module, optimizer: Optimizer, state: dict[str, Any]
@@ -262,8 +331,7 @@ class Engine:
         else:
             _bare(optimizer).load_state_dict(state["optimizer"])
             _lay_out_like_parameters(_bare(optimizer))
-        if self._accelerator.scaler is not None:
-            self._accelerator.scaler.load_state_dict(state["scaler"])
+        self.scaler = state["scaler"]
 
     def release(self) -> None:
         """Forget wrapped modules and optimizers: `fit` calls it when it is done."""
@@ -370,6 +438,16 @@ def _lay_out_like_parameters(optimizer: Optimizer) -> None:
 
 def _whole() -> StateDictOptions:
     return StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+def _flat(module: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a module as they are, by names of a checkpoint."""
+    return {f"module.{plain_name(k)}": v.detach() for k, v in module.state_dict().items()}
+
+
+def _moments(name: str) -> str:
+    """What the names of a parameter's moments begin with."""
+    return f"optimizer.{plain_name(name)}."
 
 
 def _from_main() -> StateDictOptions:

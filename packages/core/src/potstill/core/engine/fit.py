@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -491,6 +492,8 @@ class _Loop:
             return
         engine, players = self.engine, self.players
         several = len(players) > 1  # else the objective is part of the distiller's state
+        apart = engine.sharded and not self.run.asynchronous  # a thread cannot wait for the others
+        shards, rest = engine.pieces(self.distiller, players[0].optimizer) if apart else ({}, {})
         state = {
             "signature": self.signature,
             "step": self.step,
@@ -499,11 +502,16 @@ class _Loop:
             "stage": self.stage,
             "stage_start": self.stage_start,
             "rows": len(self.history.rows),
-            "distiller": engine.state_of(self.distiller, copy=False),
+            "distiller": {} if apart else engine.state_of(self.distiller, copy=False),
             "objectives": [engine.state_of(p.objective, copy=False) for p in players if several],
             "optimizers": {
-                p.name: engine.state_of_optimizer(self.distiller, p.optimizer) for p in players
+                p.name: engine.state_of_optimizer(self.distiller, p.optimizer)
+                for p in players
+                if not apart
             },
+            "pieces": {"names": [*shards], "rest": rest, "scaler": engine.scaler}
+            if apart
+            else None,
             "source": engine.gather(self._state_of_source()),
             "average": None if self.average is None else self.average.state_dict(),
             "best": self.best,
@@ -511,11 +519,31 @@ class _Loop:
             "waited": self.waited,
             "unjudged": self.unjudged,
         }
-        if engine.main:
-            self.history.sync()
+        self.history.sync()
+        if apart:
+            self._write_together(state, shards)
+        elif engine.main:
             self.saver.save(self.step, state)
         engine.barrier()
         self.saved_at, self.saved = self.elapsed, (self.step, bool(self.unjudged))
+
+    def _write_together(self, state: dict[str, Any], shards: dict[str, Any]) -> None:
+        """The checkpoint of sharded weights: each process writes its own part of it."""
+        told = []
+
+        def parts(folder: Path | None) -> None:
+            told.append(at := self.engine.agree(folder))
+            if at is not None:
+                checkpoint.write_shards(shards, at)
+
+        if not self.engine.main:
+            parts(None)
+            return
+        try:
+            self.saver.save(self.step, state, parts)
+        finally:
+            if not told:  # it failed before: the others wait
+                parts(None)
 
     def _resume(self) -> History:
         """Continue from the newest whole checkpoint, if there is one."""
@@ -540,13 +568,20 @@ class _Loop:
         self.step, self.taken, self.elapsed = state["step"], state["taken"], state["elapsed"]
         self.saved_at = self.elapsed
         self._enter(state["stage"], state["stage_start"])
-        self.engine.put_state(self.distiller, state["distiller"])
-        for player, objective in zip(self.players, state["objectives"], strict=False):
-            self.engine.put_state(player.objective, objective)
-        for player in self.players:
-            if any(name.startswith("optimizer") for name in differing):
-                warnings.warn("fit: another optimizer begins without moments", stacklevel=3)
-            else:
+        other = any(name.startswith("optimizer") for name in differing)
+        if other:
+            warnings.warn("fit: another optimizer begins without moments", stacklevel=3)
+        if pieces := state.get("pieces"):
+            self.engine.put_pieces(
+                self.distiller, None if other else self.players[0].optimizer, pieces["names"],
+                pieces["rest"], partial(checkpoint.read_shards, folder=path),
+            )  # fmt: skip
+            self.engine.scaler = pieces["scaler"]
+        else:
+            self.engine.put_state(self.distiller, state["distiller"])
+            for player, objective in zip(self.players, state["objectives"], strict=False):
+                self.engine.put_state(player.objective, objective)
+            for player in () if other else self.players:
                 self._resume_optimizer(player, state["optimizers"][player.name])
         if self.average is not None and state["average"] is not None:
             self.average.load_state_dict(state["average"])

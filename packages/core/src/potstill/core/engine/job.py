@@ -17,7 +17,7 @@ from potstill.core.command.config import record
 from potstill.core.engine.device import Engine
 from potstill.core.engine.fit import claim, fit
 from potstill.core.engine.history import Row
-from potstill.core.engine.plan import MakeOptimizer, Run, Stage, Validation
+from potstill.core.engine.plan import MakeOptimizer, Stage, Validation
 from potstill.core.engine.training import Training
 from potstill.core.errors import ConfigError, nearest
 from potstill.core.files import atomic
@@ -95,7 +95,7 @@ class Job(ABC, Generic[C]):
     optimizers: ClassVar[Mapping[str, Callable[..., torch.optim.Optimizer]]] = OPTIMIZERS
     movable: ClassVar[tuple[str, ...]] = (
         "out", "training.device", "training.parallel", "training.workers",
-        "training.checkpoint_minutes",
+        "training.checkpoint_minutes", "training.checkpoint_asynchronous", "training.tensorboard",
     )  # fmt: skip
     find_unused: bool = False
     exit_code: int = 0
@@ -211,7 +211,7 @@ class Job(ABC, Generic[C]):
         settings: dict[str, Any] = {
             "lr": own.lr or self.lr(), "optimizer": job.optimizer(distiller),
             "schedule": job.schedule(), "engine": self.engine, "progress": progress,
-            "run": Run(self.config.out / folder, minutes=own.checkpoint_minutes),
+            "run": own.run(self.config.out / folder),
         }  # fmt: skip
         rows = fit_with(own, distiller, batches, **{**settings, **options})
         self.history = [*self.history, *rows] if self.history else rows
@@ -282,7 +282,7 @@ def fit_with(
     if "optimizer" not in options:
         settings["optimizer"] = _optimizer(training, OPTIMIZERS)
     if isinstance(run := options.get("run"), str | Path):
-        options["run"] = Run(Path(run), minutes=training.checkpoint_minutes)
+        options["run"] = training.run(Path(run))
     with ExitStack() as stack:
         engine = engine or stack.enter_context(
             Engine(training.device, training.precision, training.parallel)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from cyclopts import Parameter
 
 from potstill.core.errors import ConfigError
+
+if TYPE_CHECKING:  # configurations are read without torch
+    from potstill.core.engine.plan import Run
 
 __all__ = ["Training"]
 
@@ -42,6 +46,8 @@ class Training:
         workers: Processes that load data; 0 loads in the main one.
         seed: Seed of weights, data order, augmentation and dropout.
         checkpoint_minutes: Time between checkpoints; the first is written within a minute.
+        checkpoint_asynchronous: Write checkpoints while training goes on, from a copy in memory.
+        tensorboard: Write event files too (extra ``potstill-core[tensorboard]``).
     """
 
     alternatives: ClassVar[tuple[str, ...]] = ("epochs", "steps", "seconds")
@@ -64,6 +70,17 @@ class Training:
     workers: Annotated[int, _short("workers")] = 0
     seed: Annotated[int, _short("seed")] = 0
     checkpoint_minutes: Annotated[float, _short("checkpoint-minutes")] = 5.0
+    checkpoint_asynchronous: Annotated[bool, _short("checkpoint-asynchronous")] = False
+    tensorboard: Annotated[bool, _short("tensorboard")] = False
+
+    def run(self, folder: Path) -> Run:
+        """The folder of a run, with these options of checkpoints and event files."""
+        from potstill.core.engine.plan import Run
+
+        return Run(
+            folder, minutes=self.checkpoint_minutes, tensorboard=self.tensorboard,
+            asynchronous=self.checkpoint_asynchronous,
+        )  # fmt: skip
 
     def __post_init__(self) -> None:
         for name in (*self.alternatives, "lr"):

@@ -2,7 +2,8 @@
 
 A checkpoint is written to a temporary folder, synced, and renamed, so that a kill at any moment
 leaves either the old ones or the new one. Its manifest holds the size and sha256 of each file.
-There is no pickle anywhere: loading executes nothing.
+Of tensors that are spread over processes each writes its own part, into a safetensors file beside
+the others. There is no pickle anywhere: loading executes nothing.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
@@ -22,10 +25,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from potstill.core.errors import CheckpointError
+from potstill.core.errors import CheckpointError, reading
 from potstill.core.files import temporary_for, writing
 
-__all__ = ["Saver", "load", "newest", "save", "write_tensors"]
+__all__ = ["Saver", "load", "newest", "read_shards", "save", "write_shards", "write_tensors"]
 
 _FORMAT = 1
 _DTYPES = {
@@ -35,11 +38,17 @@ _DTYPES = {
     torch.bool: "BOOL", torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
 }  # fmt: skip
 _FILES = {"state.safetensors", "state.json"}
+_PARTS = "parts"
+_PART = re.compile(rf"{_PARTS}/shard-\d+-[\w-]+\.safetensors")  # as torch names them
+Parts = Callable[[Path], None]
+"""Writes the parts of all processes for a checkpoint that is being written in that folder."""
 # What reading JSON of a stranger raises: RecursionError where it is nested a thousand deep.
 _UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
-def save(folder: Path, step: int, state: Mapping[str, Any], keep: int = 2) -> Path:
+def save(
+    folder: Path, step: int, state: Mapping[str, Any], keep: int = 2, parts: Parts | None = None
+) -> Path:
     """Write ``state`` as the checkpoint of ``step``.
 
     Args:
@@ -47,6 +56,7 @@ def save(folder: Path, step: int, state: Mapping[str, Any], keep: int = 2) -> Pa
         step: Names the checkpoint.
         state: Nested dicts, lists and tuples of tensors, numbers, strings and None.
         keep: How many of the newest to keep.
+        parts: Writes what is spread over processes.
 
     Returns:
         The folder of the new checkpoint.
@@ -67,6 +77,8 @@ def save(folder: Path, step: int, state: Mapping[str, Any], keep: int = 2) -> Pa
             shutil.rmtree(left, ignore_errors=True)
         try:
             temporary.mkdir(parents=True)
+            if parts is not None:
+                parts(temporary)
             _write(temporary, tree, tensors, step)
             shutil.rmtree(final, ignore_errors=True)  # a damaged one, at most
             temporary.rename(final)
@@ -80,13 +92,57 @@ def save(folder: Path, step: int, state: Mapping[str, Any], keep: int = 2) -> Pa
 
 
 def _write(folder: Path, tree: Any, tensors: Mapping[str, Tensor], step: int) -> None:
-    files = {"state.safetensors": write_tensors(tensors, folder / "state.safetensors")}
+    files = {path.relative_to(folder).as_posix(): _describe(path)
+             for path in (folder / _PARTS).glob("*")}  # fmt: skip
+    files |= {"state.safetensors": write_tensors(tensors, folder / "state.safetensors")}
     (folder / "state.json").write_text(json.dumps(tree))
     files["state.json"] = _describe(folder / "state.json")
     manifest = {"format": _FORMAT, "step": step, "files": files}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
-    for path in folder.iterdir():
+    for path in folder.rglob("*"):
         _sync(path)
+
+
+def write_shards(tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Of sharded tensors each process writes its own part; all call it.
+
+    Raises:
+        DataError: In all processes: the disk of one is full or cannot be written.
+    """
+    from torch.distributed.checkpoint import state_dict_saver
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what torch itself uses
+        writer = HuggingFaceStorageWriter(str(folder / _PARTS), save_distributed=True)
+        try:
+            state_dict_saver.save({**tensors}, storage_writer=writer)
+        except CheckpointException as error:  # of any of them
+            first = next(iter(error.failures.values()))[0]
+            with writing(folder):
+                raise first from None
+            raise
+
+
+def read_shards(tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Fill tensors, sharded or whole, with what any number of processes has written; all call it.
+
+    Raises:
+        CheckpointError: They are not in it, or of other shapes.
+    """
+    from torch.distributed.checkpoint import state_dict_loader
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+
+    with reading(folder, "a checkpoint with all parts", CheckpointError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        reader = HuggingFaceStorageReader(str(folder / _PARTS))
+        alone = not torch.distributed.is_initialized()
+        try:
+            state_dict_loader.load({**tensors}, storage_reader=reader, no_dist=alone)
+        except CheckpointException as error:  # which is no Exception
+            raise ValueError(str(error)) from None
 
 
 def write_tensors(
@@ -138,15 +194,20 @@ class Saver:
         self._pool = ThreadPoolExecutor(1, "checkpoint") if behind else None
         self._running: Future[Path] | None = None
 
-    def save(self, step: int, state: Mapping[str, Any]) -> None:
+    def save(self, step: int, state: Mapping[str, Any], parts: Parts | None = None) -> None:
         """Write ``state``; behind the run, when the last one is written.
+
+        Args:
+            step: Names the checkpoint.
+            state: As of `save`.
+            parts: As of `save`; not behind the run.
 
         Raises:
             CheckpointError: As `save`; behind the run, that of the last one.
             DataError: Likewise.
         """
         if self._pool is None:
-            save(self.folder, step, state, self.keep)
+            save(self.folder, step, state, self.keep, parts)
             return
         self.wait()
         self._running = self._pool.submit(save, self.folder, step, _copied(state), self.keep)
@@ -213,11 +274,12 @@ def _is_whole(path: Path) -> bool:
     try:
         manifest = json.loads((path / "manifest.json").read_text())
         files = manifest["files"]
-        # Exactly these: an empty manifest proves nothing, another name leads out of the folder.
+        # No others: an empty manifest proves nothing, another name leads out of the folder.
         return (
             manifest["format"] <= _FORMAT
-            and set(files) == _FILES
-            and all(_describe(path / name) == files[name] for name in _FILES)
+            and set(files) >= _FILES
+            and all(name in _FILES or _PART.fullmatch(name) for name in files)
+            and all(_describe(path / name) == files[name] for name in files)
         )
     except _UNREADABLE:
         return False

@@ -29,7 +29,7 @@ class Train(Job[TrainConfig]):
     def source(self) -> Patches:
         """Patches of the photographs, which are decoded once into ``cache``."""
         config = self.config
-        with shown("reading photographs") as progress:
+        with self.engine.main_first(), shown("reading photographs") as progress:
             pairs = prepare(
                 config.photographs, config.student.scale, config.out / "cache", progress
             )
