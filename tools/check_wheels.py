@@ -98,7 +98,9 @@ def check_content(wheel: Path, name: str, version: str) -> None:
     inside = {each for each in names if ".dist-info/" not in each}
     stray = {each for each in inside if not each.startswith(f"potstill/{name}/")}
     stray |= {
-        each for each in inside if not re.search(r"\.(pyi?|typed|cu|cpp|h|toml|yaml|safetensors)$", each)
+        each
+        for each in inside
+        if not re.search(r"\.(pyi?|typed|cu|cpp|h|toml|yaml|safetensors)$", each)
     }
     if large:
         raise RuntimeError(f"files above 1 MiB in the wheel: {', '.join(large)}")
