@@ -4,37 +4,19 @@ import json
 import re
 from pathlib import Path
 
-import numpy as np
-import pytest
-from PIL import Image
 from workspace import ROOT
 
 from potstill.core.command.cli import main
+from tests.acm import test_cli
 
-SMALL = ["--model", "vit_tiny_patch16_224", "--size", "16", "--patch", "4", "--width", "24",
-         "--depth", "2", "--heads", "3", "--classes", "2", "--pool", "avg"]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("images")
-    rng = np.random.default_rng(0)
-    for i in range(24):
-        path = folder / ("light" if i % 2 else "dark") / f"{i:02}.png"
-        path.parent.mkdir(exist_ok=True)
-        values = rng.integers(0, 120, (16, 16, 3)) + 130 * (i % 2)
-        Image.fromarray(values.astype(np.uint8)).save(path)
-    return folder
-
-
-SHORT = ["--distill.epochs", "2", "--gate.epochs", "2", "--finetune.epochs", "2",
-         "--batch", "8", "--device", "cpu"]  # fmt: skip
-
+data = test_cli.data
 
 README = ROOT / "packages/acm/README.md"
-COMMANDS = re.findall(r"^potstill (acm .+)$", README.read_text(encoding="utf-8"), re.MULTILINE)
+TEXT = README.read_text(encoding="utf-8")
+COMMANDS = re.findall(r"^potstill (acm .+)$", TEXT, re.MULTILINE)
+COMMANDS += [f"acm {words}" for words in re.findall(r"\(`(distill .+)`\)", TEXT)]
 SMALLER = {
-    "--model vit_small_patch16_224 --pretrained": " ".join(SMALL),
+    "--model vit_small_patch16_224 --pretrained": " ".join(test_cli.SMALL),
     "--model vit_small_patch16_224 --batch 8": "--model vit_tiny_patch16_224 --batch 1 --budgets 1",
     "--milliseconds 8": "--milliseconds 1e4 --limit 2",
     ".onnx": ".pt2",
@@ -48,9 +30,15 @@ def test_the_commands_of_the_readme(data, tmp_path, capsys, monkeypatch):
     for command in COMMANDS:
         for long, short in {**SMALLER, "photos/train": str(data), "photos/val": str(data)}.items():
             command = command.replace(long, short)
-        words = command.split() + (SHORT if command.startswith("acm distill") else [])
+        words = command.split()
+        if words[1] == "distill":
+            pairs = zip(test_cli.SHORT[::2], test_cli.SHORT[1::2], strict=True)
+            words += [word for pair in pairs if pair[0] not in words for word in pair]
         assert main(words) == 0, command
-        said[words[1]] = capsys.readouterr().out
+        said.setdefault(words[1], capsys.readouterr().out)
+    trained = json.loads(Path("runs/d/model/config.json").read_text())
+    assert trained["phases"][-1] == "finetune"
+    assert trained["modes"] == {"blocks.0.mlp": 4, "blocks.1.mlp": 4}
     assert list(said) == ["convert", "distill", "calibrate", "fit", "profile", "export", "time"]
     assert "dense MMACs" in said["convert"]
     assert "phase 3 loss" in said["distill"]
