@@ -121,7 +121,7 @@ def test_files_are_exported_and_timed(subject: str, tmp_path: Path) -> None:
     pytest.importorskip("onnx")
     packed, files = str(tmp_path / "s.safetensors"), [str(tmp_path / f"{n}.onnx") for n in "ab"]
     assert main(["quant", "post", subject, packed, "--bits", "7"]) == 0
-    for file, options in zip(files, ([], ["--inputs", "--dynamic", "0"]), strict=True):
+    for file, options in zip(files, ([], ["--activations", "both", "--dynamic", "0"]), strict=True):
         assert main(["quant", "export", subject, packed, file, *options]) == 0
     words = ["quant", "time", subject, *files, "--rounds", "1", "--out", str(tmp_path / "t")]
     assert main(words) == 0

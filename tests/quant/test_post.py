@@ -7,7 +7,15 @@ import torch
 from torch import nn
 
 from potstill.core import ConfigError, DataError
-from potstill.quant import Grid, InputGrid, bake, calibrate, input_grids, lower, post_training
+from potstill.quant import (
+    ActivationGrid,
+    Grid,
+    activation_grids,
+    bake,
+    calibrate,
+    lower,
+    post_training,
+)
 from potstill.quant import reconstruct as learn_rounding
 from potstill.quant.post.inputs import columns
 
@@ -109,28 +117,28 @@ def test_inputs_of_layers_are_calibrated(bypassing) -> None:
     model, inputs = bypassing
     student = lower(model, Grid(8))
     assert calibrate(student, inputs) == ["second"]
-    grid = input_grids(student)["first"]
+    grid = activation_grids(student)["first"]
     x = torch.cat(inputs)
     assert float(grid.scale) == pytest.approx(float(x.max() - x.min()) / 255)
     assert grid(torch.zeros(1)) == 0
     other = copy.deepcopy(student)
-    input_grids(other)["first"].scale.mul_(2)  # a copy has a grid of its own
+    activation_grids(other)["first"].scale.mul_(2)  # a copy has a grid of its own
     assert not torch.equal(other(x), student(x))
     assert torch.equal(bake(student)(x), bake(lower(model, Grid(8)))(x))
     narrow = lower(model, Grid(8))
     calibrate(narrow, inputs, percentile=99)
-    assert input_grids(narrow)["first"].scale < grid.scale
+    assert activation_grids(narrow)["first"].scale < grid.scale
 
 
 def test_gradients_pass_inside_of_the_range_only() -> None:
-    grid = InputGrid(torch.tensor(-1.0), torch.tensor(1.55))
+    grid = ActivationGrid(torch.tensor(-1.0), torch.tensor(1.55))
     x = torch.tensor([-1.2, 0.301, 2.0], requires_grad=True)
     grid(x).sum().backward()
     assert x.grad.tolist() == [0, 1, 0]
     torch.testing.assert_close(grid(x).detach(), torch.tensor([-1.0, 0.30, 1.55]))
-    constant = InputGrid(torch.tensor(3.0), torch.tensor(3.0))
+    constant = ActivationGrid(torch.tensor(3.0), torch.tensor(3.0))
     torch.testing.assert_close(constant(torch.tensor([3.0])), torch.tensor([3.0]))
-    assert InputGrid(torch.tensor(0.0), torch.tensor(0.0))(torch.zeros(2)).eq(0).all()
+    assert ActivationGrid(torch.tensor(0.0), torch.tensor(0.0))(torch.zeros(2)).eq(0).all()
 
 
 def test_wrong_calibration_is_refused(bypassing) -> None:

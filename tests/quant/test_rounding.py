@@ -199,3 +199,18 @@ def test_levels_start_where_their_gradient_vanishes() -> None:
     rounded, _ = quantize_to_levels(x, p)
     (rounded - x).square().sum().backward()
     torch.testing.assert_close(p.grad, tensor([0.0, 0.0]))
+
+
+def test_a_negative_scale_gives_the_extra_level_to_the_other_side() -> None:
+    w = torch.tensor([[2.0, 2.0, 1.0, 0.0, -1.0]])
+    scale = Grid(2).scale(w)
+    torch.testing.assert_close(scale, torch.tensor([[-1.0]]))
+    assert Grid(2).scale(w, "max").item() == 2
+    assert Grid(2, form="restricted").scale(w).item() > 0
+
+
+def test_gradients_pass_in_the_whole_cells_of_a_mid_rise_grid() -> None:
+    """One bit has levels ±s/2 and cells up to ±s: most weights lie beyond the levels."""
+    w = torch.tensor([[-1.1, -0.9, 0.2, 0.9, 1.1]], requires_grad=True)
+    learned_step(w, torch.tensor([[1.0]]), -1, 0, 0.5).sum().backward()
+    assert w.grad.tolist() == [[0, 1, 1, 1, 0]]

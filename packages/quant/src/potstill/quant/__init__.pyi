@@ -23,9 +23,9 @@ from .subject import Subject as Subject
 from .subject import load_subject as load_subject
 from .timing import int8_units as int8_units
 from .timing import time_files as time_files
+from .weights.activations import ActivationGrid as ActivationGrid
+from .weights.activations import activation_grids as activation_grids
 from .weights.grid import Grid as Grid
-from .weights.inputs import InputGrid as InputGrid
-from .weights.inputs import input_grids as input_grids
 from .weights.lower import LAYERS as LAYERS
 from .weights.lower import Lowered as Lowered
 from .weights.lower import bake as bake

@@ -92,10 +92,10 @@ def export(
     out: Path,
     *,
     data: Path | None = None,
-    inputs: bool = False,
+    activations: Literal["none", "inputs", "both"] = "none",
     keep_inputs: tuple[str, ...] = (),
     dynamic: tuple[int, ...] = (),
-    tolerance: float = 0.01,
+    tolerance: float | None = None,
 ) -> None:
     """Write a packed student for onnxruntime (.onnx) or OpenVINO (.xml), checked on real inputs.
 
@@ -104,10 +104,12 @@ def export(
         student: Packed file of ``distill`` or ``post``.
         out: File that ends in .onnx or .xml.
         data: Handed to that function.
-        inputs: Also put the inputs of layers onto 8-bit grids, calibrated on the subject's.
+        activations: Also put inputs of layers onto 8-bit grids, calibrated on the subject's
+            inputs; both means outputs too, as onnxruntime needs it to multiply integers.
         keep_inputs: Paths of layers whose inputs stay in full precision.
         dynamic: Axes of the input that may have any size.
-        tolerance: Largest error of the file against the student.
+        tolerance: Largest error of the file against the student; by default 0.001, and 0.05 where
+            activations are rounded.
     """
     from potstill.quant.files import export_onnx, export_openvino, load_lowered
     from potstill.quant.post import calibrate
@@ -115,7 +117,10 @@ def export(
 
     found = load_subject(subject, data)
     lowered = load_lowered(found.student, student)
-    bypassed = calibrate(lowered, found.inputs, keep=keep_inputs) if inputs else []
+    bypassed = []
+    if activations != "none":
+        both = activations == "both"
+        bypassed = calibrate(lowered, found.inputs, keep=keep_inputs, outputs=both)
     write = export_openvino if out.suffix == ".xml" else export_onnx
     made = write(
         lowered, found.inputs[:4], out, dynamic={axis: f"axis{axis}" for axis in dynamic},

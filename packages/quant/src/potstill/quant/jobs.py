@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,16 @@ _METHODS: Mapping[Method, type[Quantizer]] = {
 Progress = bool | str | Callable[..., None]
 
 
+@contextmanager
+def _alone() -> Iterator[None]:
+    """What a subject trains, each process trains by itself, so that all have the same."""
+    held = {k: os.environ.pop(k) for k in ("WORLD_SIZE", "RANK", "LOCAL_RANK") if k in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(held)
+
+
 class Distill(Job[DistillConfig]):
     """Train a low-bit student with its teacher, and once more without.
 
@@ -44,7 +56,8 @@ class Distill(Job[DistillConfig]):
 
     def run(self, progress: Progress = True) -> Result:
         """Do the job, or continue it; a subject may train its student before the engine starts."""
-        self.subject = load_subject(self.config.subject, self.config.data)
+        with _alone():
+            self.subject = load_subject(self.config.subject, self.config.data)
         return super().run(progress)
 
     def lr(self) -> float:

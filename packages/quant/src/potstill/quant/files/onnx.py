@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from potstill.core import BackendError, ConfigError, atomic, to_onnx
 from potstill.core.store import ExportError
 from potstill.quant.files.packed import pack
-from potstill.quant.weights.inputs import InputGrid, input_grids
+from potstill.quant.weights.activations import SIDES, ActivationGrid, Side, activation_grids
 from potstill.quant.weights.lower import Lowered, bake, lowered
 from potstill.quant.weights.quantizers import LearnedStep
 
-__all__ = ["LowFile", "disagreement", "export_onnx", "run_onnx"]
+__all__ = ["LowFile", "disagreement", "export_onnx", "require_agreement", "run_onnx"]
 
 _TYPES = {8: ("INT8", 13, 8), 4: ("INT4", 21, 10), 2: ("INT2", 25, 13)}  # opset, IR
 
@@ -44,7 +44,7 @@ def export_onnx(
     path: str | Path,
     *,
     dynamic: Mapping[int, str] | None = None,
-    tolerance: float = 0.01,
+    tolerance: float | None = None,
 ) -> LowFile:
     """Write a lowered student as ONNX: packed integers and ``DequantizeLinear``.
 
@@ -58,7 +58,8 @@ def export_onnx(
         inputs: Real inputs; the file must agree with the student on each of them, in onnxruntime.
         path: Ends in ``.onnx``.
         dynamic: Dynamic axes of the input, as of `potstill.core.to_onnx`.
-        tolerance: Largest error that is accepted.
+        tolerance: Largest error that is accepted: by default 0.001, and 0.05 where activations are
+            rounded, since a value that falls to the other side of a step goes on as another level.
 
     Raises:
         ConfigError: A student that is not lowered, no input, or weights that ONNX has no type for.
@@ -71,18 +72,32 @@ def export_onnx(
         full = to_onnx(plain, inputs[0], Path(folder, "full.onnx"), dynamic=dynamic or {}).path
         import onnx
 
-        graph = _Graph(onnx.load(full), weights, input_grids(student))
+        grids = {side: activation_grids(student, side) for side in SIDES}
+        graph = _Graph(onnx.load(full), weights, grids)
     graph.rewrite()
     with atomic(path) as temporary:
         onnx.save(graph.model, temporary)
         error = disagreement(student, run_onnx(temporary), inputs)
-        if not error <= tolerance:
-            raise ExportError(
-                f"export_onnx: {path.name} must agree with the student to {tolerance:g}, got an "
-                f"error of {error:.3g}; without VNNI 8-bit weights overflow in 16-bit sums: lower "
-                "to Grid(bits=7) for this machine"
-            )
+        require_agreement("export_onnx", path, student, error, tolerance)
     return LowFile(path, path.stat().st_size, error)
+
+
+def require_agreement(
+    caller: str, path: Path, student: nn.Module, error: float, tolerance: float | None
+) -> None:
+    """Refuse a file whose error is too large.
+
+    Raises:
+        ExportError: Says what the error is.
+    """
+    rounded = bool(activation_grids(student))
+    tolerance = (0.05 if rounded else 0.001) if tolerance is None else tolerance
+    if not error <= tolerance:  # NaN too
+        why = "; without VNNI 8-bit weights overflow in 16-bit sums: lower to Grid(bits=7)"
+        raise ExportError(
+            f"{caller}: {path.name} must agree with the student to {tolerance:g}, got an error of "
+            f"{error:.3g}{why * rounded}"
+        )
 
 
 def run_onnx(path: str | Path) -> Callable[[Tensor], Tensor]:
@@ -143,14 +158,17 @@ class _Graph:
     """An ONNX graph whose weights on a grid become integers."""
 
     def __init__(
-        self, model: Any, weights: Sequence[Lowered], grids: Mapping[str, InputGrid]
+        self,
+        model: Any,
+        weights: Sequence[Lowered],
+        grids: Mapping[Side, Mapping[str, ActivationGrid]],
     ) -> None:
         self.model, self.weights, self.grids = model, weights, grids
         self.before: list[Any] = []  # nodes in front of all others
         self.of: dict[str, Lowered] = {}  # by initializer
 
     def rewrite(self) -> None:
-        """Pack every initializer that lies on the grid of a lowered weight, then round inputs."""
+        """Pack initializers that lie on the grid of a lowered weight, then round activations."""
         from onnx import numpy_helper
 
         graph = self.model.graph
@@ -169,7 +187,7 @@ class _Graph:
                 f"export_onnx: every lowered weight must be found in the graph, got no "
                 f"{', '.join(sorted(lost))}; keep these at 32 bits"
             )
-        self._round_inputs()
+        self._round_activations()
         for node in reversed(self.before):
             graph.node.insert(0, node)
         opset, version = max(_TYPES[e.quantizer.grid.stored][1:] for e in self.weights)
@@ -198,34 +216,49 @@ class _Graph:
         self.before.append(node)
         self.of[name] = each
 
-    def _round_inputs(self) -> None:
+    def _round_activations(self) -> None:
+        """Round what goes into the layers that were calibrated, and what comes out of them."""
+        rounded: dict[tuple[str, str], str] = {}
+        done: set[str] = set()
+        for node in list(self.model.graph.node):
+            weights = [name for name in node.input[1:2] if name in self.of]
+            if not weights:
+                continue
+            path = self.of[weights[0]].path
+            if path in self.grids["input"]:
+                key = node.input[0], path
+                if key not in rounded:
+                    rounded[key] = f"{node.input[0]}.{path}.input"
+                    self._round(node, 0, *key, rounded[key], self.grids["input"][path])
+                node.input[0] = rounded[key]
+                done.add(path)
+            if path in self.grids["output"]:
+                name = node.output[0]
+                node.output[0] = f"{name}.wide"
+                self._round(node, 1, f"{name}.wide", path, name, self.grids["output"][path])
+        if lost := set(self.grids["input"]) - done:
+            raise ExportError(
+                f"export_onnx: inputs of {', '.join(sorted(lost))} must be found in the graph, got "
+                "none; leave them out of calibrate(keep=...)"
+            )
+
+    def _round(
+        self, node: Any, after: int, source: str, path: str, target: str, grid: ActivationGrid
+    ) -> None:
+        """Put ``target``, which is ``source`` rounded, before or after a node."""
         from onnx import helper, numpy_helper
 
-        done: dict[tuple[str, str], str] = {}
-        for node in list(self.model.graph.node):
-            for weight in [self.of[name] for name in node.input[1:2] if name in self.of]:
-                if weight.path not in self.grids:
-                    continue
-                key = (node.input[0], weight.path)
-                if key not in done:
-                    grid, base = self.grids[weight.path], f"{node.input[0]}.{weight.path}"
-                    values = (
-                        np.float32(grid.scale.item()), np.uint8(grid.zero.item())
-                    )  # fmt: skip
-                    names = [f"{base}.step", f"{base}.zero"]
-                    self.model.graph.initializer.extend(
-                        numpy_helper.from_array(np.asarray(v), n)
-                        for v, n in zip(values, names, strict=True)
-                    )
-                    at = list(self.model.graph.node).index(node)
-                    nodes = [
-                        helper.make_node("QuantizeLinear", [node.input[0], *names], [f"{base}.q"]),
-                        helper.make_node("DequantizeLinear", [f"{base}.q", *names], [f"{base}.dq"]),
-                    ]
-                    for offset, new in enumerate(nodes):
-                        self.model.graph.node.insert(at + offset, new)
-                    done[key] = f"{base}.dq"
-                node.input[0] = done[key]
+        base = f"{source}.{path}"
+        names = [f"{base}.step", f"{base}.zero"]
+        values = np.float32(grid.scale.item()), np.uint8(grid.zero.item())
+        self.model.graph.initializer.extend(
+            numpy_helper.from_array(np.asarray(v), n) for v, n in zip(values, names, strict=True)
+        )
+        at = list(self.model.graph.node).index(node) + after
+        make = helper.make_node
+        self.model.graph.node.insert(at, make("QuantizeLinear", [source, *names], [f"{base}.q"]))
+        made = make("DequantizeLinear", [f"{base}.q", *names], [target])
+        self.model.graph.node.insert(at + 1, made)
 
 
 def _scale(each: Lowered) -> np.ndarray[Any, Any]:

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from potstill.core import BackendError, ConfigError, staging
-from potstill.core.store import ExportError
-from potstill.quant.files.onnx import LowFile, disagreement, export_onnx
+from potstill.quant.files.onnx import LowFile, disagreement, export_onnx, require_agreement
 from potstill.quant.weights.lower import lowered
 
 __all__ = ["export_openvino", "run_openvino"]
@@ -23,7 +22,7 @@ def export_openvino(
     path: str | Path,
     *,
     dynamic: Mapping[int, str] | None = None,
-    tolerance: float = 0.01,
+    tolerance: float | None = None,
 ) -> LowFile:
     """Write a lowered student for OpenVINO: the file of `export_onnx`, converted and run again.
 
@@ -32,7 +31,7 @@ def export_openvino(
         inputs: Real inputs; the file must agree with the student on each of them.
         path: Ends in ``.xml``; the weights stand beside it in ``.bin``.
         dynamic: Dynamic axes of the input.
-        tolerance: Largest error that is accepted.
+        tolerance: Largest error that is accepted, as of `export_onnx`.
 
     Raises:
         ConfigError: Another suffix, 2-bit weights, which OpenVINO does not read, or what
@@ -56,11 +55,7 @@ def export_openvino(
     with staging(path.parent) as temporary:
         openvino.save_model(model, temporary / path.name, compress_to_fp16=False)
         error = disagreement(student, run_openvino(temporary / path.name), inputs)
-        if not error <= tolerance:
-            raise ExportError(
-                f"export_openvino: {path.name} must agree with the student to {tolerance:g}, got "
-                f"an error of {error:.3g}"
-            )
+        require_agreement("export_openvino", path, student, error, tolerance)
         files = [path.with_suffix(".bin"), path]
         for file in files:
             (temporary / file.name).replace(file)

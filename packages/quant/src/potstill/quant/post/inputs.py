@@ -22,15 +22,17 @@ def pass_through(
     inputs: Iterable[Any],
     modules: Mapping[str, nn.Module],
     see: Callable[[str, Tensor], None],
+    outputs: bool = False,
 ) -> list[str]:
-    """Run the model in eval mode, and show the first input of each module.
+    """Run the model in eval mode, and show the first input of each module, or its output.
 
     Args:
         caller: Name for messages.
         model: The model.
         inputs: Its inputs: tensors, tuples of arguments, or mappings of named ones.
         modules: Modules to look at, by path.
-        see: Called with path and input, as often as a module runs.
+        see: Called with path and tensor, as often as a module runs.
+        outputs: Show outputs.
 
     Returns:
         Paths of modules that never ran: their weights are used by the forward of another one.
@@ -40,18 +42,24 @@ def pass_through(
     """
     ran: set[str] = set()
 
-    def hook(path: str) -> Callable[[nn.Module, Any], None]:
-        def look(_: nn.Module, arguments: Any) -> None:
-            if not torch.isfinite(arguments[0]).all():
-                raise DataError(f"{caller}: input of {path} must be finite, got NaN or infinity")
+    def hook(path: str) -> Callable[..., None]:
+        def look(_: nn.Module, arguments: Any, output: Any = None) -> None:
+            tensor, side = (output, "output") if outputs else (arguments[0], "input")
+            if not torch.isfinite(tensor).all():
+                raise DataError(f"{caller}: {side} of {path} must be finite, got NaN or infinity")
             ran.add(path)
-            see(path, arguments[0])
+            see(path, tensor)
 
         return look
 
     count = 0
     with _evaluating(model):
-        handles = [each.register_forward_pre_hook(hook(path)) for path, each in modules.items()]
+        handles = [
+            each.register_forward_hook(hook(path))
+            if outputs
+            else each.register_forward_pre_hook(hook(path))
+            for path, each in modules.items()
+        ]
         try:
             for count, each in enumerate(inputs, 1):  # noqa: B007
                 if isinstance(each, Mapping):

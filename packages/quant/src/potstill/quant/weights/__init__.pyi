@@ -1,6 +1,6 @@
+from .activations import ActivationGrid as ActivationGrid
+from .activations import activation_grids as activation_grids
 from .grid import Grid as Grid
-from .inputs import InputGrid as InputGrid
-from .inputs import input_grids as input_grids
 from .lower import LAYERS as LAYERS
 from .lower import Lowered as Lowered
 from .lower import bake as bake

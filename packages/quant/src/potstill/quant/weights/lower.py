@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from potstill.core import ConfigError, DataError, nearest
+from potstill.quant.weights.activations import release_activations
 from potstill.quant.weights.grid import Grid
-from potstill.quant.weights.inputs import input_grids, take_inputs
 from potstill.quant.weights.quantizers import LearnedStep, Quantizer
 
 __all__ = ["LAYERS", "Lowered", "bake", "lower", "lowered"]
@@ -135,16 +135,15 @@ def lowered(model: nn.Module) -> list[Lowered]:
 def bake(model: nn.Module) -> nn.Module:
     """A plain copy of a lowered model: its weights are the rounded ones, bit for bit.
 
-    Inputs of layers are no longer rounded.
+    Inputs and outputs of layers are no longer rounded.
 
     torch's ``remove_parametrizations`` would break every other copy of the model, which share one
     class with it. A model that is not lowered is copied as it is.
     """
     values = {each.key: getattr(each.module, each.name).clone() for each in lowered(model)}
     plain = copy.deepcopy(model)
-    for path in input_grids(plain):
-        take_inputs(plain.get_submodule(path))
     for each in lowered(plain):
+        release_activations(each.module)
         if hasattr(each.module, "parametrizations"):
             trains = {
                 name: chain.original.requires_grad
