@@ -43,11 +43,24 @@ def test_both_models_answer(address):
     answer = get(f"{address}/node?id=7")
     assert answer["node"] == 7
     assert len(answer["picture"]) == 64
+    assert answer["alone"] in (True, False)
     for name in ("gnn", "student"):
         assert answer[name]["ms"] > 0
         assert 0 <= answer[name]["class"] < 10
     body = json.dumps({"x": [answer["picture"]]}).encode()
     assert get(f"{address}/predict", body)["classes"] == [answer["student"]["class"]]
+
+
+def test_the_cascade_says_how_often_the_student_is_enough(serve):
+    """With weights that agree everywhere, the student answers nearly all nodes; else none."""
+    service = serve.Service("digits", "GCN", 0)
+    _threshold, alone = service._calibrated()
+    assert 0 <= alone <= 1
+    assert f"answers {100 * alone:.0f} % of the nodes alone" in service.text
+    serve.teacher_logits = lambda model, data: -service.student(data.x)
+    assert service._calibrated() == (float("inf"), 0.0)
+    serve.teacher_logits = lambda model, data: service.student(data.x)
+    assert service._calibrated()[1] > 0.5
 
 
 def test_the_page_needs_nothing_else(address):
