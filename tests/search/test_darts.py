@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from potstill.core import ConfigError, Run, fit
-from potstill.search import Cell, Darts, discretize, two_turns
+from potstill.search import Cell, Darts, curvature, discretize, two_turns
 
 
 @pytest.fixture
@@ -40,6 +40,23 @@ def test_equal_operations_leave_no_gap(batches) -> None:
     cell = Cell(3, nodes=3, make=lambda channels: {"a": same, "b": same}).double()
     x = batches[0][0][0]
     torch.testing.assert_close(cell(x), discretize(cell)(x))
+
+
+def test_curvature_is_the_largest_eigenvalue_of_the_exact_hessian(net, batches) -> None:
+    net.eval()
+    x, y = batches[0][1]
+    edges = list(net[1].edges.values())
+
+    def of(flat: torch.Tensor) -> torch.Tensor:
+        names = [f"1.edges.{name}.alpha" for name in net[1].edges]
+        parts = dict(zip(names, flat.split(5), strict=True))
+        return F.cross_entropy(torch.func.functional_call(net, parts, (x,)), y)
+
+    exact = torch.func.hessian(of)(torch.cat([edge.alpha.detach() for edge in edges]))
+    values = torch.linalg.eigvalsh(exact.detach())
+    largest = float(values[values.abs().argmax()])
+    found = curvature(net, lambda model: F.cross_entropy(model(x), y), iterations=400)
+    assert found == pytest.approx(largest, rel=1e-4)
 
 
 def test_each_turn_moves_its_own_parameters_on_its_own_half(net, batches) -> None:
