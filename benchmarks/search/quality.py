@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 
 from apps.search import pareto
-from potstill.core import Training, fit, locate, seed_all
+from potstill.core import BackendError, Training, fit, locate, seed_all
 from potstill.core.engine import fit_with
 from potstill.core.images import load_images
-from potstill.core.measure.bench import Figure, at_least, at_most, benchmark
+from potstill.core.measure.bench import Figure, Skip, at_least, at_most, benchmark
 from potstill.search import (
     Budget,
     Candidate,
@@ -27,8 +27,10 @@ from potstill.search import (
     curvature,
     discretize,
     explore,
+    measure,
     read_table,
     recalibrate,
+    require_steady,
     scores,
     two_turns,
 )
@@ -155,6 +157,21 @@ def trained(found: Found, one: Candidate, seed: int) -> float:
     fit_with(training, found.task.distiller(student), found.task.source, steps=found.steps[-1],
              progress=False)  # fmt: skip
     return found.task.accuracy(student)
+
+
+@benchmark(targets=at_most(1.1, "issue 25 (f): measured again"), threads=1, budget=300)
+def latency_digits(quick: bool) -> dict[str, Figure]:
+    """Time of the chosen student, measured again, over the budget; needs an idle machine."""
+    try:
+        with TemporaryDirectory() as folder:
+            found = pareto.search(
+                Budget(milliseconds=1.0), Path(folder), steps=4 if quick else 100, shortlist=4
+            )
+        again = measure(found.student, found.task.example)
+        require_steady([again])
+    except BackendError as error:
+        raise Skip(str(error)) from error
+    return {"ratio": Figure(again.milliseconds, timed=True)}
 
 
 @benchmark(threads=1, budget=600)

@@ -3,8 +3,11 @@
 import importlib
 
 import pytest
+import torch
 from torch import nn
 from workspace import PACKAGES, project
+
+from potstill.search import Elastic, Space
 
 OFFERED = {
     name: (package, target)
@@ -28,3 +31,22 @@ def test_builders_build(name: str) -> None:
     module, _, attribute = OFFERED[name][1].partition(":")
     model = getattr(importlib.import_module(module), attribute)(**SIZES[name])
     assert isinstance(model, nn.Module)
+
+
+NESTED = {
+    "imdn": ({"channels": (8, 12), "blocks": (1, 2)}, {"scale": 2}),
+    "gcn": ({"hidden_channels": (4, 6)}, {"in_channels": 5, "num_layers": 3, "out_channels": 3}),
+}
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_builders_of_domains_share_weights_exactly(name: str) -> None:
+    module, _, attribute = OFFERED[name][1].partition(":")
+    choices, fixed = NESTED[name]
+    space = Space(getattr(importlib.import_module(module), attribute), choices, fixed)
+    elastic = Elastic(space).eval()
+    inputs = (torch.rand(1, 3, 6, 6),)
+    if name == "gcn":
+        inputs = (torch.rand(4, 5), torch.tensor([[0, 1, 2], [1, 2, 3]]))
+    for choice in space:
+        assert torch.equal(elastic(inputs, choice), elastic.extract(choice)(*inputs))

@@ -77,6 +77,8 @@ def test_a_table_is_read_or_refused(tmp_path: Path) -> None:
     assert {"width", "parameters", "macs", "random"} <= {
         r.split("|")[1].strip() for r in report.markdown().splitlines()
     }
+    small = Space(resnet_of_width, {"width": (4, 8)})
+    assert "synflow" in check_table(path, "top1", ["synflow"], space=small).markdown()
     with pytest.raises(DataError, match=r"no column 'top5'; did you mean 'top1'"):
         check_table(path, "top5")
     path.write_text("[]")

@@ -11,10 +11,12 @@ from potstill.search import (
     Elastic,
     ElasticSandwich,
     RelationDistiller,
+    RelationSandwich,
     Space,
     qkv_relation,
     recalibrate,
     resnet,
+    timm_model,
     vit,
 )
 
@@ -36,7 +38,14 @@ def x() -> torch.Tensor:
     return torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("kind", ["vits", "nets"])
+@pytest.fixture
+def residual() -> Space:
+    fixed = {"model": "resnet18", "num_classes": 3, "stem_width": 8}
+    choices = {"layers": ((1, 1, 1, 1), (2, 1, 1, 1)), "channels": ((4, 8, 8, 8), (8, 8, 8, 16))}
+    return Space(timm_model, choices, fixed, name="timm")
+
+
+@pytest.mark.parametrize("kind", ["vits", "nets", "residual"])
 def test_a_candidate_is_the_model_that_is_taken_out(kind: str, x, request) -> None:
     space = request.getfixturevalue(kind)
     elastic = Elastic(space, PACKED).eval()
@@ -177,3 +186,16 @@ def test_a_supernet_is_read_for_the_space_that_it_is_of(nets: Space, tmp_path, x
     (tmp_path / "supernet.json").write_text("{}")
     with pytest.raises(DataError, match="a supernet of potstill search elastic"):
         Elastic.load(tmp_path, nets)
+
+
+def test_a_supernet_learns_relations_without_labels(vits: Space, x) -> None:
+    teachers = vit(3, size=8, patch=4, depth=(2, 3), dim=(24,), heads=(2,), mlp=(2,))
+    elastic = Elastic(vits, PACKED)
+    teacher = teachers.make(next(iter(teachers)))
+    distiller = RelationSandwich(elastic, 40, teacher=teacher)
+    history = fit(distiller, [(x, None)], steps=40, lr=3e-3, progress=False)
+    assert {"taught", "smallest", "random"} <= set(history[1])
+    assert "full" not in history[1]
+    assert history[-1]["smallest"] < history[1]["smallest"]
+    with pytest.raises(ConfigError, match="task or teacher must be given"):
+        ElasticSandwich(elastic, 4, task=None)

@@ -15,6 +15,7 @@ from .costing import check_table as check_table
 from .costing import measure_costs as measure_costs
 from .costs import Latency as Latency
 from .costs import measure as measure
+from .costs import require_steady as require_steady
 from .costs import static_costs as static_costs
 from .darts import Cell as Cell
 from .darts import Darts as Darts
@@ -32,6 +33,7 @@ from .jobs import Suggest as Suggest
 from .jobs import Supernet as Supernet
 from .jobs import save_student as save_student
 from .relations import RelationDistiller as RelationDistiller
+from .relations import RelationSandwich as RelationSandwich
 from .relations import qkv_relation as qkv_relation
 from .report import Found as Found
 from .report import pareto as pareto

@@ -87,7 +87,8 @@ def check(
     Args:
         table: JSON list of rows, .npz with values and columns, or the folder of a search.
         truth: Column with the accuracy.
-        scores: Columns to compare with it; all other numbers by default.
+        scores: Columns to compare with it; all other numbers by default. With --space also synflow,
+            naswot and jacob_cov of untrained students.
         cost: Column with the cost, for the regret under a budget.
         space: File whose builder and choices the rows fill; the columns have the choices' names.
         shape: Shape of what a call gets, for the multiply-adds.

@@ -15,6 +15,7 @@ from potstill.search.candidate import Candidate
 from potstill.search.check import agreement, agreement_report, column, read_table
 from potstill.search.costs import measure, static_costs
 from potstill.search.report import costs_report
+from potstill.search.scores import NEED_TEACHER, SCORES
 from potstill.search.space import Space
 
 __all__ = ["check_table", "measure_costs"]
@@ -81,7 +82,8 @@ def check_table(
         table: A table for `read_table`, or the folder of a search: the first rung's accuracies are
             its column ``half``, the last one's ``whole``.
         truth: Column with the accuracy.
-        scores: Columns to compare; all other numbers by default.
+        scores: Columns to compare; all other numbers by default. With a space also scores of
+            untrained students by name: synflow, naswot, jacob_cov.
         cost: Column with the cost, for the regret under a budget.
         space: A space, or its file, whose choices the rows fill: parameters and macs are added.
         shape: Shape of what a call gets.
@@ -95,7 +97,8 @@ def check_table(
     rows = _rows_of_search(path) if path.is_dir() else read_table(path)
     if space is not None:
         space = space if isinstance(space, Space) else Space.load(space)
-        rows = [{**row, **_counted(space, row, shape)} for row in rows]
+        own = [n for n in scores if n in SCORES and n not in NEED_TEACHER and n not in rows[0]]
+        rows = [{**row, **_counted(space, row, shape, own, seed)} for row in rows]
     chosen = list(scores) or [
         name for name in dict.fromkeys(name for row in rows for name in row)
         if name != truth and all(isinstance(row.get(name), int | float | None) for row in rows)
@@ -109,12 +112,17 @@ def check_table(
     return agreement_report(found, f"{truth} of {path.name}", seed=seed)
 
 
-def _counted(space: Space, row: dict[str, Any], shape: Sequence[int]) -> dict[str, float]:
+def _counted(
+    space: Space, row: dict[str, Any], shape: Sequence[int], names: Sequence[str], seed: int
+) -> dict[str, float]:
+    """Size of the student of a row, and scores of it with fresh weights on noise."""
     if missing := [name for name in space.choices if name not in row]:
         raise ConfigError(f"check: rows must have a column {missing[0]!r} for the space, got {row}")
-    model = space.make({name: row[name] for name in space.choices})
+    model = space.make({name: row[name] for name in space.choices}, seed)
     costs = static_costs(model, torch.zeros(*shape))
-    return {"parameters": costs["parameters"], "macs": costs["macs"]}
+    noise = torch.randn(16, *shape[1:], generator=generator("noise", seed)), None
+    found = {name: SCORES[name](model, noise) for name in names}
+    return {**found, "parameters": costs["parameters"], "macs": costs["macs"]}
 
 
 def _rows_of_search(folder: Path) -> list[dict[str, Any]]:

@@ -47,7 +47,7 @@ class Latency:
 
 def arguments(example: Example) -> tuple[Any, ...]:
     """The arguments of a call."""
-    return (example,) if isinstance(example, Tensor) else example
+    return example if isinstance(example, tuple) else (example,)
 
 
 def static_costs(model: nn.Module, example: Example) -> dict[str, float]:

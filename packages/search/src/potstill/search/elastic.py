@@ -24,6 +24,7 @@ from potstill.core import (
     staging,
 )
 from potstill.core.schemes import Sandwich
+from potstill.search.costs import arguments
 from potstill.search.space import Choice, Space, label
 
 __all__ = ["Elastic", "ElasticSandwich", "recalibrate"]
@@ -71,10 +72,10 @@ class Elastic(nn.Module):
             self.views(choice)
 
     def forward(self, x: Any, choice: Choice | None = None) -> Any:
-        """Outputs of a candidate; None is the largest."""
+        """Outputs of a candidate; None is the largest. Several inputs are a tuple."""
         if choice is None:
-            return self.full(x)
-        return functional_call(self.skeleton(choice), self.views(choice), (x,))
+            return self.full(*arguments(x))
+        return functional_call(self.skeleton(choice), self.views(choice), arguments(x))
 
     def skeleton(self, choice: Choice) -> nn.Module:
         """The model of a choice, without memory for its weights."""

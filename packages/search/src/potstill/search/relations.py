@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from potstill.core import ConfigError, Distiller, Losses, Objective, ShapeError, tap
 from potstill.core.criteria import kd, token_relation
+from potstill.search.elastic import Elastic, ElasticSandwich
+from potstill.search.space import Choice
 
-__all__ = ["RelationDistiller", "qkv_relation"]
+__all__ = ["RelationDistiller", "RelationSandwich", "qkv_relation"]
 
 
 def qkv_relation(
@@ -103,6 +105,56 @@ class RelationDistiller(Distiller):
             "relation": (h_s[path_s].output, h_t[path_t].output), "kd": (z_s, z_t), "task": (z_s, y)
         }  # fmt: skip
         return self.objective(step, {name: tensors[name] for name in names})
+
+
+class RelationSandwich(ElasticSandwich):
+    """AutoDistil: train a supernet of ViTs by the relations of a teacher's last block alone.
+
+    Source: Xu et al., NeurIPS 2022: the largest, the smallest and two random students in each step,
+    no labels. K sub-spaces are K spaces, each with a run of its own. Terms: ``taught`` (the
+    largest), ``smallest``, ``random``. There it is BERT; the transposition to images is ours.
+
+    Args:
+        student: Supernet of ViTs of timm.
+        steps: Length of the whole training.
+        teacher: A ViT of timm with the same number of tokens.
+        heads: Relation heads; those of the teacher by default.
+        kind: Comparison of `qkv_relation`.
+        **options: More of `potstill.core.schemes.Sandwich`.
+    """
+
+    def __init__(
+        self,
+        student: Elastic,
+        steps: int,
+        *,
+        teacher: nn.Module,
+        heads: int | None = None,
+        kind: Literal["kl", "mse"] = "kl",
+        **options: Any,
+    ) -> None:
+        self.path = _last(teacher)
+        own: Any = teacher.get_submodule(self.path.removesuffix(".qkv"))
+        distance = partial(qkv_relation, heads=heads or own.num_heads, kind=kind)
+        options = {"delay": 0.0, "warmup": 0.0, **options}
+        super().__init__(student, steps, task=None, teacher=teacher, distance=distance, **options)
+
+    def run(self, part: Choice | None, x: Any) -> Tensor:
+        """Packed projections of a candidate's last block."""
+        model = self.student.full if part is None else self.student.skeleton(part)
+        path = _last(model)
+        with tap(model, path) as readings:
+            self.student(x, part)
+        found: Tensor = readings[path].output
+        return found
+
+    def reference(self, x: Any) -> Tensor:
+        """Those of the teacher."""
+        assert self.teacher is not None
+        with tap(self.teacher.model, self.path, stop=True) as readings:
+            self.teacher(x)
+        found: Tensor = readings[self.path].output
+        return found
 
 
 def _last(model: nn.Module) -> str:

@@ -43,8 +43,9 @@ class Sandwich(Distiller):
         delay: Share in which the largest trains alone.
         warmup: Share in which the weight of the subnets then rises.
         temperature: Temperature of the distillation, > 0.
-        task: Criterion on the labels.
+        task: Criterion on the labels; None trains without them, on a teacher alone.
         teacher: A teacher of all of them.
+        distance: Criterion between the outputs of `run` and of `reference`; kd by default.
 
     Raises:
         ConfigError: Options out of range.
@@ -62,17 +63,24 @@ class Sandwich(Distiller):
         delay: float = 0.5,
         warmup: float = 0.1,
         temperature: float = 1.0,
-        task: Criterion = F.cross_entropy,
+        task: Criterion | None = F.cross_entropy,
         teacher: nn.Module | None = None,
+        distance: Criterion | None = None,
     ) -> None:
         if steps < 1 or random < 0 or not temperature > 0:
             raise ConfigError(
                 f"{type(self).__name__}: steps, random and temperature must be positive, got "
                 f"{steps}, {random} and {temperature}"
             )
-        subnets = (delayed(steps, delay, warmup), partial(_distance, temperature=temperature))
+        if task is None and teacher is None:
+            raise ConfigError(
+                f"{type(self).__name__}: task or teacher must be given, got neither; nothing would "
+                "teach the largest"
+            )
+        mean = partial(_mean, distance=distance or partial(kd, T=temperature))
+        subnets = (delayed(steps, delay, warmup), mean)
         names = ["smallest", "random"] if random else ["smallest"]
-        terms: dict[str, tuple[Any, Criterion]] = {"full": (1.0, task)}
+        terms: dict[str, tuple[Any, Criterion]] = {} if task is None else {"full": (1.0, task)}
         terms |= dict.fromkeys(names, subnets)
         if teacher is not None:
             terms["taught"] = (1.0, subnets[1])
@@ -87,13 +95,18 @@ class Sandwich(Distiller):
     def draw(self) -> Any:
         """A random subnet, the same in all processes: see `potstill.core.common_draws`."""
 
+    def reference(self, x: Any) -> Any:
+        """What the teacher says, for ``distance``."""
+        assert self.teacher is not None
+        return self.teacher(x)
+
     def forward(self, batch: Any, step: int) -> Losses:
         """Terms of a batch (inputs, labels); subnets without weight do not run."""
         x, y = batch
         names = self.objective.at(step)
         full = self.run(self.largest, x)
-        target = full if self.teacher is None else self.teacher(x)
-        terms: dict[str, tuple[Any, ...]] = {"full": (full, y)}
+        target = full if self.teacher is None else self.reference(x)
+        terms: dict[str, tuple[Any, ...]] = {"full": (full, y)} if "full" in names else {}
         if "taught" in names:
             terms["taught"] = ([full], target)
         if "smallest" in names:
@@ -104,6 +117,6 @@ class Sandwich(Distiller):
         return self.objective(step, terms)
 
 
-def _distance(outputs: Sequence[Tensor], teacher: Tensor, temperature: float) -> Tensor:
-    """Distillation loss, mean over several subnets."""
-    return torch.stack([kd(output, teacher, T=temperature) for output in outputs]).mean()
+def _mean(outputs: Sequence[Tensor], target: Tensor, distance: Criterion) -> Tensor:
+    """Mean over several subnets."""
+    return torch.stack([distance(output, target) for output in outputs]).mean()
