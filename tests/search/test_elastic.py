@@ -20,8 +20,6 @@ from potstill.search import (
     vit,
 )
 
-PACKED = {"attn.qkv": 3}
-
 
 @pytest.fixture
 def vits() -> Space:
@@ -48,14 +46,14 @@ def residual() -> Space:
 @pytest.mark.parametrize("kind", ["vits", "nets", "residual"])
 def test_a_candidate_is_the_model_that_is_taken_out(kind: str, x, request) -> None:
     space = request.getfixturevalue(kind)
-    elastic = Elastic(space, PACKED).eval()
+    elastic = Elastic(space).eval()
     for choice in list(space)[::3]:
         assert torch.equal(elastic(x, choice), elastic.extract(choice)(x))
     assert torch.equal(elastic(x), elastic(x, elastic.largest))
 
 
 def test_gradients_stay_in_the_slice_and_add_up(vits: Space, x) -> None:
-    elastic, (small, other) = Elastic(vits, PACKED), list(vits)[:2]
+    elastic, (small, other) = Elastic(vits), list(vits)[:2]
 
     def gradient(*choices) -> dict[str, torch.Tensor]:
         elastic.zero_grad(set_to_none=False)
@@ -72,7 +70,7 @@ def test_gradients_stay_in_the_slice_and_add_up(vits: Space, x) -> None:
 
 
 def test_packed_projections_have_to_be_named(vits: Space, x) -> None:
-    right, wrong = Elastic(vits, PACKED).eval(), Elastic(vits).eval()
+    right, wrong = Elastic(vits).eval(), Elastic(vits, {}).eval()
     smallest = next(iter(vits))
     assert not torch.allclose(right(x, smallest), wrong(x, smallest))
     with pytest.raises(ConfigError, match=r"qkv.* must hold 5 projections"):
@@ -190,7 +188,7 @@ def test_a_supernet_is_read_for_the_space_that_it_is_of(nets: Space, tmp_path, x
 
 def test_a_supernet_learns_relations_without_labels(vits: Space, x) -> None:
     teachers = vit(3, size=8, patch=4, depth=(2, 3), dim=(24,), heads=(2,), mlp=(2,))
-    elastic = Elastic(vits, PACKED)
+    elastic = Elastic(vits)
     teacher = teachers.make(next(iter(teachers)))
     distiller = RelationSandwich(elastic, 40, teacher=teacher)
     history = fit(distiller, [(x, None)], steps=40, lr=3e-3, progress=False)

@@ -11,10 +11,7 @@ from torch import Tensor, nn
 from potstill.core import ConfigError
 from potstill.search.space import Space
 
-__all__ = ["PACKED", "SmallResNet", "resnet", "timm_model", "vit"]
-
-PACKED = {"attn.qkv": 3}
-"""Packed projections of timm's vision transformers, for `Elastic`."""
+__all__ = ["SmallResNet", "resnet", "timm_model", "vit"]
 
 
 def timm_model(model: str, **options: Any) -> nn.Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -29,6 +30,7 @@ from potstill.search.space import Choice, Space, label
 
 __all__ = ["Elastic", "ElasticSandwich", "recalibrate"]
 
+_PACKED = {"qkv": 3, "in_proj": 3}
 _NORM = nn.modules.batchnorm._BatchNorm
 
 
@@ -42,8 +44,8 @@ class Elastic(nn.Module):
     Args:
         space: The candidates. The one with the most parameters is the largest.
         packed: Tensors that hold several projections one after the other along their first axis, by
-            the end of their module's name: ``{"attn.qkv": 3}`` for the ViTs of timm. Each is sliced
-            by itself.
+            the end of their name without ``weight`` and ``bias``. Each projection is sliced by
+            itself. By default those of queries, keys and values in timm and in torch.
         seed: Seed of the weights.
 
     Raises:
@@ -62,7 +64,7 @@ class Elastic(nn.Module):
         self, space: Space, packed: Mapping[str, int] | None = None, seed: int = 0
     ) -> None:
         super().__init__()
-        self.space, self.packed = space, dict(packed or {})
+        self.space, self.packed = space, dict(_PACKED if packed is None else packed)
         self._skeletons: dict[str, nn.Module] = {}
         choices = list(space)
         self.largest = max(choices, key=self._size)
@@ -153,7 +155,8 @@ class Elastic(nn.Module):
         return made
 
     def _slice(self, name: str, tensor: Tensor, shape: torch.Size) -> Tensor:
-        parts = next((n for k, n in self.packed.items() if name.rpartition(".")[0].endswith(k)), 1)
+        bare = re.sub(r"[._](weight|bias)$", "", name)
+        parts = next((n for end, n in self.packed.items() if bare.endswith(end)), 1)
         if tensor.shape == shape:
             return tensor
         if tensor.ndim != len(shape) or any(

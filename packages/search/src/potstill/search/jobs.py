@@ -15,7 +15,7 @@ from torch import nn
 from potstill.core import DataError, Job, Report, seed_all, staging
 from potstill.core.adapters import load_teacher
 from potstill.core.images import IMAGENET, Images, load_images
-from potstill.search.builders import PACKED, timm_model
+from potstill.search.builders import timm_model
 from potstill.search.config import ElasticConfig, SuggestConfig
 from potstill.search.elastic import Elastic, ElasticSandwich
 from potstill.search.finding import suggest
@@ -42,7 +42,7 @@ class Suggest(Job[SuggestConfig]):
         space = fitting(Space.load(config.space), task.classes)
         supernet = None
         if config.supernet is not None:
-            supernet = Elastic.load(config.supernet / "supernet", space, PACKED)
+            supernet = Elastic.load(config.supernet / "supernet", space)
         self.found = suggest(
             space, task, config.budget, training=training, score=config.score, init=config.init,
             supernet=supernet, sampler=config.sampler,
@@ -96,7 +96,7 @@ class Supernet(Job[ElasticConfig]):
             raise DataError(f"elastic: {config.images} must have a folder for each class, got none")
         self.accuracy = Accuracy(held, self.teacher, self.engine.device, labelled=True)
         space = fitting(Space.load(config.space), self.images.classes)
-        self.elastic = Elastic(space, PACKED, training.seed)
+        self.elastic = Elastic(space, seed=training.seed)
         distiller = ElasticSandwich(
             self.elastic, training.steps or 1, random=config.random, delay=config.delay,
             warmup=config.warmup, temperature=config.temperature, teacher=self.teacher,
