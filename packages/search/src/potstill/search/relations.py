@@ -141,10 +141,11 @@ class RelationSandwich(ElasticSandwich):
 
     def run(self, part: Choice | None, x: Any) -> Tensor:
         """Packed projections of a candidate's last block."""
-        model = self.student.full if part is None else self.student.skeleton(part)
+        student: Any = self.student
+        model = student.full if part is None else student.skeleton(part)
         path = _last(model)
         with tap(model, path) as readings:
-            self.student(x, part)
+            student(x, part)
         found: Tensor = readings[path].output
         return found
 
