@@ -48,7 +48,3 @@ def test_documented_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         if words[1] == "suggest" and "--out" not in words:
             words += ["--out", "runs/search" if "local-dir" in line else f"runs/{number}"]
         assert main(words) == 0, line
-    student = "runs/search/student"  # other packages take it as it is
-    words = ["--model", "vit_tiny_patch16_224", "--checkpoint", f"{student}/model.safetensors"]
-    assert main(["acm", "convert", "runs/adaptive", *words]) == 0
-    assert main(["mae", "export", student, "runs/mae.safetensors"]) == 0
