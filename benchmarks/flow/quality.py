@@ -8,32 +8,41 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from potstill.core import Training, generator
+from potstill.core import Training, generator, locate, seed_all
 from potstill.core.engine import fit_with
 from potstill.core.measure.bench import Figure, Pair, Skip, at_least, at_most, benchmark
 from potstill.flow import (
+    Critic,
     CriticConfig,
     Data,
     Generator,
     Items,
     Judge,
     Learning,
+    Phased,
+    Phases,
+    PointNet,
     Prior,
     Student,
+    StudentConfig,
     Teacher,
     TeacherConfig,
     TrainTeacher,
+    Velocity,
     compare,
     distill,
+    load_data,
     load_teacher,
     make_network,
     mmd2,
+    phases,
     ring,
     sliced_w2,
 )
@@ -97,12 +106,8 @@ def freeflow_on_points(quick: bool) -> dict[str, Figure]:
     return points("freeflow", quick, training=QUICKLY, critic=CriticConfig(updates=1))
 
 
-@benchmark(
-    targets={"mmd2": at_most(0.005, PROMISED), "seconds": at_most(30.0, PROMISED)},
-    threads=1, budget=240,
-)  # fmt: skip
-def dmd_on_points(quick: bool) -> dict[str, Figure]:
-    """DMD without pairs, student and critic from the weights of a network that was trained."""
+def trained(quick: bool) -> Teacher:
+    """A network that learned the eight Gaussians, to start students and critics from."""
     with tempfile.TemporaryDirectory() as folder:
         config = TeacherConfig(
             out=Path(folder), network="points", widths=(96,), depth=3,
@@ -112,11 +117,77 @@ def dmd_on_points(quick: bool) -> dict[str, Figure]:
         )  # fmt: skip
         rows, _ = ring().draw(50_000, generator("data"))
         TrainTeacher(config, Data(Items(rows), ())).run(progress=False)
-        teacher = load_teacher(Path(folder) / "teacher")
-    return points(
-        "dmd", quick, teacher, training={"steps": 2000, "batch": 256, "lr": 5e-4, "ema": 0.98},
-        critic=CriticConfig(updates=4, lr=1e-3, regression=0.0),
-    )  # fmt: skip
+        return load_teacher(Path(folder) / "teacher")
+
+
+MATCHING: dict[str, Any] = {"steps": 2000, "batch": 256, "lr": 5e-4, "ema": 0.98}
+DMD = {"mmd2": at_most(0.005, PROMISED), "seconds": at_most(30.0, PROMISED)}
+
+
+@benchmark(targets=DMD, threads=1, budget=240)
+def dmd_on_points(quick: bool) -> dict[str, Figure]:
+    """DMD without pairs, student and critic from the weights of a network that was trained."""
+    critic = CriticConfig(updates=4, lr=1e-3, regression=0.0)
+    return points("dmd", quick, trained(quick), training=MATCHING, critic=critic)
+
+
+@benchmark(threads=1, budget=400)
+def disback_against_dmd(quick: bool) -> dict[str, Figure]:
+    """DisBack with three nodes against DMD, at equal updates of the student."""
+    teacher, found = trained(quick), {}
+    for method in ("dmd", "disback"):
+        steps = 2 if quick else 200
+        critic = CriticConfig(
+            updates=4, lr=1e-3, regression=0.0 if method == "dmd" else None, nodes=3,
+            node_steps=steps, interval=steps,
+        )  # fmt: skip
+        figures = points(method, quick, teacher, training=MATCHING, critic=critic)
+        found |= {f"{method} {name}": figures[name] for name in ("mmd2", "sw2", "near", "modes")}
+    return found
+
+
+@benchmark(targets={"ratio": at_least(2.0, PROMISED)}, threads=1, budget=240)
+def several_students(quick: bool) -> dict[str, Figure]:
+    """Four students of two classes each (MSD) against one of all eight, of the same width."""
+    teacher = Teacher.gaussian_mixture(ring().means, ring().deviation)
+    found = {}
+    for count, rule in ((1, "consecutive"), (4, "consecutive"), (4, "random")):
+        options = StudentConfig(students=count, partition=rule)
+        training = {**QUICKLY, "steps": 2000}
+        figures = points("boot", quick, teacher, training=training, width=12, student=options)
+        found[f"{count} {rule}"] = figures["mmd2"]
+    one, four = found["1 consecutive"].value, found["4 consecutive"].value
+    ratio = [a / b for a, b in zip(one, four, strict=True)]  # type: ignore[arg-type]
+    return {"ratio": Figure(ratio, "x"), **found}
+
+
+PHASED = {"boundary": at_most(0.0015, PROMISED), "naive by right": at_least(4.0, PROMISED)}
+
+
+@benchmark(targets=PHASED, threads=1, budget=400)
+def boundary_of_phases(quick: bool) -> dict[str, Figure]:
+    """Phased DMD at the level between its experts, with the right target and with the naive one."""
+    mixture, found = ring(), {"boundary": [], "naive": []}
+    for seed in SEEDS[: 1 if quick else 3]:
+        for name, naive in (("boundary", False), ("naive", True)):
+            seed_all("phases", seed)
+            nets = [Velocity(PointNet(2, 96, 3)) for _ in range(3)]
+            student = Phased(nets[:2], (1.0, 0.5))
+            distiller = Phases(student, Teacher(mixture), Critic(nets[2]), naive=naive)
+            training = Training(
+                steps=10 if quick else 1500, lr=1e-3, ema=0.98, seed=seed, device="cpu"
+            )
+            first = replace(phases(student, updates=3)[0], share=1.0)
+            source = Prior((2,), 256)
+            fit_with(training, distiller, source, stages=[first], progress=False)
+            z = torch.randn(CLOSE, 2, generator=generator("draw", seed))
+            with torch.no_grad():
+                made = student.until(1, z)
+            fresh, _ = mixture.draw(CLOSE, generator("fresh", seed))
+            wanted = 0.5 * fresh + 0.5 * torch.randn(CLOSE, 2, generator=generator("at", seed))
+            found[name].append(mmd2(made, wanted))
+    ratios = [b / a for a, b in zip(found["boundary"], found["naive"], strict=True)]
+    return {**{n: Figure(v) for n, v in found.items()}, "naive by right": Figure(ratios, "x")}
 
 
 def digits() -> tuple[Data, Data]:
@@ -133,9 +204,9 @@ def digits() -> tuple[Data, Data]:
 
 def judge_of(data: Data, steps: int) -> Callable[[Tensor, Tensor], float]:
     """Share of images that a network trained on real ones takes for their class."""
-    judge = Judge(1, 10)
+    judge = Judge(data.shape[0], 10)
     fit_with(
-        Training(steps=steps, batch=64, lr=2e-3, final=0.0, device="cpu"), Learning(judge),
+        Training(steps=steps, batch=64, lr=2e-3, final=0.0), Learning(judge),
         Prior(data.shape, 64, data=data.items), progress=False,
     )  # fmt: skip
     with torch.no_grad():
@@ -150,35 +221,61 @@ DIGITS = {
 }
 
 
-@benchmark(targets=DIGITS, budget=1800)
-def boot_on_digits(quick: bool) -> dict[str, Figure]:
-    """BOOT of a class-conditional UNet of diffusers on 8x8 digits, against its teacher."""
-    train, test = digits()
-    accuracy = judge_of(train, 20 if quick else 1500)
+def distilled(
+    train: Data, test: Data, config: TeacherConfig, training: Training, method: str, judge: int
+) -> dict[str, Figure]:
+    """A teacher, its student of each seed, and what a judge and distances say of both."""
+    accuracy = judge_of(train, judge)
     with tempfile.TemporaryDirectory() as folder:
-        config = TeacherConfig(
-            out=Path(folder), widths=(32, 48),
-            training=Training(
-                steps=10 if quick else 6000, batch=64, lr=1e-3, final=0.0, ema=0.999, device="cpu"
-            ),
-        )  # fmt: skip
-        TrainTeacher(config, train).run(progress=False)
+        TrainTeacher(replace(config, out=Path(folder)), train).run(progress=False)
         teacher = load_teacher(Path(folder) / "teacher")
     floor = sliced_w2(train.items.values[:1000].flatten(1), test.items.values.flatten(1))
     found: dict[str, list[float]] = {}
-    for seed in SEEDS[: 1 if quick else 3]:
+    for seed in SEEDS:
         with tempfile.TemporaryDirectory() as folder:
             student = distill(
-                teacher, "boot", out=Path(folder), progress=False,
-                training=Training(
-                    steps=5 if quick else 2000, batch=64, lr=5e-4, final=0.0, ema=0.99, seed=seed,
-                    device="cpu",
-                ),
+                teacher, method, out=Path(folder), progress=False,
+                training=replace(training, seed=seed),
             )  # fmt: skip
         for name, value in judged(student, teacher, test, accuracy, seed, floor).items():
             found.setdefault(name, []).append(value)
     units = {"below 50 steps": "points", "above 1 step": "points"}
     return {name: Figure(values, units.get(name, "")) for name, values in found.items()}
+
+
+@benchmark(targets=DIGITS, budget=1800)
+def boot_on_digits(quick: bool) -> dict[str, Figure]:
+    """BOOT of a class-conditional UNet of diffusers on 8x8 digits, against its teacher."""
+    common: dict[str, Any] = {"batch": 64, "final": 0.0, "device": "cpu"}
+    config = TeacherConfig(
+        widths=(32, 48),
+        training=Training(steps=10 if quick else 6000, lr=1e-3, ema=0.999, **common),
+    )
+    training = Training(steps=5 if quick else 2000, lr=5e-4, ema=0.99, **common)
+    return distilled(*digits(), config, training, "boot", 20 if quick else 1500)
+
+
+CIFAR = {
+    "below 50 steps": at_most(10.0, PROMISED), "SW2 by teacher": at_most(1.2, PROMISED),
+    "seconds": at_most(480.0, PROMISED),
+}  # fmt: skip
+
+
+@benchmark(targets=CIFAR, data="vision/cifar10_10k.zip", device="cuda", budget=1800)
+def freeflow_on_cifar(quick: bool) -> dict[str, Figure]:
+    """FreeFlow of a UNet of about 10 million parameters on CIFAR-10 in bf16; seconds of a seed."""
+    began = time.perf_counter()
+    common: dict[str, Any] = {"batch": 512, "final": 0.0, "precision": "bf16"}
+    config = TeacherConfig(
+        widths=(96, 128, 192), depth=2,
+        training=Training(steps=10 if quick else 10_000, lr=5e-4, ema=0.999, **common),
+    )  # fmt: skip
+    training = Training(steps=5 if quick else 2000, lr=2e-4, ema=0.99, **common)
+    folder = locate("vision/cifar10_10k.zip") / "cifar10"
+    train, test = load_data(folder / "train"), load_data(folder / "test")
+    found = distilled(train, test, config, training, "freeflow", 20 if quick else 3000)
+    seconds = (time.perf_counter() - began) / len(SEEDS)
+    return {**found, "seconds": Figure(seconds, "s", timed=True)}
 
 
 def judged(

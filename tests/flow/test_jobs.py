@@ -288,3 +288,44 @@ def test_a_student_of_points_is_described(tmp_path) -> None:
     facts = json.loads((tmp_path / "student" / "student.json").read_text())
     assert (facts["at"], facts["network"]) == (0.0, "PointNet")
     assert student.sample(3).shape == (3, 2)
+
+
+class Killed(BaseException):
+    """As hard as SIGKILL: nothing is written on the way out."""
+
+
+@pytest.mark.parametrize(
+    ("method", "student"),
+    [
+        ("disback", StudentConfig()),
+        ("dmd", StudentConfig(students=2, widths=(4,), matching_steps=2)),
+    ],
+)
+def test_a_killed_job_of_several_parts_goes_on(tmp_path, monkeypatch, method, student) -> None:
+    """Killed in each of its parts: nodes, smaller networks, students; the same bits come out."""
+    from potstill.core.engine import fit as engine
+
+    torch.manual_seed(0)
+    teacher = Teacher(PointNet(2, 8, 2, classes=4), classes=4)
+    step, taken, last = engine._Loop._step, 0, 10_000
+
+    def counted(loop, *arguments):
+        nonlocal taken
+        taken += 1
+        if taken == last:
+            raise Killed
+        return step(loop, *arguments)
+
+    monkeypatch.setattr(engine._Loop, "_step", counted)
+    training = Training(steps=3, batch=4, device="cpu", checkpoint_minutes=1e-9)
+    critic = CriticConfig(updates=1, pairs=8, pair_steps=1, nodes=2, node_steps=2, interval=1)
+    options = {"training": training, "critic": critic, "student": student, "progress": False}
+    whole = distill(teacher, method, out=tmp_path / "whole", **options).state_dict()
+    total = taken
+    for last in (2, total // 2, total):
+        taken = 0
+        with pytest.raises(Killed):
+            distill(teacher, method, out=tmp_path / str(last), **options)
+        taken = -10_000
+        again = distill(teacher, method, out=tmp_path / str(last), **options).state_dict()
+        assert all(torch.equal(again[name], value) for name, value in whole.items()), last

@@ -12,7 +12,7 @@ from potstill.core import ConfigError, generator
 from potstill.flow.teachers.analytic import GaussianMixture
 from potstill.flow.teachers.networks import diffusers, is_diffusers
 from potstill.flow.teachers.paths import NoisePath, path_of
-from potstill.flow.teachers.velocity import Velocity
+from potstill.flow.teachers.velocity import Velocity, spread
 
 __all__ = ["Teacher", "drawn", "integrate"]
 
@@ -146,8 +146,12 @@ class Teacher(Velocity):
             raise ConfigError(
                 f"Teacher: condition must be given with guidance={self.guidance:g}, got none"
             )
-        null = torch.as_tensor(self.null, device=x.device).expand_as(condition)
-        times = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(len(x)).repeat(2)
+        null: Any = self.null
+        null = (
+            null.to(condition).expand_as(condition) if isinstance(null, Tensor)
+            else torch.full_like(condition, null)
+        )  # fmt: skip
+        times = spread(t, x).flatten().repeat(2)
         both = super().velocity(torch.cat([x, x]), times, torch.cat([null, condition]))
         without, given = both.chunk(2)
         return without + self.guidance * (given - without)

@@ -32,7 +32,9 @@ class Target(NamedTuple):
 
 def spread(t: Tensor | float, x: Tensor) -> Tensor:
     """Times as [items 1 ...], of the dtype and on the device of ``x``."""
-    times = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(len(x))
+    if not isinstance(t, Tensor):
+        t = torch.full((), t, dtype=x.dtype, device=x.device)  # a copy would wait for a GPU
+    times = t.to(x).expand(len(x))
     return times.view(-1, *[1] * (x.ndim - 1))
 
 
