@@ -134,7 +134,8 @@ def dmd_on_points(quick: bool) -> dict[str, Figure]:
 @benchmark(threads=1, budget=400)
 def disback_against_dmd(quick: bool) -> dict[str, Figure]:
     """DisBack with three nodes against DMD, at equal updates of the student."""
-    teacher, found = trained(quick), {}
+    teacher = trained(quick)
+    found: dict[str, Figure] = {}
     for method in ("dmd", "disback"):
         steps = 2 if quick else 200
         critic = CriticConfig(
@@ -151,13 +152,15 @@ def several_students(quick: bool) -> dict[str, Figure]:
     """Four students of two classes each (MSD) against one of all eight, of the same width."""
     teacher = Teacher.gaussian_mixture(ring().means, ring().deviation)
     found = {}
-    for count, rule in ((1, "consecutive"), (4, "consecutive"), (4, "random")):
+    cases: Any = ((1, "consecutive"), (4, "consecutive"), (4, "random"))
+    for count, rule in cases:
         options = StudentConfig(students=count, partition=rule)
         training = {**QUICKLY, "steps": 2000}
         figures = points("boot", quick, teacher, training=training, width=12, student=options)
         found[f"{count} {rule}"] = figures["mmd2"]
-    one, four = found["1 consecutive"].value, found["4 consecutive"].value
-    ratio = [a / b for a, b in zip(one, four, strict=True)]  # type: ignore[arg-type]
+    one: Any = found["1 consecutive"].value
+    four: Any = found["4 consecutive"].value
+    ratio = [a / b for a, b in zip(one, four, strict=True)]
     return {"ratio": Figure(ratio, "x"), **found}
 
 
@@ -167,7 +170,8 @@ PHASED = {"boundary": at_most(0.0015, PROMISED), "naive by right": at_least(4.0,
 @benchmark(targets=PHASED, threads=1, budget=400)
 def boundary_of_phases(quick: bool) -> dict[str, Figure]:
     """Phased DMD at the level between its experts, with the right target and with the naive one."""
-    mixture, found = ring(), {"boundary": [], "naive": []}
+    mixture = ring()
+    found: dict[str, list[float]] = {"boundary": [], "naive": []}
     for seed in SEEDS[: 1 if quick else 3]:
         for name, naive in (("boundary", False), ("naive", True)):
             seed_all("phases", seed)
