@@ -96,16 +96,11 @@ class _Propagating(nn.Module):
             edge_weight: [E], or None.
         """
         matrix, _ = self._adjacency(self.adjacency, edge_index, x.shape[0], edge_weight)
-        lists = []
-        for _ in self.maps:
-            near = rows(matrix, nodes)
-            nodes, place = torch.unique(near.col_indices(), return_inverse=True)
-            size = (near.shape[0], len(nodes))
-            lists.append(csr(near.crow_indices(), place, near.values(), size))
+        around, nodes = _around(matrix, nodes, len(self.maps))
         x = rows(x, nodes)
         for linear, bias in zip(self.maps, self.biases, strict=True):
-            x = product(lists.pop(), linear(x)).add_(bias)
-            x = x.relu_() if lists else x
+            x = product(around.pop()[0], linear(x)).add_(bias)
+            x = x.relu_() if around else x
         return x
 
     @staticmethod
@@ -192,6 +187,20 @@ class MeanTeacher(nn.Module):
                 x = relu_dropout(x, self.dropout, self.training)
         return x
 
+    @torch.no_grad()
+    def logits_of(
+        self, nodes: Tensor, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None
+    ) -> Float[Tensor, "some classes"]:
+        """Logits of some nodes, those of `forward`, as `GCNTeacher.logits_of` has them."""
+        matrix, _ = self._adjacency(neighbour_mean, edge_index, x.shape[0], edge_weight)
+        around, nodes = _around(matrix, nodes, len(self.maps))
+        x = rows(x, nodes)
+        for own, near in zip(self.own, self.maps, strict=True):
+            lists, here = around.pop()
+            x = own(rows(x, here)) + product(lists, near(x))
+            x = x.relu_() if around else x
+        return x
+
 
 class APPNPTeacher(nn.Module):
     """An MLP whose logits spread by personalised PageRank.
@@ -227,6 +236,20 @@ class APPNPTeacher(nn.Module):
         z = own.to(forth.dtype)
         for _ in range(self.steps):
             z = (1 - self.restart) * propagate(forth, back, z) + self.restart * own
+        return z
+
+    @torch.no_grad()
+    def logits_of(
+        self, nodes: Tensor, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None
+    ) -> Float[Tensor, "some classes"]:
+        """Logits of some nodes, those of `forward`, as `GCNTeacher.logits_of` has them."""
+        matrix, _ = self._adjacency(symmetric, edge_index, x.shape[0], edge_weight)
+        around, nodes = _around(matrix, nodes, self.steps)
+        own = self.body(rows(x, nodes))
+        z = own.to(matrix.dtype)
+        for lists, here in reversed(around):
+            own = own[here]
+            z = (1 - self.restart) * product(lists, z) + self.restart * own
         return z
 
 
@@ -306,6 +329,23 @@ class GATTeacher(nn.Module):
             return x
         shape = (x.shape[0], x.shape[1])
         return csr(x.crow_indices(), x.col_indices(), F.dropout(x.values(), self.dropout), shape)
+
+
+def _around(matrix: Tensor, nodes: Tensor, hops: int) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+    """The neighbour lists of each hop, and all nodes that are reached.
+
+    With each list [nodes of this hop, nodes of the next] where the former are among the latter.
+    """
+    found = []
+    for _ in range(hops):
+        near = rows(matrix, nodes)
+        column = near.col_indices()
+        wider, place = torch.unique(torch.cat([column, nodes]), return_inverse=True)
+        lists, here = place.split([len(column), len(nodes)])
+        size = (len(nodes), len(wider))
+        found.append((csr(near.crow_indices(), lists, near.values(), size), here))
+        nodes = wider
+    return found, nodes
 
 
 _TEACHERS = {
