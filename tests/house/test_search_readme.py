@@ -48,3 +48,6 @@ def test_documented_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         if words[1] == "suggest" and "--out" not in words:
             words += ["--out", "runs/search" if "local-dir" in line else f"runs/{number}"]
         assert main(words) == 0, line
+    student = "runs/search/student"  # acm takes it as it is
+    words = ["--model", "vit_tiny_patch16_224", "--checkpoint", f"{student}/model.safetensors"]
+    assert main(["acm", "convert", "runs/adaptive", *words]) == 0

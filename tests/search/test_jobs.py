@@ -25,6 +25,8 @@ depth = [1, 2]
 embed_dim = [8, 16]
 """
 
+STATISTICS = ((0.25, 0.5, 0.375), (0.5, 0.25, 0.75))
+
 
 @pytest.fixture
 def folder(tmp_path: Path, images_of) -> Path:
@@ -37,7 +39,7 @@ def folder(tmp_path: Path, images_of) -> Path:
     torch.manual_seed(0)
     options = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
     teacher = timm_model("vit_tiny_patch16_224", num_classes=3, **options)
-    save_student(teacher, tmp_path / "teacher", ("a", "b", "c"))
+    save_student(teacher, tmp_path / "teacher", ("a", "b", "c"), STATISTICS)
     return tmp_path
 
 
@@ -53,6 +55,9 @@ def test_a_teacher_images_and_a_budget_become_a_student_of_timm(folder: Path, mo
     best = json.loads((out / "best.json").read_text())
     assert best["costs"]["parameters"] <= 3000
     student = timm.create_model(f"local-dir:{out / 'student'}", pretrained=True)
+    assert tuple(student.pretrained_cfg["mean"]) == STATISTICS[0]  # as it was trained
+    assert tuple(student.pretrained_cfg["std"]) == STATISTICS[1]
+    assert json.loads((out / "student/model.json").read_text())["std"] == list(STATISTICS[1])
     assert student.embed_dim == best["choice"]["embed_dim"]
     assert len(student.blocks) == best["choice"]["depth"]
     assert "parameters, used" in (out / "index.html").read_text()

@@ -14,7 +14,7 @@ from torch import nn
 
 from potstill.core import DataError, Job, Report, seed_all, staging
 from potstill.core.adapters import load_teacher
-from potstill.core.images import IMAGENET, Images, load_images
+from potstill.core.images import IMAGENET, Images, Statistics, load_images
 from potstill.search.builders import timm_model
 from potstill.search.config import ElasticConfig, SuggestConfig
 from potstill.search.elastic import Elastic, ElasticSandwich
@@ -54,10 +54,11 @@ class Suggest(Job[SuggestConfig]):
     def export(self, folder: Path, history: Sequence[dict[str, float]]) -> Report:
         """Write the student and the page."""
         found = self.found
-        save_student(found.student, folder / "student", found.task.classes)
+        task = found.task
+        save_student(found.student, folder / "student", task.classes, task.statistics)
         best = {"choice": found.best.choice, "costs": found.best.costs,
                 "accuracy": found.best.accuracy[-1], "teacher": found.task.reference,
-                "notes": found.notes}  # fmt: skip
+                "statistics": task.statistics, "notes": found.notes}  # fmt: skip
         with staging(folder) as temporary:
             (temporary / "best.json").write_text(json.dumps(best, indent=1), encoding="utf-8")
             os.replace(temporary / "best.json", folder / "best.json")
@@ -142,7 +143,12 @@ def fitting(space: Space, classes: Sequence[str]) -> Space:
     return space
 
 
-def save_student(student: nn.Module, folder: str | Path, classes: Sequence[str] = ()) -> Path:
+def save_student(
+    student: nn.Module,
+    folder: str | Path,
+    classes: Sequence[str] = (),
+    statistics: Statistics | None = None,
+) -> Path:
     """Write a student for other programs.
 
     A model of timm becomes a folder for ``timm.create_model("local-dir:...", pretrained=True)``; it
@@ -153,6 +159,7 @@ def save_student(student: nn.Module, folder: str | Path, classes: Sequence[str] 
         student: The model.
         folder: Made when missing.
         classes: Names of the classes.
+        statistics: Mean and standard deviation of its images; those of the architecture by default.
     """
     folder = Path(folder)
     if hasattr(student, "save_pretrained"):
@@ -169,9 +176,12 @@ def save_student(student: nn.Module, folder: str | Path, classes: Sequence[str] 
             from timm.models import save_for_hf
 
             plain: Any = student.cpu()
-            about = {"label_names": list(classes)} if classes else {}
+            how = dict(zip(("mean", "std"), map(list, statistics or ()), strict=False))
+            about: dict[str, Any] = {"pretrained_cfg": how} if how else {}
+            about |= {"label_names": list(classes)} if classes else {}
             save_for_hf(plain, str(temporary), about, dict(options), safe_serialization=True)
-            model: dict[str, Any] = {"kwargs": {**options, "num_classes": plain.num_classes}}
+            kwargs = {**options, "num_classes": plain.num_classes}
+            model: dict[str, Any] = {"kwargs": kwargs, **how}
             model |= {"classes": list(classes)} if classes else {}
             (temporary / "model.json").write_text(json.dumps(model, indent=1), encoding="utf-8")
         for path in sorted(temporary.iterdir()):

@@ -22,7 +22,7 @@ from potstill.core import (
     generator,
 )
 from potstill.core.criteria import kd
-from potstill.core.images import Images
+from potstill.core.images import Images, Statistics
 from potstill.core.schemes import LogitDistiller
 from potstill.search.costs import Example
 
@@ -44,6 +44,7 @@ class Task:
         teacher: The teacher, for scores that look at it.
         reference: Accuracy of the teacher.
         classes: Names of the classes.
+        statistics: Mean and standard deviation with which inputs were normalised.
         calibration: Batches for the statistics of batch norms in a supernet.
     """
 
@@ -56,6 +57,7 @@ class Task:
     teacher: nn.Module | None = None
     reference: float | None = None
     classes: tuple[str, ...] = ()
+    statistics: Statistics | None = None
     calibration: Sequence[Any] = ()
 
 
@@ -126,6 +128,7 @@ def image_task(
         teacher=teacher,
         reference=targets(teacher),
         classes=train.classes,
+        statistics=train.statistics,
         calibration=calibration(train),
     )  # fmt: skip
 
