@@ -1,7 +1,6 @@
 """The job, its commands, and subjects of others."""
 
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -127,22 +126,3 @@ def test_files_are_exported_and_timed(subject: str, tmp_path: Path) -> None:
     assert main(words) == 0
     assert "8-bit units" in (tmp_path / "t" / "index.html").read_text()
     assert main(["quant", "time", subject, files[0]]) == 2
-
-
-def test_documented_commands_run(
-    subject: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Those of README and tutorial, in their order, on a smaller subject."""
-    pytest.importorskip("onnxscript")
-    root = Path(__file__).parents[2]
-    pages = [root / "packages/quant/README.md", root / "docs/tutorials/quant.md"]
-    texts = [path.read_text() for path in pages if path.exists()]  # a wheel's tests have none
-    monkeypatch.chdir(tmp_path)
-    block = r'Path\("mine.py"\).write_text\("""\n(.*?)"""\)'
-    for found in re.findall(block, "".join(texts), re.DOTALL):
-        Path("mine.py").write_text(found)
-    for line in re.findall(r"^potstill (quant .*)$", "\n".join(texts), re.MULTILINE):
-        words = line.replace("potstill.quant:gratings", subject).split()
-        small = ["--steps", "2", "--device", "cpu"] if words[1] == "distill" else []
-        words = [w for k, w in enumerate(words) if "--steps" not in words[max(k - 1, 0) : k + 1]]
-        assert main([*words, *small]) == 0, line

@@ -1,4 +1,5 @@
 from . import checkpoint as checkpoint
+from . import lock as lock
 from .cache import TeacherCache as TeacherCache
 from .data import download as download
 from .data import fingerprint as fingerprint
