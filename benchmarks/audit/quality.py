@@ -309,7 +309,7 @@ def privacy(quick: bool = False) -> dict[str, Figure]:
         }  # fmt: skip
 
     worlds = membership(
-        world, (planted.x, planted.y), worlds=4 if quick else 16, canaries=planted.rows,
+        world, (planted.x, planted.y), worlds=6 if quick else 16, canaries=planted.rows,
         test=data.test,
     )  # fmt: skip
     floor = worlds.floor()
