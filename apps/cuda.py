@@ -4,7 +4,7 @@ import argparse
 from importlib import import_module
 from pathlib import Path
 
-DOMAINS = ("nerf", "graph", "mae", "sr", "acm", "flow")
+DOMAINS = ("nerf", "graph", "mae", "sr", "acm", "flow", "condense")
 
 
 def main() -> None:

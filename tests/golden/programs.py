@@ -24,7 +24,7 @@ from torch_geometric.data import Data
 from torch_geometric.utils import to_undirected
 
 # All names of potstill that are needed, so that a move of modules changes these lines alone.
-from potstill import acm, audit, graph, mae, nerf, quant, sr
+from potstill import acm, audit, condense, graph, mae, nerf, quant, sr
 from potstill.core import (
     Distiller,
     Objective,
@@ -48,7 +48,7 @@ from potstill.core.schemes import (
     mutual,
     similarity_weights,
 )
-from potstill.graph.mirage import distill as condense
+from potstill.graph.mirage import distill as mirage
 from potstill.graph.mirage import train_classifier
 from potstill.graph.training import GraphStore, distill_in_batches
 from potstill.nerf import RATES
@@ -279,7 +279,7 @@ def graph_mirage():
         edges = to_undirected(torch.randint(6, (2, 7 + int(label))), num_nodes=6)
         x = F.one_hot(torch.randint(3 - int(label), (6,)), 3).float()
         graphs.append(Data(x=x, edge_index=edges, y=label[None]))
-    small = condense(graphs, hops=2, graphs_per_class=3)
+    small = mirage(graphs, hops=2, graphs_per_class=3)
     train_classifier(small, graphs, hidden=8, steps=STEPS, batch_size=8)
 
 
@@ -534,3 +534,70 @@ def acm_shrinking():
 def quant_reconstruct():
     inputs = [x for x, _ in labelled()]
     quant.reconstruct(mlp(), quant.Grid(4), inputs, steps=STEPS)
+
+
+# --- condense -------------------------------------------------------------------------------------
+
+
+def images():
+    """Six images of each of two classes."""
+    pixels, labels = torch.rand(12, 3, 8, 8), torch.arange(2).repeat_interleave(6)
+    return condense.Pool(pixels, labels, ("a", "b"), ((0.5,) * 3, (0.25,) * 3))
+
+
+def fresh(norm="instance"):
+    return condense.make_network(f"convnet-2-4-{norm}", 2, (3, 8, 8))
+
+
+def synthetic(pool, **more):
+    rows = torch.tensor([0, 1, 6, 7])
+    return condense.SyntheticImages(pool.normalized(rows), pool.labels[rows], **more)
+
+
+@program("DistributionMatching", torch.float64)
+def condense_dm():
+    pool = images()
+    distiller = condense.DistributionMatching(synthetic(pool), fresh())
+    return fit(distiller, condense.EqualClasses(pool, 4), lr=0.1, **QUIET)
+
+
+@program("AttentionMatching", torch.float64)
+def condense_datadam():
+    pool = images()
+    distiller = condense.AttentionMatching(synthetic(pool), fresh("batch"))
+    return fit(distiller, condense.EqualClasses(pool, 4), lr=0.1, **QUIET)
+
+
+@program("TrajectoryMatching", torch.float64)
+def condense_datm():
+    pool, network = images(), fresh()
+    size = sum(parameter.numel() for parameter in network.parameters())
+    start = 0.3 * torch.randn(size)
+    pair = start, start + 0.03 * torch.randn(size)
+    student = synthetic(pool, lr=0.05, logits=torch.randn(4, 2))
+    distiller = condense.TrajectoryMatching(student, network, steps=3, batch=4)
+    return fit(distiller, [pair], lr=0.1, **QUIET)
+
+
+@program("Recovery", torch.float64)
+def condense_recovery():
+    pool = images()
+    distiller = condense.Recovery(synthetic(pool), fresh("batch"), pool)
+    return fit(distiller, [torch.zeros(1)], lr=0.1, **QUIET)
+
+
+@program("Learner", torch.float64)
+def condense_learner():
+    pool = images()
+    samples = condense.Samples(pool, pool.labels, 6)
+    return fit(condense.Learner(fresh(), condense.Siamese()), samples, lr=0.1, **QUIET)
+
+
+@program("Expert", torch.float64)
+def condense_expert():
+    pool = images()
+    samples = condense.Samples(pool, pool.labels, 6)
+    expert = condense.Expert(
+        fresh(), condense.Siamese(), STEPS // 2, 2, condense.Flatness(), torch.float32
+    )
+    return fit(expert, samples, lr=0.1, **QUIET)

@@ -4,6 +4,7 @@ import json
 import pickle
 import signal
 import tracemalloc
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from potstill.core import Distiller, Interrupted, NonFiniteError, Objective
 from potstill.core.engine import History, Run, TensorBoard, Validation
 from potstill.core.engine.fit import fit
 from potstill.core.engine.rows import Rows
-from potstill.core.errors import CheckpointError
+from potstill.core.errors import CheckpointError, DataError
 
 
 class Fitted(Distiller):
@@ -163,3 +164,13 @@ def test_tensorboard_shows_each_step_once_over_a_break(tmp_path):
     events = EventAccumulator(str(tmp_path)).Reload().Scalars("loss")
     assert [event.step for event in events] == list(range(7))
     assert json.dumps([event.value for event in events][2:4]) == "[2.0, 33.0]"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full of Linux")
+def test_a_disk_that_is_full_is_told_once(tmp_path):
+    history = History(Run(tmp_path))
+    history.close()
+    history._file = open("/dev/full", "r+b")  # noqa: SIM115
+    with pytest.raises(DataError, match=r"could not write .*history\.jsonl"):
+        history.append({"step": 0.0})
+    history.close()  # where the bytes are tried again

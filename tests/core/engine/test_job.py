@@ -77,7 +77,8 @@ class Parts(Tiny):
 
     def train(self, progress):
         for part in ("first", "second"):
-            self.fit(self.distiller(), self.source(), folder=part, progress=progress)
+            options = {"folder": part, "curves": part == "first", "progress": progress}
+            self.fit(self.distiller(), self.source(), **options)
 
 
 def test_a_job_leaves_weights_history_configuration_and_result(tmp_path):
@@ -108,6 +109,7 @@ def test_a_job_of_several_parts_has_a_folder_for_each(tmp_path):
     result = Parts(Config(1.0, out=tmp_path)).run(progress=False)
     assert len(result.history) == 8
     weights = [load_file(tmp_path / part / "student.safetensors") for part in ("first", "second")]
+    assert [path.parent.name for path in tmp_path.rglob("curves.png")] == ["first"]
     assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 

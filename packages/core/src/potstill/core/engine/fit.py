@@ -472,7 +472,7 @@ class _Loop:
             once = {n: v for n, v in weights.items() if n not in tied}
             with atomic(self.run.folder / "student.safetensors") as temporary:
                 checkpoint.write_tensors(once, temporary, {"format": "pt", **tied})
-            if self.history.rows:
+            if self.run.curves and self.history.rows:
                 plot_curves(self.history.rows, self.run.folder / "curves.png")
 
     # --- checkpoints ----------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import tempfile
 import time
 from array import array
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -70,7 +71,8 @@ class History:
     def close(self) -> None:
         """Close the file; the rows can be read as long as it is there."""
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # a row that the disk did not take: `append` has told it
+                self._file.close()
 
 
 class Show:

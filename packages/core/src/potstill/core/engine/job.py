@@ -194,6 +194,7 @@ class Job(ABC, Generic[C]):
         folder: str = "",
         training: Training | None = None,
         progress: Progress = True,
+        curves: bool = True,
         **options: Any,
     ) -> Sequence[Row]:
         """`potstill.core.fit` with the options of the job.
@@ -204,6 +205,7 @@ class Job(ABC, Generic[C]):
             folder: Folder of this part below ``out``, in jobs of several parts.
             training: Options of this part; those of the job by default.
             progress: As of `fit`.
+            curves: As of `Run`.
             **options: Other options of `fit`; they win over ``training``.
         """
         own = training or self.config.training
@@ -211,7 +213,7 @@ class Job(ABC, Generic[C]):
         settings: dict[str, Any] = {
             "lr": own.lr or self.lr(), "optimizer": job.optimizer(distiller),
             "schedule": job.schedule(), "engine": self.engine, "progress": progress,
-            "run": own.run(self.config.out / folder),
+            "run": replace(own.run(self.config.out / folder), curves=curves),
         }  # fmt: skip
         rows = fit_with(own, distiller, batches, **{**settings, **options})
         self.history = [*self.history, *rows] if self.history else rows

@@ -184,6 +184,7 @@ class Run:
         tensorboard: Write event files too (extra ``potstill-core[tensorboard]``).
         asynchronous: Write checkpoints while training goes on, from a copy of all that they hold in
             the main process; the files are the same. An error of the disk is told with the next.
+        curves: Draw ``curves.png`` at the end; seconds, which many short runs can do without.
     """
 
     folder: Path
@@ -193,6 +194,7 @@ class Run:
     resume: bool | Literal["anyway"] = True
     tensorboard: bool = False
     asynchronous: bool = False
+    curves: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "folder", Path(self.folder))
