@@ -273,6 +273,7 @@ def flow() -> None:
 
 def search() -> None:
     from potstill.core import Training, fit
+    from potstill.core.engine import resolve_device
     from potstill.core.images import Images
     from potstill.search import (
         Budget,
@@ -289,10 +290,12 @@ def search() -> None:
     pixels = torch.randint(0, 256, (24, 3, 8, 8)).byte()
     images = Images(pixels, labels, tuple(map(str, labels)), ("a", "b", "c"))
     teacher, space = SmallResNet((1, 1), 8, 3), resnet(3, depth=((1, 1),), width=(2, 4))
-    measure_costs(space, (1, 3, 8, 8), device="cuda")
+    measure_costs(space, (1, 3, 8, 8))
     with TemporaryDirectory() as folder:
-        task = image_task(teacher, images, images, folder=folder, batch=8, device="cuda")
-        training = Training(steps=2, device="cuda")
+        task = image_task(
+            teacher, images, images, folder=folder, batch=8, device=resolve_device("auto")
+        )
+        training = Training(steps=2)
         for score in ("parameters", "synflow", "diswot_relation"):
             options = {"score": score, "shortlist": 2, "training": training}
             suggest(space, task, Budget(macs=1e9), **options)
