@@ -3,7 +3,7 @@
 hatch run wheels                    all packages, newest dependencies
 hatch run wheels graph --lowest     one package, the oldest dependencies that it declares
 hatch run wheels core --tests       and run the package's tests against the wheel
-hatch run release-check             all packages, one with its tests: another one after each commit
+hatch run release-check             half of them, one with its tests: other ones after each commit
 
 For each package: the content of the wheel; a new environment that holds the wheel, the siblings it
 declares and nothing else of ours; then, from a folder outside of the clone, every module is
@@ -158,7 +158,6 @@ def check(
     """Check the wheel of ``name``; returns its size in KiB and what was left out."""
     about = project(name)
     [wheel] = wheels.glob(f"potstill_{name}-*.whl")
-    check_content(wheel, name, about["version"])
     siblings = {
         match[1] for each in about["dependencies"] if (match := re.match(r"potstill-(\w+)", each))
     }
@@ -197,10 +196,11 @@ def check(
     return wheel.stat().st_size / 1024, "; ".join(filter(None, [left_out, above]))
 
 
-def in_turn() -> str:
-    """Another package after each commit."""
-    count = int(run("git", "rev-list", "--count", "HEAD", cwd=ROOT))
-    return PACKAGES[count % len(PACKAGES)]
+def in_turn() -> list[tuple[str, bool]]:
+    """Half of the packages, the first with its tests: other ones after each commit."""
+    first = int(run("git", "rev-list", "--count", "HEAD", cwd=ROOT)) % len(PACKAGES)
+    turned = [*PACKAGES[first:], *PACKAGES[:first]]
+    return [(name, name == turned[0]) for name in turned[::2]]
 
 
 def row(uv: str, wheels: Path, options: argparse.Namespace, chosen: tuple[str, bool]) -> Row:
@@ -230,11 +230,16 @@ def main() -> int:
     tests = options.tests or (options.rotate and bool(options.packages))
     chosen = [(name, tests) for name in options.packages or PACKAGES]
     if options.rotate and not options.packages:
-        chosen.insert(0, (in_turn(), True))  # takes longest
+        chosen = in_turn()
     with tempfile.TemporaryDirectory(prefix="potstill-wheels-") as folder:
         build = [uv := find_uv(), "build", "--quiet", "--wheel", "--out-dir", folder]
         for name in PACKAGES:  # siblings too: a domain needs the core's
             run(*build, ROOT / "packages" / name, cwd=ROOT)
+            [wheel] = Path(folder).glob(f"potstill_{name}-*.whl")
+            try:
+                check_content(wheel, name, project(name)["version"])
+            except RuntimeError as error:
+                sys.exit(f"{name}: {error}")
         with ThreadPoolExecutor(2) as pool:
             rows = list(pool.map(partial(row, uv, Path(folder), options), chosen))
     print(f"\n{'package':8} {'KiB':>6} {'seconds':>8}  result  notes")

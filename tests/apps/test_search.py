@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from apps.search import pareto
 from potstill.search import Budget
 
 
 def test_the_page_of_a_short_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("potstill.core.engine.fit.plot_curves", lambda *_: None)
+    from apps.search import pareto
+
     monkeypatch.setattr(pareto, "WIDTHS", (2, 4))
     monkeypatch.setattr(pareto, "DEPTHS", ((1, 1), (1, 2)))
     found = pareto.search(Budget(macs=3e5), tmp_path, steps=4, shortlist=2)

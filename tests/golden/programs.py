@@ -24,7 +24,7 @@ from torch_geometric.data import Data
 from torch_geometric.utils import to_undirected
 
 # All names of potstill that are needed, so that a move of modules changes these lines alone.
-from potstill import acm, audit, condense, graph, mae, nerf, quant, sr
+from potstill import acm, audit, condense, flow, graph, mae, nerf, quant, search, sr
 from potstill.core import (
     Distiller,
     Objective,
@@ -32,9 +32,11 @@ from potstill.core import (
     Training,
     Validation,
     accuracy,
+    common_draws,
     cosine,
     decay,
     fit,
+    schemes,
 )
 from potstill.core.criteria import RatioNet, dkd, kd
 from potstill.core.schemes import (
@@ -48,6 +50,7 @@ from potstill.core.schemes import (
     mutual,
     similarity_weights,
 )
+from potstill.flow import video
 from potstill.graph.mirage import distill as mirage
 from potstill.graph.mirage import train_classifier
 from potstill.graph.training import GraphStore, distill_in_batches
@@ -601,3 +604,183 @@ def condense_expert():
         fresh(), condense.Siamese(), STEPS // 2, 2, condense.Flatness(), torch.float32
     )
     return fit(expert, samples, lr=0.1, **QUIET)
+
+
+# --- flow -----------------------------------------------------------------------------------------
+
+
+def points(pairs=False):
+    """Points of three modes on a ring as data, with noise that they came from for pairs."""
+    values, _ = flow.ring(3).double().draw(64, torch.Generator().manual_seed(0))
+    items = flow.Items(values)
+    ends = items._replace(noise=values.flip(0)) if pairs else None
+    return flow.Prior((2,), 8, data=items, pairs=ends)
+
+
+def velocity():
+    return flow.Velocity(flow.PointNet(2, 8, 2))
+
+
+def modes(count=3):
+    return flow.Teacher(flow.ring(count).double())
+
+
+def clips():
+    items = flow.Items(video.moving_digits(torch.ones(1, 1, 3, 3), 8, 6, 8).double())
+    return flow.Prior((6, 1, 8, 8), 4, data=items)
+
+
+@program("OneStep", torch.float64)
+def flow_freeflow():
+    own, critic_terms = flow.objectives(flow_map=1.0, match=decay(0.3, 0.9))
+    student = flow.Student(velocity(), 0.0)
+    distiller = flow.OneStep(student, modes(), own, flow.Critic(velocity()), derivative="jvp")
+    stages = [flow.players(critic_terms, updates=2)]
+    return fit(distiller, points(), lr=1e-2, stages=stages, **QUIET)
+
+
+@program("OneStep", torch.float64)
+def flow_dmd2():
+    own, critic_terms = flow.objectives(match=1.0, adversarial=0.1, regression=0.25)
+    start = velocity()
+    critic = flow.Critic(start.trainable(), flow.bottleneck(start.model))
+    nodes = {"nodes": [modes(5)], "interval": 6}
+    distiller = flow.OneStep(flow.Student(start), modes(), own, critic, **nodes)
+    stages = [flow.players(critic_terms, updates=2)]
+    return fit(distiller, points(pairs=True), lr=1e-2, stages=stages, **QUIET)
+
+
+@program("Phases", torch.float64)
+def flow_phased():
+    start = velocity()
+    student = flow.Phased([start.trainable() for _ in range(2)], (1.0, 0.5))
+    distiller = flow.Phases(student, modes(), flow.Critic(start))
+    stages = flow.phases(student, updates=2)
+    rows = fit(distiller, flow.Prior((2,), 8), lr=1e-2, stages=stages, **QUIET)
+    return [{key.replace(" ", "-"): value for key, value in row.items()} for row in rows]
+
+
+@program("TwinFlow", torch.float64)
+def flow_twin():
+    twin = flow.Twin(flow.PointNet(3, 8, 2))
+    return fit(flow.TwinFlow(twin, {"rectify": 0.5}), points(), lr=1e-2, **QUIET)
+
+
+@program("Denoising", torch.float64)
+def flow_teacher():
+    values, labels = torch.randn(64, 2), torch.arange(64) % 3
+    source = flow.Prior((2,), 8, data=flow.Items(values + labels[:, None], labels))
+    net = flow.Velocity(flow.PointNet(2, 8, 2, classes=3))
+    return fit(flow.Denoising(net, drop=0.2, null=3), source, lr=1e-2, **QUIET)
+
+
+@program("Degrading", torch.float64)
+def flow_degrading():
+    start = velocity()
+    distiller = flow.Degrading(start.trainable(), flow.Student(start))
+    return fit(distiller, flow.Prior((2,), 8), lr=1e-2, **QUIET)
+
+
+@program("ScoreMatching", torch.float64)
+def flow_scores():
+    return fit(flow.ScoreMatching(velocity(), modes()), points(), lr=1e-2, **QUIET)
+
+
+@program("Streaming", torch.float64)
+def flow_streaming():
+    buffers = video.Buffer(2, 2, reference=2), video.Buffer(4, 1, reference=2)
+    return fit(video.Streaming(video.ClipNet(1, 8, 1), *buffers), clips(), **QUIET)
+
+
+@program("Merging", torch.float64)
+def flow_merging():
+    student, teacher = (video.ClipNet(1, 8, 1) for _ in range(2))
+    return fit(
+        video.Merging(student, teacher, video.Buffer(2, 2, 4, reference=2)), clips(), **QUIET
+    )
+
+
+@program("MotionConsistency", torch.float64)
+def flow_motion():
+    teacher = flow.Teacher(video.ClipNet(1, 8, 1), shape=(6, 1, 8, 8))
+    student = flow.Student(teacher.trainable(), shape=teacher.shape)
+    distiller = video.MotionConsistency(student, teacher, kind="learn")
+    return fit(distiller, clips(), **QUIET)
+
+
+@program("Learning", torch.float64)
+def flow_judge():
+    items = flow.Items(torch.randn(24, 1, 8, 8), torch.arange(24) % 3)
+    source = flow.Prior((1, 8, 8), 8, data=items)
+    return fit(flow.Learning(flow.Judge(1, 3, width=8)), source, **QUIET)
+
+
+# --- search, and the scheme under it --------------------------------------------------------------
+
+
+def lively(model):
+    """Away from the zeros with which timm starts heads and biases."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def vits(**choices):
+    return search.vit(3, **{"size": 8, "patch": 4, "heads": (2,), "mlp": (2,), **choices})
+
+
+def small_images():
+    return [(torch.randn(5, 3, 8, 8), torch.randint(3, (5,))) for _ in range(3)]
+
+
+@program("Sandwich", torch.float64)
+def core_sandwich():
+    class Sandwich(schemes.Sandwich):  # what a subnet is: the first hidden units
+        largest, least = 12, 3
+
+        def run(self, part, x):
+            first, last = self.student[0], self.student[-1]
+            h = F.linear(x, first.weight[:part], first.bias[:part]).relu()
+            return F.linear(h, last.weight[:, :part], last.bias)
+
+        def draw(self):
+            return int(torch.randint(3, 13, (), generator=common_draws().generator))
+
+    options = {"delay": 0.2, "warmup": 0.3, "temperature": 2.0, "teacher": mlp(width=24)}
+    return fit(Sandwich(mlp(), STEPS, **options), labelled(), **QUIET)
+
+
+@program("ElasticSandwich", torch.float64)
+def search_elastic():
+    elastic = search.Elastic(search.resnet(3, depth=((1, 1), (2, 1)), width=(2, 4)))
+    return fit(search.ElasticSandwich(elastic, STEPS, delay=0.2), small_images(), **QUIET)
+
+
+@program("RelationSandwich", torch.float64)
+def search_relation_sandwich():
+    elastic = lively(search.Elastic(vits(depth=(1, 2), dim=(8, 16), mlp=(1, 2))))
+    *_, largest = teachers = vits(depth=(2, 3), dim=(24,))
+    teacher = lively(teachers.make(largest))
+    distiller = search.RelationSandwich(elastic, STEPS, teacher=teacher)
+    return fit(distiller, small_images(), lr=3e-3, **QUIET)
+
+
+@program("RelationDistiller", torch.float64)
+def search_relations():
+    space = vits(depth=(1, 2), dim=(8, 16))
+    small, *_, large = space
+    student, teacher = lively(space.make(small)), lively(space.make(large))
+    relation = partial(search.qkv_relation, heads=2)
+    objective = Objective(relation=(1.0, relation), kd=(0.5, kd), task=(0.5, F.cross_entropy))
+    distiller = search.RelationDistiller(student, teacher, objective=objective)
+    return fit(distiller, small_images(), lr=3e-3, **QUIET)
+
+
+@program("Darts", torch.float64)
+def search_darts():
+    head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 3)
+    student = nn.Sequential(nn.Conv2d(3, 2, 1), search.Cell(2, nodes=3), *head)
+    halves = list(zip(small_images(), small_images(), strict=True))
+    distiller = search.Darts(student, distil=0.5, k=2, every=3)
+    return fit(distiller, halves, stages=[search.two_turns(lr=0.1)], **QUIET)

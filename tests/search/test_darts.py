@@ -71,6 +71,7 @@ def test_each_turn_moves_its_own_parameters_on_its_own_half(net, batches) -> Non
     before = {name: p.detach().clone() for name, p in net.named_parameters()}
     history = fit(distiller, batches, stages=[two_turns()], steps=2, progress=False)
     assert {turn for turn, _ in seen} == {"weights", "choices"}
+    assert all(own for _, own in seen)
     assert {"weights/task", "choices/task", "weights/kd"} <= set(history[0])
     moved = {name for name, p in net.named_parameters() if not torch.equal(p, before[name])}
     assert any(name.endswith("alpha") for name in moved)

@@ -131,7 +131,7 @@ class Recovery(Distiller):
         strength: float = 0.05,
         first: float = 10.0,
     ) -> None:
-        terms = {"class": (1.0, F.cross_entropy),
+        terms: Any = {"class": (1.0, F.cross_entropy),
                  "statistics": (strength, partial(statistics_distance, first=first))}  # fmt: skip
         super().__init__(student.within(pool), Objective(terms))
         self.norms = batch_norms(network)

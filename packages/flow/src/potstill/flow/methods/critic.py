@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from potstill.core import ConfigError, tap
+from potstill.flow.methods.draws import Batch, noise_like, times_like
 from potstill.flow.teachers.velocity import Velocity
 
 __all__ = ["Critic", "bottleneck", "discriminator_loss", "generator_loss", "matching_loss"]
@@ -54,6 +56,26 @@ class Critic(nn.Module):
             self.net(x, t, condition)
         scores: Tensor = self.head(_pooled(readings[self.path].output)).squeeze(1)
         return scores
+
+    def lessons(
+        self, made: Tensor, batch: Batch, noised: Callable[[Tensor], Any] | None
+    ) -> dict[str, tuple[Any, ...]]:
+        """Terms of a step: the student's samples and, with ``noised``, how real ones differ.
+
+        Raises:
+            ConfigError: There are no real items to tell them from.
+        """
+        times, noise = times_like(made), noise_like(made)
+        terms: dict[str, tuple[Any, ...]] = {
+            "denoise": self.net.target(made, noise, times, batch.condition)
+        }
+        if noised is not None:
+            if batch.real is None:
+                raise ConfigError("OneStep: the discriminator needs real items, got none")
+            t, x = noised(torch.cat([made, batch.real]))
+            both = None if batch.condition is None else batch.condition.repeat(2)
+            terms["discriminator"] = tuple(self.judge(x, t, both).chunk(2))
+        return terms
 
 
 def _pooled(output: Any) -> Tensor:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from potstill.core import ConfigError, ShapeError, common_draws, fingerprint, generator
+from potstill.flow.teachers.velocity import spread
 
-__all__ = ["Batch", "Items", "Prior", "noise_like", "times_like"]
+__all__ = ["Batch", "Items", "Prior", "noise_like", "noised", "times_like"]
 
 
 class Items(NamedTuple):
@@ -131,3 +132,10 @@ def times_like(x: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
     size = draws.world * len(x)
     found = torch.rand(size, generator=draws.generator, device=x.device, dtype=x.dtype)
     return low + (high - low) * found[draws.mine]
+
+
+def noised(x: Tensor, between: tuple[float, float] = (0.0, 1.0)) -> tuple[Tensor, Tensor]:
+    """Times between two of the linear path, [items], and the items ``x`` there."""
+    times = times_like(x, *between)
+    t = spread(times, x)
+    return times, (1 - t) * x + t * noise_like(x)

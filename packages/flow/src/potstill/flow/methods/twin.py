@@ -88,8 +88,8 @@ class TwinFlow(Distiller):
                 f"TwinFlow: step must be in (0, 1) and weights of {', '.join(names)}, got {step} "
                 f"and {dict(weights or {})}"
             )
-        given = {name: (weights or {}).get(name, 1.0) for name in names}
-        super().__init__(student, Objective({n: (w, F.mse_loss) for n, w in given.items()}))
+        given = {name: ((weights or {}).get(name, 1.0), F.mse_loss) for name in names}
+        super().__init__(student, Objective(given))
         self.step = step
 
     def forward(self, batch: Batch, step: int) -> Losses:
@@ -111,8 +111,7 @@ class TwinFlow(Distiller):
         fake = net.velocity(noised, -t, -t, c)
         with torch.no_grad():
             move = fake - net.velocity(noised, t, t, c)
-        terms["fake"] = (fake, noise - made)
-        terms["rectify"] = (one_step, (one_step - move).detach())
+        terms |= {"fake": (fake, noise - made), "rectify": (one_step, (one_step - move).detach())}
         return self.objective(step, terms)
 
     def _jump(self, net: Twin, x0: Tensor, z: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -120,8 +119,7 @@ class TwinFlow(Distiller):
         t = times_like(x0, self.step, 1.0)
         until = times_like(x0) * (t - self.step)
         b, e = spread(t, x0), spread(until, x0)
-        velocity = z - x0
-        x = (1 - b) * x0 + b * z
+        velocity, x = z - x0, (1 - b) * x0 + b * z
         mean = net.velocity(x, t, until, c)
         with torch.no_grad():
             begin, moved = b - self.step, x - self.step * velocity
