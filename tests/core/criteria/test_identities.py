@@ -148,13 +148,14 @@ def test_topk_limits(z) -> None:
     assert all(low <= high + 1e-12 for low, high in itertools.pairwise([*bounds, float(forward)]))
 
 
-def test_a_stored_teacher_gives_the_same(z) -> None:
-    log_p, indices = torch.log_softmax(z[1] / 2, 1).topk(3, 1)
+@pytest.mark.parametrize("k", [3, C])
+def test_a_stored_teacher_gives_the_same(z, k) -> None:
+    log_p, indices = torch.log_softmax(z[1] / 2, 1).topk(k, 1)
     for tail in ("bucket", "drop"):
-        close(
-            c.sparse_kl(z[0], indices, log_p, T=2.0, tail=tail),
-            c.topk_kl(*z, k=3, T=2.0, tail=tail),
-        )
+        stored = c.sparse_kl(z[0], indices, log_p, T=2.0, tail=tail)
+        close(stored, c.topk_kl(*z, k=k, T=2.0, tail=tail))
+        single = c.sparse_kl(z[0].float(), indices, log_p.float(), T=2.0, tail=tail)
+        torch.testing.assert_close(single, stored.float())
 
 
 def test_cka_invariances() -> None:

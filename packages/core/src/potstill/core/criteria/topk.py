@@ -184,7 +184,9 @@ def _sparse(
 ) -> Tensor:
     log_p = log_p.to(z_s.dtype)
     log_q, tail_q = _split(torch.log_softmax(z_s / T, -1), indices)
-    return _compare(log_p, _log_rest(log_p), log_q, tail_q, tail)
+    whole = indices.shape[1] == z_s.shape[1]  # what is missing to 1 is then rounding
+    tail_p = torch.full_like(tail_q, -torch.inf) if whole else _log_rest(log_p)
+    return _compare(log_p, tail_p, log_q, tail_q, tail)
 
 
 _SPARSE = RowForm(_sparse)
