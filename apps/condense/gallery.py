@@ -67,16 +67,17 @@ def compared(found: Mapping[int, Evaluation]) -> str:
         axes.set_ylabel("test accuracy in %")
         axes.legend()
 
-    rows = []
+    rows, bold, head = [], set(), ["images per class", *ARMS, "over random"]
     for n, each in arms.items():
         cells = (
             f"{statistics.fmean(each[a]):.1f} ± {statistics.pstdev(each[a]):.1f}" for a in ARMS
         )
         gain = statistics.fmean(each["condensed"]) - statistics.fmean(each["random"])
-        worth = f"{gain:+.1f}" if gain > 0 else f"<b>{gain:+.1f}: brings nothing</b>"
-        rows.append([str(n), *cells, worth])
-    head = ["images per class", *ARMS, "over random"]
-    return draw_svg(draw) + table_html(head, rows, numeric=[False, *[True] * (len(head) - 1)])
+        if gain <= 0:
+            bold.add((len(rows), len(head) - 1))
+        rows.append([str(n), *cells, f"{gain:+.1f}{'' if gain > 0 else ': brings nothing'}"])
+    numeric = [False, *[True] * (len(head) - 1)]
+    return draw_svg(draw) + table_html(head, rows, numeric=numeric, best=frozenset(bold))
 
 
 def sections(

@@ -21,8 +21,11 @@ SUBJECTS = {
     "sr": "apps.quant.sr:subject",
     "graph": "apps.quant.graph:subject",
 }
-SHOWN = ("full precision", "post-training mse", "post-training gptq", "without teacher",
-         "with teacher")  # fmt: skip
+SHOWN = {
+    "fp32": "full precision", "mse": "post-training mse", "gptq": "post-training gptq",
+    "labels": "without teacher", "teacher": "with teacher",
+}  # fmt: skip
+"""Columns that fit a terminal, and what a run calls them."""
 
 
 @app.default
@@ -43,7 +46,9 @@ def main(
     """
     report = Report(
         "Students in few bits",
-        summary="Quality of the same student at each number of bits; kB are of the packed file.",
+        summary="Quality of the same student at each number of bits: in full precision, rounded "
+        "(mse, gptq), and trained in these bits on labels and with its teacher. kB: of the packed "
+        "file.",
         columns={"bytes": Column("kB")},
         label="student",
     )
@@ -54,7 +59,7 @@ def main(
                 start="gptq", training=Training(steps=steps, device="cpu"),
             )  # fmt: skip
             found = Distill(config).run(progress=f"{domain}, {number} bits").summary
-            shown = {name: found[name] for name in SHOWN}
+            shown = {column: found[name] for column, name in SHOWN.items()}
             report.add(f"{domain}, {number} bits", **shown, bytes=found["bytes"] / 1e3)
     report.show()
     report.save(out)

@@ -48,7 +48,7 @@ def test_backdoor_fails_past_its_limit(folder: Path, tmp_path: Path) -> None:
 
 
 def test_privacy_fails_past_its_limit(folder: Path, tmp_path: Path) -> None:
-    words = ["audit", "privacy", str(folder), "--arms", "kd", "--worlds", "4", *SMALL]
+    words = ["audit", "privacy", str(folder), "--arms", "kd", "--worlds", "5", *SMALL]
     words += ["--canaries", "40", "--insert", "8", "--out", str(tmp_path)]
     assert main(words) == 0
     text = (tmp_path / "report.md").read_text()

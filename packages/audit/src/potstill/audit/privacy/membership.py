@@ -19,7 +19,7 @@ from potstill.core import ConfigError, Interrupted, PotstillError, Report, finge
 
 __all__ = ["Attack", "Worlds", "lira", "membership", "roc"]
 
-FEWEST = 4
+FEWEST = 5  # four shadows: two on each side, which the ratio attack takes its variances from
 Train = Callable[[Tensor, int], Mapping[str, nn.Module]]
 
 
@@ -200,7 +200,7 @@ def membership(
         train: ``(members, seed) -> {name: model}`` with sorted rows of the items; the first model
             is the teacher's, whose weights tell worlds apart.
         items: Inputs and classes.
-        worlds: Number of worlds, at least 4.
+        worlds: Number of worlds, at least 5: the ratio attack takes two shadows on each side.
         share: Share of the ordinary items that a world trains on, in (0, 1).
         canaries: Rows of `plant`; a world trains on ``insert`` of them.
         insert: Canaries in a world.
@@ -209,7 +209,7 @@ def membership(
         seed: Seed of the draws; world k trains with ``seed + k``.
 
     Raises:
-        ConfigError: Fewer than 4 worlds, members all or none, too few canaries, or two worlds whose
+        ConfigError: Fewer than 5 worlds, members all or none, too few canaries, or two worlds whose
             teachers have the same weights.
         CheckpointError: ``run`` holds other worlds.
         PotstillError: Training failed; the message names the world, and those done are kept.
