@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from potstill.core.command import main
 from potstill.search import save_student, timm_model
@@ -48,6 +49,14 @@ def test_documented_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         if words[1] == "suggest" and "--out" not in words:
             words += ["--out", "runs/search" if "local-dir" in line else f"runs/{number}"]
         assert main(words) == 0, line
-    student = "runs/search/student"  # acm takes it as it is
-    words = ["--model", "vit_tiny_patch16_224", "--checkpoint", f"{student}/model.safetensors"]
+    weights = load_file("runs/search/student/model.safetensors")  # acm and mae take it as it is
+    words = ["--model", "local-dir:runs/search/student", "--pretrained"]
     assert main(["acm", "convert", "runs/adaptive", *words]) == 0
+    words = ["--checkpoint", "runs/search/student/model.safetensors"]
+    assert main(["acm", "convert", "runs/by-file", *words]) == 0
+    for out in ("runs/timm", "runs/student.safetensors"):
+        assert main(["mae", "export", "runs/search", out]) == 0
+    for path in ("adaptive/dense", "by-file/dense", "timm/model", "student"):
+        found = load_file(f"runs/{path}.safetensors")
+        assert found.keys() == weights.keys()
+        assert all(torch.equal(found[name], value) for name, value in weights.items()), path

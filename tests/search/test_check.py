@@ -114,8 +114,10 @@ def test_parameters_rank_the_residual_networks_of_diswot() -> None:
 @requires_data("search/gt_pit.json")
 def test_parameters_rank_pooling_vision_transformers() -> None:
     def size(base_dim, mlp_ratio, depth, num_heads, **_):
-        net = timm_model("pit_ti_224", num_classes=100, base_dims=[base_dim] * 3, depth=depth,
-                         heads=num_heads, mlp_ratio=mlp_ratio, device="meta")  # fmt: skip
+        net = timm_model(
+            "pit_ti_224", num_classes=0, img_size=32, base_dims=[base_dim] * 3, depth=depth,
+            heads=num_heads, mlp_ratio=mlp_ratio, device="meta",
+        )  # fmt: skip
         return count_parameters(net)
 
     rows = read_table(root() / "search/gt_pit.json")
@@ -124,7 +126,7 @@ def test_parameters_rank_pooling_vision_transformers() -> None:
         agreement({"size": sizes}, [row[f"{name}_kd_acc"] for row in rows], resamples=2)[0].tau
         for name in ("c100", "flower", "chaoyang")
     ]
-    assert found == pytest.approx([0.818, 0.863, 0.564], abs=0.0016)  # the head's size is not told
+    assert found == pytest.approx([0.818, 0.863, 0.564], abs=5e-4)  # without the head, at 32 pixels
 
 
 @requires_data("search/gt_autoformer.json")

@@ -60,6 +60,17 @@ def test_the_semantic_term_is_the_published_difference_of_gram_matrices(pair) ->
     assert math.isclose(found, float(ickd(*grams)), rel_tol=1e-12)
 
 
+def test_the_semantic_term_of_a_saturated_softmax_is_that_of_the_gram_matrices_too(pair) -> None:
+    student, teacher, (x, y) = pair
+    for net, size in ((student, 60), (teacher, 90)):
+        net.head.weight.data *= size
+    y = y % 2  # the other classes have next to no gradient
+    grams = [net.gradient(y)[:, :, None, None] for net in (student, teacher)]
+    assert min(gram.square().sum(1).min() for gram in grams) < 1e-12
+    found = -diswot_semantic(student, (x, y), teacher)
+    assert math.isclose(found, float(ickd(*grams)), rel_tol=1e-9)
+
+
 def test_the_semantic_term_changes_with_the_order_of_channels(pair) -> None:
     student, teacher, batch = pair
     before = diswot_semantic(student, batch, teacher)
@@ -153,6 +164,7 @@ def test_weights_are_drawn_as_named() -> None:
     assert torch.equal(initialise(net, "own").conv1.weight, kept)
     torch.manual_seed(0)
     assert initialise(net, "normal").fc.weight.std().item() == pytest.approx(1, abs=0.15)
-    he = math.sqrt(2 / (32 * 9))
-    weight = initialise(net, "kaiming").stages[0][0].conv1.weight
-    assert weight.std().item() == pytest.approx(he, rel=0.1)
+    assert net.fc.bias.eq(0).all()
+    weight = initialise(net, "kaiming").conv1.weight
+    assert weight.std().item() == pytest.approx(math.sqrt(2 / (32 * 9)), rel=0.1)  # fan out
+    assert 0.9 / math.sqrt(32) < net.fc.weight.max().item() < 1 / math.sqrt(32)  # torch's own

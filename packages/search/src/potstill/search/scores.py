@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -115,10 +115,12 @@ def diswot_relation(student: nn.Module, batch: Batch, teacher: nn.Module) -> flo
 def diswot_semantic(student: nn.Module, batch: Batch, teacher: nn.Module) -> float:
     """DisWOT's semantic term alone, between gradients of the classifiers.
 
-    ``-M_s = (2/K) sum_c cos(g_c, h_c) mean_i sign(g_ci h_ci) - 2`` with g and h the gradients of
-    the cross-entropy with respect to the rows of the classifiers' weights, [K C]. That is the
-    published difference of Gram matrices (`potstill.core.criteria.ickd` of [K C 1 1]) in closed
-    form, in O(K C) for O(K C^2).
+    Minus the published difference of Gram matrices, `potstill.core.criteria.ickd` of [K C 1 1], in
+    O(K C) for O(K C^2): ``M_s = mean_ci (a_ci^2 + b_ci^2 - 2 a_ci b_ci cos(g_c, h_c))``, with g and
+    h the gradients of the cross-entropy with respect to the classifiers' weights, [K C], and ``a_ci
+    = g_ci |g_c| / max(|g_ci| |g_c|, 1e-12)``, b likewise of h: signs, but for the floor with which
+    rows of a Gram matrix are divided. Where large weights saturate the softmax, that floor decides:
+    a class counts as equal when neither network has a gradient for it.
 
     Raises:
         ShapeError: Classifiers of different shapes.
@@ -129,7 +131,16 @@ def diswot_semantic(student: nn.Module, batch: Batch, teacher: nn.Module) -> flo
             f"diswot: classifiers of student and teacher must have one shape, got {list(g.shape)} "
             f"and {list(h.shape)}; diswot_relation is defined for any, and parameters ranks better"
         )
-    return float(2 * (F.cosine_similarity(g, h) * (g * h).sign().mean(1)).mean() - 2)
+    return -float(_semantic(g, h))
+
+
+def _semantic(g: Tensor, h: Tensor) -> Tensor:
+    norms = [x.norm(dim=1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny) for x in (g, h)]
+    a, b = (
+        F.normalize((x * n)[..., None], dim=2)[..., 0] for x, n in zip((g, h), norms, strict=True)
+    )
+    cosine = (g / norms[0] * (h / norms[1])).sum(1, keepdim=True)
+    return (a.square() + b.square() - 2 * a * b * cosine).mean()
 
 
 def diswot(student: nn.Module, batch: Batch, teacher: nn.Module) -> float:
@@ -170,16 +181,19 @@ def initialise(model: nn.Module, kind: Literal["own", "kaiming", "normal"] = "ow
     Args:
         model: Any model.
         kind: ``"own"`` leaves those of the builder; ``"kaiming"`` is He's normal initialisation
-            (fan in); ``"normal"`` is N(0, 1).
+            (fan out) for convolutions and torch's own for linear layers, as in the networks of
+            DisWOT's authors; ``"normal"`` is N(0, 1) with biases of 0, as in their script.
     """
-    if kind == "own":
-        return model
-    for module in _of(model, (nn.Linear, nn.modules.conv._ConvNd)):
-        weight: Any = module.weight
-        if kind == "kaiming":
-            nn.init.kaiming_normal_(weight)
-        else:
+    for module in _of(model, (nn.Linear, nn.modules.conv._ConvNd)) if kind != "own" else ():
+        weight, bias = cast(Any, module).weight, cast(Any, module).bias
+        if kind == "normal":
             nn.init.normal_(weight)
+            if bias is not None:
+                nn.init.zeros_(bias)
+        elif isinstance(module, nn.Linear):
+            module.reset_parameters()
+        else:
+            nn.init.kaiming_normal_(weight, mode="fan_out")
     return model
 
 

@@ -24,8 +24,9 @@ def convert(init: str, out: Path, form: Any, encoder: Encoder) -> str:
     if form == "timm" and not out.suffix:
         write_folder(load_model(init, given(encoder), head=True).model, out)
         return f'wrote {out}/ for timm.create_model("local-dir:{out}", pretrained=True)'
-    names = ("weights.safetensors", "classifier.safetensors")
-    held = [Path(init) / name for name in names if (Path(init) / name).is_file()]
+    names = ("weights", "classifier", "model", "student/model", "classifier/model")
+    files = [Path(init) / f"{name}.safetensors" for name in names]
+    held = [file for file in files if file.is_file()]
     whole = held[0] if held else Path(init)
     weights = read_weights(whole)
     if form in ("mae", "dmae") and not weights.decoder:
