@@ -3,7 +3,7 @@
 python tools/site.py [--strict]    writes build/docs, build/mkdocs.yml, build/site
 
 What is made here is made from what the code says: the exported modules, the docstrings of the
-criteria, and the records in benchmarks/results. None of it is committed.
+criteria, and the records in benchmarks/results with the notes beside them. None of it is committed.
 """
 
 import ast
@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from workspace import DOMAINS, ROOT, SOURCES
+from workspace import DOMAINS, ROOT, SOURCES, project
 
 from potstill.core.measure.bench import read, sections
 
 BUILD = ROOT / "build"
+REPOSITORY = project("core")["urls"]["Repository"]
 FORMULA = re.compile(r" = |\bmean|\bsum_|KL\(| / \(")
 SECTION = re.compile(r"^(Args|Call|Attributes|Returns|Raises|Example):$", re.MULTILINE)
 
@@ -161,20 +162,45 @@ def reference(domain: str) -> str:
 
 
 def results_page(record: Path) -> str:
-    """The same parts as the page beside the record."""
+    """What was promised and measured, misses in bold, then the notes beside the record."""
     rows = read(record)
     days = sorted({row["date"][:10] for row in rows})
+    found = sections(rows)
+    missed = sum(section.html.count(">missed</td>") for section in found)
     parts = [
         f"# Results: {record.stem}",
         f"Printed by `hatch run bench {record.stem} <benchmark>` between {days[0]} and "
         f"{days[-1]}, and drawn from `benchmarks/results/{record.stem}.csv`, which holds device, "
         "versions, commit and seed of each row. What a benchmark does is in its docstring: "
-        f"`hatch run bench {record.stem} --list`.",
+        f"`hatch run bench {record.stem} --list`. Bold: missed ({missed}).",
     ]
-    for section in sections(rows):
+    for section in found:
         # Markdown must not look into it: empty lines would end the block.
-        parts += [f"## {section.title}", re.sub(r"\n\s*\n", "\n", section.html)]
+        html = re.sub(r"\n\s*\n", "\n", section.html)
+        html = re.sub(r'(<td class="[^"]*\bbest">)(.*?)(?=</td>)', r"\1<strong>\2</strong>", html)
+        parts += [f"## {_with_instructions(section.title)}", html]
+    notes = record.with_suffix(".md")
+    if notes.exists():
+        text = notes.read_text(encoding="utf-8").partition("\n\n")[2]
+        text = re.sub(r"\(\.\./\.\./(packages/[^)]+|docs/[^)]+)\)", _inside, text)
+        parts += ["## How to read it", re.sub(r"^##", "###", text.rstrip(), flags=re.MULTILINE)]
     return "\n\n".join(parts) + "\n"
+
+
+# What processors could do on which figures were taken before a record said so itself.
+INSTRUCTIONS = {"Intel(R) Xeon(R) Processor x2": "AVX-512, AMX", "AMD EPYC x2": "AVX2"}
+
+
+def _with_instructions(title: str) -> str:
+    for processor, instructions in INSTRUCTIONS.items():
+        title = title.replace(f"{processor},", f"{processor} ({instructions}),")
+    return title
+
+
+def _inside(link: re.Match[str]) -> str:
+    """A link out of benchmarks/results, as the site has it: what is no page there is on GitHub."""
+    path = link[1]
+    return f"(../{path[5:]})" if path.startswith("docs/") else f"({REPOSITORY}/blob/main/{path})"
 
 
 def write(docs: Path) -> list[dict[str, Any]]:

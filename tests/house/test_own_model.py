@@ -1,4 +1,4 @@
-"""The commands in the README of acm, one after another, on a handful of tiny images."""
+"""The commands in README and tutorial of acm, one after another, on a handful of tiny images."""
 
 import json
 import re
@@ -11,9 +11,9 @@ from tests.acm import test_cli
 
 data = test_cli.data
 
-README = ROOT / "packages/acm/README.md"
-TEXT = README.read_text(encoding="utf-8")
-COMMANDS = re.findall(r"^potstill (acm .+)$", TEXT, re.MULTILINE)
+PAGES = [ROOT / "packages/acm/README.md", ROOT / "docs/tutorials/acm.md"]
+TEXT = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+COMMANDS = list(dict.fromkeys(re.findall(r"^potstill (acm .+)$", TEXT, re.MULTILINE)))
 COMMANDS += [f"acm {words}" for words in re.findall(r"\(`(distill .+)`\)", TEXT)]
 SMALLER = {
     "--model vit_small_patch16_224 --pretrained": " ".join(test_cli.SMALL),

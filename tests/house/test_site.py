@@ -94,6 +94,20 @@ def test_results_are_one_block_of_html(site) -> None:
         assert f"hatch run bench {record.stem}" in page
 
 
+def test_a_miss_is_bold_and_the_machine_says_what_it_can(site, tmp_path) -> None:
+    record = ROOT / "benchmarks" / "results" / "sr.csv"
+    head, *rows = record.read_text().splitlines()
+    missed = next(row for row in rows if ",missed," in row)
+    copy = tmp_path / "sr.csv"
+    copy.write_text("\n".join([head, missed, next(row for row in rows if ",met," in row)]) + "\n")
+    copy.with_suffix(".md").write_text("# sr\n\n## Why\n\n[R](../../packages/sr/README.md)\n")
+    page = site.results_page(copy)
+    assert page.count("<strong>missed</strong>") == 1
+    assert "<strong>met" not in page
+    assert "Processor x2 (AVX-512, AMX), torch" in page
+    assert page.endswith(f"### Why\n\n[R]({site.REPOSITORY}/blob/main/packages/sr/README.md)\n")
+
+
 def test_it_builds_without_a_warning(site, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(site, "BUILD", tmp_path)
     configuration = site.configure(site.write(tmp_path / "docs"))

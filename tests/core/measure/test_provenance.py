@@ -72,3 +72,13 @@ def test_the_commit_of_a_checkout_is_that_of_its_own_root(tmp_path):
     assert commit_of(tmp_path / "inner") == ""
     (tmp_path / "inner" / "model.py").write_text("x = 2\n")
     assert commit_of(tmp_path) == clean + "+"
+
+
+def test_a_record_names_the_instructions_of_its_processor(monkeypatch):
+    cpuinfo = "processor : 0\nmodel name : Some CPU\nflags : sse2 avx2 {}\n\nprocessor : 1\n"
+    cases = {"": "(AVX2)", "avx512f amx_tile": "(AVX-512, AMX)", "avx512f": "(AVX-512)"}
+    for flags, said in cases.items():
+        with monkeypatch.context() as patch:
+            text = cpuinfo.format(flags)
+            patch.setattr(Path, "read_text", lambda _, text=text, **__: text)
+            assert module._cpu.__wrapped__().startswith(f"Some CPU {said} x")

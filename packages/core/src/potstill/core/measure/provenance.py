@@ -54,16 +54,20 @@ def provenance(seed: int | None = None, data: str = "", device: str = "auto") ->
 
 @functools.cache
 def _cpu() -> str:
-    """Model and logical cores of the processor; its platform name where the model is unknown."""
-    name = platform.processor() or platform.machine()
+    """Model, widest instructions and logical cores; the platform's name where it says no model."""
+    name, flags = platform.processor() or platform.machine(), set[str]()
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.lower().startswith("model name"):
-                name = line.split(":", 1)[1].strip()
-                break
+        for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                name = value.strip()
+            elif key.strip() == "flags":
+                flags = set(value.split())
     except OSError:
         pass
-    return f"{name} x{os.cpu_count()}"
+    sets = {"avx512f": "AVX-512", "amx_tile": "AMX"} if "avx512f" in flags else {"avx2": "AVX2"}
+    widest = ", ".join(said for flag, said in sets.items() if flag in flags)
+    return f"{name} ({widest}) x{os.cpu_count()}" if widest else f"{name} x{os.cpu_count()}"
 
 
 @functools.cache

@@ -55,7 +55,13 @@ def _targets(rows: list[Row]) -> str:
         for row in rows
     ]
     header = ["benchmark", "figure", "measured", "target", "verdict", "promised in"]
-    return table_html(header, cells, numeric=[False, False, True, True, False, False])
+    missed = [i for i, row in enumerate(rows) if row["verdict"] == "missed"]
+    return table_html(
+        header,
+        cells,
+        numeric=[False, False, True, True, False, False],
+        best=frozenset((i, j) for i in missed for j in (2, 4)),  # bold: what was not reached
+    )
 
 
 def _races(rows: list[Row]) -> str:
