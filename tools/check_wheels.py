@@ -4,6 +4,7 @@ hatch run wheels                    all packages, newest dependencies
 hatch run wheels graph --lowest     one package, the oldest dependencies that it declares
 hatch run wheels core --tests       and run the package's tests against the wheel
 hatch run release-check             half of them, one with its tests: other ones after each commit
+hatch run wheels --beside           each beside older neighbours, in an environment of its own
 
 For each package: the content of the wheel; a new environment that holds the wheel, the siblings it
 declares and nothing else of ours; then, from a folder outside of the clone, every module is
@@ -31,6 +32,11 @@ from workspace import PACKAGES, ROOT, project
 
 TEST_TOOLS = ["beartype", "hypothesis", "pytest>=9", "pytest-timeout", "scikit-learn"]
 OLD_TOOLS = ["pyparsing<3.3"]  # newer ones warn of how older matplotlib calls them
+
+BESIDE = {  # what people have already, and a wheel must not replace
+    "older neighbours": ["torch==2.11.*", "transformers==4.57.*", "matplotlib==3.10.0"],
+    "newest transformers": ["transformers>=5", "matplotlib==3.10.0"],
+}
 
 PROBE = """
 import importlib, pkgutil, sys, warnings
@@ -174,7 +180,7 @@ def check(
         # Siblings come from the folder even when the index has the same version. Tests of a domain
         # may use what the extras of the core bring.
         ours = [with_extras(each, wheels, tests) for each in sorted(siblings | {name})]
-        run(*install, *lowest, *ours, cwd=home)
+        run(*install, *lowest, *ours, *options.neighbours.get(name, []), cwd=home)
         above = above_floor(uv, python, declared) if options.lowest else ""
         env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV"))}
         env |= {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
@@ -194,6 +200,23 @@ def check(
             shutil.copy(ROOT / "pytest.toml", home)
             run(python, "-m", "pytest", "-q", "-m", "not slow", "tests", cwd=home, env=env)
     return wheel.stat().st_size / 1024, "; ".join(filter(None, [left_out, above]))
+
+
+def beside(uv: str, wheels: Path, python: str, names: list[str]) -> list[str]:
+    """Which wheels do not resolve, with all their extras, beside each set of neighbours."""
+    troubles = []
+    for title, neighbours in BESIDE.items():
+        for name in names:
+            siblings = {"core"} if name != "core" else set()
+            ours = [with_extras(each, wheels, each == name) for each in {name, *siblings}]
+            requirements = "\n".join([*ours, *neighbours])
+            command = [uv, "pip", "compile", "--quiet", "--python", python, "--find-links", wheels]
+            done = subprocess.run(
+                [*map(str, command), "-"], input=requirements, capture_output=True, text=True
+            )
+            if done.returncode:
+                troubles.append(f"{name} beside {title}: {done.stderr.strip()[-600:]}")
+    return troubles
 
 
 def in_turn() -> list[tuple[str, bool]]:
@@ -223,6 +246,7 @@ def main() -> int:
     parser.add_argument("--rotate", action="store_true", help="tests of one, in turn by the commit")
     parser.add_argument("--lowest", action="store_true", help="the oldest declared dependencies")
     parser.add_argument("--tests", action="store_true", help="run the package's tests too")
+    parser.add_argument("--beside", action="store_true", help="with the older neighbours installed")
     parser.add_argument("--python", default=sys.executable, help="interpreter of the environments")
     options = parser.parse_args()
     # Modules are compiled when imported: to compile all of torch takes longer than to use it.
@@ -231,6 +255,10 @@ def main() -> int:
     chosen = [(name, tests) for name in options.packages or PACKAGES]
     if options.rotate and not options.packages:
         chosen = in_turn()
+    older = BESIDE["older neighbours"]
+    options.neighbours = dict.fromkeys(names[:-1], older) if options.beside else {}
+    if options.rotate:  # one, and without another torch, which is 3 GB
+        options.neighbours = {chosen[-1][0]: older[1:]}
     with tempfile.TemporaryDirectory(prefix="potstill-wheels-") as folder:
         build = [uv := find_uv(), "build", "--quiet", "--wheel", "--out-dir", folder]
         for name in PACKAGES:  # siblings too: a domain needs the core's
@@ -240,6 +268,9 @@ def main() -> int:
                 check_content(wheel, name, project(name)["version"])
             except RuntimeError as error:
                 sys.exit(f"{name}: {error}")
+        if troubles := beside(uv, Path(folder), options.python, [name for name, _ in chosen]):
+            sys.exit("\n".join(troubles))
+        print(f"all of them resolve beside {'; beside '.join(BESIDE)}", flush=True)
         with ThreadPoolExecutor(2) as pool:
             rows = list(pool.map(partial(row, uv, Path(folder), options), chosen))
     print(f"\n{'package':8} {'KiB':>6} {'seconds':>8}  result  notes")

@@ -3,6 +3,7 @@
 python tools/release.py core                      check, build, prove, print the tag
 python tools/release.py --tag potstill-core-v0.1.0    what the release workflow runs: package and
                                                       version come from the tag
+python tools/release.py core --collect            changelog.d/*.md become lines of CHANGELOG.md
 
 Checked: the tree is committed; the tag is new (or, with --tag, points at HEAD); the version is that
 of the tag and the top of CHANGELOG.md, which is dated; the domains accept the core's version; the
@@ -14,6 +15,7 @@ import argparse
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 from workspace import PACKAGES, ROOT, project
 
@@ -28,6 +30,26 @@ def changelog(name: str) -> tuple[str, str, str]:
     text = (ROOT / "packages" / name / "CHANGELOG.md").read_text(encoding="utf-8")
     top = re.search(r"^## \[?(\d[^\s\]]*)\]? - (\S+)\n(.*?)(?=^## |\Z)", text, re.M | re.S)
     return (top[1], top[2], top[3].strip()) if top else ("", "", "")
+
+
+def fragments(name: str) -> list[Path]:
+    """Files of ``changelog.d``: one line or list for each change, so that branches do not meet."""
+    return sorted((ROOT / "packages" / name / "changelog.d").glob("*.md"))
+
+
+def collect(name: str) -> int:
+    """Put the fragments on top of the newest entry, remove their files, and count them."""
+    path = ROOT / "packages" / name / "CHANGELOG.md"
+    head, heading, rest = re.split(
+        r"^(## .*\n)\n?", path.read_text(encoding="utf-8"), maxsplit=1, flags=re.M
+    )
+    files = fragments(name)
+    texts = [file.read_text(encoding="utf-8").strip() for file in files]
+    lines = [text if text.startswith("- ") else f"- {text}" for text in texts]
+    path.write_text(f"{head}{heading}\n" + "".join(f"{line}\n" for line in lines) + rest, "utf-8")
+    for file in files:
+        file.unlink()
+    return len(files)
 
 
 def accepts(requirement: str, version: str) -> bool:
@@ -52,6 +74,8 @@ def troubles(name: str, tag: str, given: bool) -> list[str]:
         )
     if not re.fullmatch(r"\d{4}-\d\d-\d\d", date):
         found.append(f"the top entry of CHANGELOG.md must be dated (YYYY-MM-DD), got {date!r}")
+    if fragments(name):
+        found.append(f"changelog.d has fragments: python tools/release.py {name} --collect")
     if not text:
         found.append("the top entry of CHANGELOG.md is empty")
     if git("status", "--porcelain"):
@@ -82,6 +106,7 @@ def main() -> int:
     parser.add_argument("package", nargs="?", choices=PACKAGES)
     parser.add_argument("--tag", help="release what this tag names")
     parser.add_argument("--check", action="store_true", help="no build: the quick checks only")
+    parser.add_argument("--collect", action="store_true", help="fragments into the changelog")
     options = parser.parse_args()
     if bool(options.package) == bool(options.tag):
         parser.error("give a package or --tag, one of them")
@@ -91,6 +116,9 @@ def main() -> int:
         if not match or match[1] not in PACKAGES:
             parser.error(f"a tag is potstill-<package>-v<version>, got {options.tag}")
         name = match[1]
+    if options.collect:
+        print(f"{collect(name)} fragments of packages/{name} are in its CHANGELOG.md")
+        return 0
     tag = options.tag or f"potstill-{name}-v{project(name)['version']}"
     found = troubles(name, tag, given=bool(options.tag))
     if found:

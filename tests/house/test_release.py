@@ -75,3 +75,18 @@ def test_what_is_wrong_is_said(
     found = release.troubles("core", "potstill-core-v0.2.0", given=False)
     assert any(trouble in line for line in found), found
     assert not any("not committed" in line for line in found)
+
+
+def test_fragments_become_lines_of_the_newest_entry(release, tmp_path: Path) -> None:
+    folder = tmp_path / "packages" / "core" / "changelog.d"
+    folder.mkdir()
+    (folder / "27.md").write_text("Pages of results.\n")
+    (folder / "28.md").write_text("- Two\n  lines.\n")
+    (tmp_path / "packages" / "core" / "changelog.d" / "notes.txt").write_text("kept")
+    found = release.troubles("core", "potstill-core-v0.2.0", given=False)
+    assert any("changelog.d has fragments" in line for line in found)
+    assert release.collect("core") == 2
+    text = "- Pages of results.\n- Two\n  lines.\n- Something new."
+    assert release.changelog("core") == ("0.2.0", "2026-11-21", text)
+    assert "## 0.1.0 - 2026-01-01\n\n- Old.\n" in (folder.parent / "CHANGELOG.md").read_text()
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
