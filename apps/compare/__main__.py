@@ -71,7 +71,7 @@ def outcome_of(domain: str, first: str, second: str, *, data: str, quick: bool) 
 
     adapter = importlib.import_module(f"apps.compare.{domain}")
     outcome = Outcome(domain, adapter.compare(first, second, data))
-    *costs, outcome.speedup = measure(outcome.chapter, quick)
+    *costs, outcome.speedup, outcome.others = measure(outcome.chapter, quick)
     outcome.costs = (costs[0], costs[1])
     return outcome
 

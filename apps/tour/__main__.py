@@ -42,7 +42,7 @@ def main(
     console = Console()
     with console.status("starting"):
         from apps.tour.page import page
-        from apps.tour.tour import ORDER, exit_status, tour
+        from apps.tour.tour import ORDER, exit_status, last_line, tour
         from potstill.core.measure import Load
 
     start, load, outcomes = time.perf_counter(), Load(), []
@@ -54,6 +54,7 @@ def main(
     report = page(outcomes, command, load, time.perf_counter() - start)
     report.show(console)
     console.print(f"page: {report.save(out)}", markup=False, soft_wrap=True)
+    console.print(last_line(outcomes), markup=False, highlight=False, soft_wrap=True)
     return exit_status(outcomes)
 
 

@@ -102,8 +102,8 @@ def forward(model: nn.Module, *inputs: Tensor) -> Any:
     return model(*inputs)
 
 
-def measure(chapter: Chapter, quick: bool) -> tuple[Figures, Figures, Measured]:
-    """What teacher and student cost, and how many times faster the student is.
+def measure(chapter: Chapter, quick: bool) -> tuple[Figures, Figures, Measured, float]:
+    """What teacher and student cost, how many times faster the student is, and what disturbed.
 
     Both are timed by the benchmark runner, `potstill.core.measure.bench`: interleaved, in random
     order within a pair, so that both see the same machine.
@@ -131,4 +131,4 @@ def measure(chapter: Chapter, quick: bool) -> tuple[Figures, Figures, Measured]:
             (chapter.student, "ours", "peak"),
         )
     )
-    return teacher, student, race.figures["ratio"]
+    return teacher, student, race.figures["ratio"], race.others

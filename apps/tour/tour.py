@@ -17,10 +17,10 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Column as Cell
 
 from apps.tour.chapter import Chapter, Figures, Tell, measure
-from potstill.core.measure.bench import Measured
+from potstill.core.measure.bench import BUSY, Measured
 from potstill.core.measure.report import number
 
-__all__ = ["ORDER", "Outcome", "exit_status", "tour"]
+__all__ = ["ORDER", "Outcome", "exit_status", "last_line", "tour"]
 
 ORDER = ("sr", "nerf", "graph", "mae", "acm")
 
@@ -34,6 +34,7 @@ class Outcome:
         chapter: What it told.
         costs: Of teacher and student.
         speedup: Of the student, interleaved with its teacher.
+        others: CPU time that other programs took while both were timed, in cores.
         install: What to type when the domain is not installed.
         error: One line, when it failed.
         trace: The whole of it.
@@ -44,6 +45,7 @@ class Outcome:
     chapter: Chapter | None = None
     costs: tuple[Figures, Figures] | None = None
     speedup: Measured | None = None
+    others: float = 0.0
     install: str = ""
     error: str = ""
     trace: str = ""
@@ -73,7 +75,7 @@ def _tell_all(outcome: Outcome, out: Path, quick: bool, show: Callable[..., None
     program: Any = importlib.import_module(f"apps.tour.{outcome.name}")
     outcome.chapter = program.run(_teller(outcome.name, show), out, quick)
     show(outcome.name, "timing", 0.95)
-    *costs, outcome.speedup = measure(outcome.chapter, quick)
+    *costs, outcome.speedup, outcome.others = measure(outcome.chapter, quick)
     outcome.costs = (costs[0], costs[1])
 
 
@@ -138,6 +140,14 @@ def _words(outcome: Outcome) -> str:
         f"{told.measure} {before} -> {after} {told.unit}, {outcome.speedup.value:.1f}x as fast, "
         f"in {outcome.seconds:.0f} s"
     )
+
+
+def last_line(outcomes: Sequence[Outcome]) -> str:
+    """Whose times a busy machine may have spoilt."""
+    spoilt = [f"{o.name} ({o.others:.1f} cores)" for o in outcomes if o.others > BUSY]
+    if not spoilt:
+        return "times: nothing else ran meanwhile"
+    return f"times that other programs may have spoilt: {', '.join(spoilt)}; take them as ratios"
 
 
 def exit_status(outcomes: Sequence[Outcome]) -> int:

@@ -113,6 +113,15 @@ def test_a_failure_is_shown_and_the_others_go_on(tell_instead, tmp_path, monkeyp
     assert exit_status(outcomes[1:2]) == 1, "nothing was there to run"
 
 
+def test_the_last_line_says_whose_times_are_spoilt():
+    from apps.tour.tour import Outcome, last_line
+
+    outcomes = [Outcome("sr", others=0.9), Outcome("acm", others=0.01)]
+    assert last_line(outcomes[1:]) == "times: nothing else ran meanwhile"
+    said = "times that other programs may have spoilt: sr (0.9 cores); take them as ratios"
+    assert last_line(outcomes) == said
+
+
 def test_a_side_that_cannot_work_fails_its_chapter(tell_instead, tmp_path):
     from dataclasses import replace
 

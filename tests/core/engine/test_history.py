@@ -1,5 +1,6 @@
 """Rows that stay on the disk, and callbacks that follow a run."""
 
+import importlib
 import json
 import pickle
 import signal
@@ -174,3 +175,19 @@ def test_a_disk_that_is_full_is_told_once(tmp_path):
     with pytest.raises(DataError, match=r"could not write .*history\.jsonl"):
         history.append({"step": 0.0})
     history.close()  # where the bytes are tried again
+
+
+def test_progress_in_a_pipe_is_one_line_an_update(monkeypatch, capsys):
+    """However many terms there are, without colours, and with the brackets of their names."""
+    module = importlib.import_module("potstill.core.engine.history")
+    monkeypatch.setattr(module, "_INTERVAL", -1.0)
+    show = module.Show("a label")
+    terms = {f"a/rather/long/name/of/a/term[{n}]": float(n) for n in range(9)}
+    for step in range(3):
+        show.update({"step": float(step), **terms}, step / 4)
+    show.close()
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[:4] for line in lines] == [
+        ["a", "label:", f"{25 * step}%", "step"] for step in range(3)
+    ]
+    assert all("term[8] 8" in line and "\x1b" not in line for line in lines)

@@ -380,7 +380,7 @@ def test_command_records_full_runs_only(program, capsys):
     assert program("toy", "--quick") == 0
     assert "no claims" in capsys.readouterr().out
     assert program("toy", "--list") == 0
-    assert "score >= 1 (issue 9)" in capsys.readouterr().out
+    assert "score >= 1: issue 9" in capsys.readouterr().out
     assert not results.exists()
     assert program() == 0  # all of them
     assert sorted(path.name for path in results.iterdir()) == ["toy.csv", "toy.html"]

@@ -73,6 +73,19 @@ def test_terminal_table(report):
         assert text in out.getvalue()
 
 
+def test_a_table_that_is_too_wide_is_told_row_by_row(report):
+    """On 80 columns no cell is broken: long names stay whole, and empty cells are left out."""
+    report.add("a teacher with a name that is as long as those of the tour", accuracy=90.0, time=2)
+    out = io.StringIO()
+    report.show(Console(file=out, width=80))
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    where = lines.index("a teacher with a name that is as long as those of the tour")
+    assert lines[where + 1].strip() == "accuracy [%] 90.00, time [ms] 2"
+    assert "  accuracy [%] 91.25 ± 0.35, time [ms] 0.125, note no edges" in map(str.rstrip, lines)
+    assert "\x1b" not in out.getvalue()
+
+
 VOID = {"meta", "img", "input", "link", "br", "path", "use", "rect"}
 
 

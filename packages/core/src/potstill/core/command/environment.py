@@ -69,6 +69,7 @@ def environment() -> dict[str, Any]:
 def show_environment(report: dict[str, Any], console: Console) -> None:
     """Print what `environment` found as tables."""
     from rich.table import Table
+    from rich.text import Text
 
     torch, data = report["torch"], report["data"]
     system = Table(show_header=False, box=None, pad_edge=False)
@@ -87,13 +88,14 @@ def show_environment(report: dict[str, Any], console: Console) -> None:
     system.add_row("data root", f"{data['root']} ({'found' if data['exists'] else 'not there'})")
     console.print(system)
 
-    table = Table("optional package", "version", "for", "to install", box=None, pad_edge=False)
-    for row in report["optional"]:
-        found = row["version"]
-        table.add_row(row["package"], found or "-", row["extra"], "" if found else row["install"])
     console.print()
-    # Markup off: brackets of an extra are not a style.
-    console.print(table, markup=False)
+    table = Table("optional package", "version", "comes with", box=None, pad_edge=False)
+    for row in report["optional"]:
+        table.add_row(row["package"], row["version"] or "-", Text(row["extra"]))
+    console.print(table)
+    missing = dict.fromkeys(r["install"] for r in report["optional"] if not r["version"])
+    for command in missing:
+        console.print(f"to install: {command}", markup=False, highlight=False, soft_wrap=True)
     console.print()
     versions = [f"{name} {v or '(missing)'}" for name, v in report["dependencies"].items()]
     console.print("dependencies: " + ", ".join(versions), highlight=False)

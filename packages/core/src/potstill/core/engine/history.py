@@ -94,7 +94,7 @@ class Show:
         from rich.console import Console
 
         self._console = Console(stderr=True)
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not self._console.is_dumb_terminal:
             self._bar = _bar(self._console)
             self._task = self._bar.add_task(self._label, total=1.0, terms="")
             self._bar.start()
@@ -110,6 +110,8 @@ class Show:
             self._console.print(
                 f"{self._label}: {fraction:4.0%} step {row['step']:.0f} {_terms(row)}",
                 highlight=False,
+                markup=False,
+                soft_wrap=True,  # one line an update, however many terms
             )
 
     def close(self) -> None:

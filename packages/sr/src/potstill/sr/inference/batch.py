@@ -22,6 +22,7 @@ from rich.table import Table
 
 from potstill.core import ConfigError, PotstillError
 from potstill.core.command import progress
+from potstill.core.measure.report import print_table
 from potstill.sr.config import UpscaleConfig
 from potstill.sr.images.animation import MOVING, is_animated, read_animation, write_animation
 from potstill.sr.images.picture import Picture
@@ -132,7 +133,7 @@ def run_batch(batch: UpscaleConfig) -> int:
         if batch.json:
             console.print(json.dumps(row), markup=False, highlight=False, soft_wrap=True)
     if not batch.json:
-        console.print(_table(rows))
+        print_table(_table(rows), console)
     return int(any("error" in row for row in rows))
 
 

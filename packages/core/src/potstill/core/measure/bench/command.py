@@ -13,7 +13,7 @@ from potstill.core.measure.bench import results as record
 from potstill.core.measure.bench.drawing import draw
 from potstill.core.measure.bench.registry import Benchmark, registered
 from potstill.core.measure.bench.run import BUSY, Result, run
-from potstill.core.measure.report.table import number
+from potstill.core.measure.report.table import number, print_table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -122,16 +122,17 @@ def _record(folder: Path, out: Path | None, entry: Benchmark) -> Path:
 
 
 def _list(console: Console, entries: Sequence[Benchmark], official: Path | None) -> None:
-    from rich.table import Table
+    from rich.padding import Padding
+    from rich.text import Text
 
-    table = Table("domain", "name", "what", "targets", "budget", "needs", box=None)
     for entry in entries:
-        targets = "\n".join(f"{n} {t} ({t.source})" for n, t in entry.targets.items())
+        title = Text.assemble((f"{entry.domain} {entry.name}", "bold"), f"  {entry.budget:g} s")
+        lines = [entry.summary]
+        lines += [f"{name} {target}: {target.source}" for name, target in entry.targets.items()]
         needs = entry.missing(official) or ("data" if entry.data else "")
-        table.add_row(
-            entry.domain, entry.name, entry.summary, targets, f"{entry.budget:g} s", needs
-        )
-    console.print(table)
+        lines += [f"needs: {needs}"] * bool(needs)
+        console.print(title)
+        console.print(Padding(Text("\n".join(lines)), (0, 0, 0, 4)))
 
 
 def _show(console: Console, result: Result, quick: bool) -> None:
@@ -158,7 +159,7 @@ def _check(console: Console, results: Sequence[Result]) -> int:
     """Print every target with its verdict; the exit code says whether all are met."""
     from rich.table import Table
 
-    table = Table("benchmark", "figure", "measured", "target", "from", "verdict", title="Targets")
+    table = Table("benchmark", "figure", "measured", "target", "verdict", "from", title="Targets")
     verdicts = ["missed" for result in results if result.status == "failed"]
     for result in results:
         for name, target in result.entry.targets.items():
@@ -169,9 +170,12 @@ def _check(console: Console, results: Sequence[Result]) -> int:
             color = {"met": "green", "missed": "red"}.get(verdict, "yellow")
             title = f"{result.entry.domain} {result.entry.name}"
             table.add_row(
-                title, name, value, str(target), target.source, f"[{color}]{verdict}[/{color}]"
+                title, name, value, str(target), f"[{color}]{verdict}[/{color}]", target.source
             )
-    console.print(table if table.row_count else "No targets are declared.")
+    if table.row_count:
+        print_table(table, console)
+    else:
+        console.print("No targets are declared.")
     if "missed" in verdicts:
         return MISSED
     return MET if all(verdict == "met" for verdict in verdicts) else UNDECIDED

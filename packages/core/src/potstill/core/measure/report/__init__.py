@@ -14,7 +14,7 @@ Example:
 from potstill.core.measure.report.image import Draw, data_uri, draw_svg, figure_svg
 from potstill.core.measure.report.page import Section, page, table_html
 from potstill.core.measure.report.rows import Column, Report
-from potstill.core.measure.report.table import csv_text, markdown, number
+from potstill.core.measure.report.table import csv_text, markdown, number, print_table
 
 __all__ = [
     "Column",
@@ -28,5 +28,6 @@ __all__ = [
     "markdown",
     "number",
     "page",
+    "print_table",
     "table_html",
 ]

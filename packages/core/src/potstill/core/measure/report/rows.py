@@ -16,7 +16,7 @@ from potstill.core.files import atomic
 from potstill.core.measure.provenance import provenance
 from potstill.core.measure.report.image import Draw, data_uri, draw_png, draw_svg, figure_svg
 from potstill.core.measure.report.page import Section, page, table_html
-from potstill.core.measure.report.table import csv_text, markdown, number
+from potstill.core.measure.report.table import csv_text, markdown, number, print_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -321,7 +321,7 @@ class Report:
             style = "italic dim" if self._rows[i].published else ""
             cells = (Text(c, "bold" if (i, j) in best else "") for j, c in enumerate(row))
             table.add_row(*cells, style=style)
-        (console or Console()).print(table)
+        print_table(table, console or Console())
 
     def save(self, folder: str | Path) -> Path:
         """Write ``index.html``, ``report.md``, ``rows.csv``, ``provenance.json`` and plots as PNG.

@@ -6,8 +6,13 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-__all__ = ["csv_text", "markdown", "number"]
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+__all__ = ["csv_text", "markdown", "number", "print_table"]
 
 
 def number(value: float, digits: int = 4) -> str:
@@ -54,3 +59,33 @@ def csv_text(header: Sequence[str], rows: Sequence[Mapping[str, object]]) -> str
     writer.writeheader()
     writer.writerows(rows)
     return out.getvalue()
+
+
+def print_table(table: Table, console: Console) -> None:
+    """Print a table; where it is wider than the console, each row as a heading and its cells."""
+    from rich.measure import Measurement
+    from rich.padding import Padding
+    from rich.text import Text
+
+    wide = console.options.update(max_width=10_000)
+    if Measurement.get(console, wide, table).maximum <= console.width:
+        console.print(table)
+        return
+
+    def text(cell: object) -> Text:
+        return cell if isinstance(cell, Text) else Text.from_markup(str(cell))
+
+    first, *others = table.columns
+    if table.title:
+        console.print(text(table.title), style="italic")
+    cells = [list(column.cells) for column in others]
+    for i, label in enumerate(first.cells):
+        console.print(text(label), style="bold", soft_wrap=True)
+        said = [
+            Text.assemble((text(column.header).plain, "dim"), " ", text(column_cells[i]))
+            for column, column_cells in zip(others, cells, strict=True)
+            if text(column_cells[i]).plain
+        ]
+        console.print(Padding(Text(", ").join(said), (0, 0, 0, 2)))
+    if table.caption:
+        console.print(text(table.caption), style="dim")
