@@ -1,16 +1,29 @@
 """The commands, on a folder of small images."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 import timm
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import nn
 
+from potstill.core import count_parameters
 from potstill.core.command import main
-from potstill.search import SmallResNet, save_student, timm_model
+from potstill.core.store.cache import TeacherCache
+from potstill.search import (
+    Latency,
+    SmallResNet,
+    save_student,
+    suggest,
+    timm_model,
+)
+from potstill.search.jobs import Suggest
+from potstill.search.ledger import Ledger
+from potstill.search.tasks import Accuracy, _Softened
 
 SPACE = """
 builder = "timm"
@@ -73,6 +86,71 @@ def test_a_teacher_images_and_a_budget_become_a_student_of_timm(folder: Path, mo
     assert all(torch.equal(a, b) for a, b in zip(*(w.values() for w in weights), strict=True))
     assert main(["search", "check", str(out), "--truth", "half"]) == 0
     assert main(["search", "suggest", *words[2:], "--out", str(out), "--parameters", "2000"]) == 2
+
+
+def by_size(model: nn.Module, example: object, spread: float = 1.1) -> Latency:
+    time = count_parameters(model) / 1000
+    return Latency(time, time, spread * time)
+
+
+STAGES = {  # what a search does, and at which call of it a kill comes
+    "teacher": (TeacherCache, "write", 1),
+    "reference": (Accuracy, "__call__", 1),
+    "costs": (Ledger, "_append", 2),
+    "latency": (Ledger, "_append", 4),
+    "score": (Ledger, "_append", 5),
+    "first rung": (_Softened, "__call__", 3),
+    "first accuracy": (Accuracy, "__call__", 2),
+    "second rung": (_Softened, "__call__", 2),
+    "last accuracy": (Ledger, "_append", 1),
+    "export": (Suggest, "export", 1),
+}
+
+
+def test_killed_at_every_stage_the_command_goes_on_to_the_same_student(
+    folder: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr("potstill.core.engine.fit.plot_curves", lambda *_: None)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    words = ["search", "suggest", str(folder / "space.toml"), "--teacher",
+             f"timm:local-dir:{folder / 'teacher'}", "--images", str(folder / "photos"),
+             "--milliseconds", "3", "--shortlist", "2", "--steps", "4", "--batch", "8",
+             "--device", "cpu", "--out"]  # fmt: skip
+
+    def killed(stage: str) -> None:
+        owner, name, count = STAGES[stage]
+        real, calls = getattr(owner, name), []
+
+        def stop(*args, **options):
+            calls.append(1)
+            if len(calls) == count:
+                raise KeyboardInterrupt
+            return real(*args, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, stop)
+            try:
+                code = main([*words, str(folder / "killed")])
+            except KeyboardInterrupt:
+                code = 130
+        assert code not in (0, 1, 2), stage
+
+    shaky = partial(suggest, timer=partial(by_size, spread=1.6))
+    with monkeypatch.context() as patch:  # a clock that cannot be trusted
+        patch.setattr("potstill.search.jobs.suggest", shaky)
+        assert main([*words, str(folder / "killed")]) == 1
+    assert "wait until the machine is idle and call it again" in capsys.readouterr().err
+    assert "latency" not in (folder / "killed/search.jsonl").read_text()
+    monkeypatch.setattr("potstill.search.jobs.suggest", partial(suggest, timer=by_size))
+    for stage in STAGES:
+        killed(stage)
+    for name in ("whole", "killed"):
+        assert main([*words, str(folder / name)]) == 0
+    for name in ("search.jsonl", "best.json"):
+        assert (folder / "whole" / name).read_text() == (folder / "killed" / name).read_text()
+    weights = [load_file(folder / name / "student/model.safetensors")
+               for name in ("whole", "killed")]  # fmt: skip
+    assert all(torch.equal(weights[1][name], value) for name, value in weights[0].items())
 
 
 def test_a_supernet_makes_the_shortlist(folder: Path, monkeypatch, capsys) -> None:
