@@ -29,12 +29,14 @@ class DrawnOnTheCPU(TorchDispatchMode):
         def home(value: Any) -> Any:
             if isinstance(value, torch.Tensor | torch.device):
                 places.append(value if isinstance(value, torch.device) else value.device)
-                return torch.device("cpu") if isinstance(value, torch.device) else value.cpu()
+                if isinstance(value, torch.device):
+                    return torch.device("cpu")
+                return value if value.is_meta else value.cpu()
             return self._twin(value) if isinstance(value, torch.Generator) else value
 
         random = torch.Tag.nondeterministic_seeded in func.tags
         moved = tree_map(home, (args, kwargs)) if random else None
-        if moved is None or all(place.type == "cpu" for place in places):
+        if moved is None or all(place.type in ("cpu", "meta") for place in places):
             return func(*args, **kwargs)
         target = next(place for place in places if place.type != "cpu")
         result = tree_map(
