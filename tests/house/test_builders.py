@@ -50,3 +50,9 @@ def test_builders_of_domains_share_weights_exactly(name: str) -> None:
         inputs = (torch.rand(4, 5), torch.tensor([[0, 1, 2], [1, 2, 3]]))
     for choice in space:
         assert torch.equal(elastic(inputs, choice), elastic.extract(choice)(*inputs))
+    elastic(inputs, elastic.least).sum().backward()
+    slices = {n: view.shape for n, view in elastic.views(elastic.least).items()}
+    for name, parameter in elastic.full.named_parameters():
+        if parameter.grad is not None:  # outside of the slice nothing moves
+            parameter.grad[tuple(slice(n) for n in slices[name])] = 0
+            assert not parameter.grad.any(), name

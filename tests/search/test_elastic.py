@@ -69,6 +69,21 @@ def test_gradients_stay_in_the_slice_and_add_up(vits: Space, x) -> None:
         torch.testing.assert_close(value, one[name] + two[name], atol=1e-6, rtol=1e-5)
 
 
+def test_gradients_of_residual_networks_stay_in_the_slice_too(residual: Space, x) -> None:
+    elastic, mask = Elastic(residual), Elastic(residual)
+    elastic(x, elastic.least).sum().backward()
+    with torch.no_grad():
+        for parameter in mask.full.parameters():
+            parameter.zero_()
+        for view in mask.views(mask.least).values():
+            view.fill_(1)
+    own = dict(mask.full.named_parameters())
+    for name, parameter in elastic.full.named_parameters():
+        if parameter.grad is not None:
+            assert parameter.grad[own[name] == 0].eq(0).all(), name
+    assert elastic.full.conv1.weight.grad.ne(0).any()
+
+
 def test_packed_projections_have_to_be_named(vits: Space, x) -> None:
     right, wrong = Elastic(vits).eval(), Elastic(vits, {}).eval()
     smallest = next(iter(vits))
@@ -86,8 +101,13 @@ def test_names_and_shapes_that_do_not_nest_are_refused() -> None:
     with pytest.raises(ShapeError, match=r"names of width=2 .* got layer2\.weight besides"):
         Elastic(Space(Named, {"width": (2, 3)}))
     turned = Space(lambda a: nn.Linear(a, 6 // a * 2), {"a": (1, 4)})
-    with pytest.raises(ShapeError, match=r"must fit into that of the largest"):
+    with pytest.raises(
+        ShapeError, match=r"weight must fit into that of the largest, \[12, 1\], got \[2, 4\]$"
+    ):
         Elastic(turned)
+    packed = Space(lambda a: nn.Linear(a, 12 if a == 4 else 24), {"a": (4, 3)})
+    with pytest.raises(ShapeError, match=r"three projections, name it in packed="):
+        Elastic(packed)
 
 
 def test_statistics_are_those_of_the_candidate_alone(nets: Space, x) -> None:
@@ -145,7 +165,11 @@ def test_relations_do_not_change_when_a_head_is_turned() -> None:
     turned = qkv_s.unflatten(2, (3, 2, 4)) @ turn
     before = qkv_relation(qkv_s, qkv_t, heads=2)
     torch.testing.assert_close(qkv_relation(turned.flatten(2), qkv_t, heads=2), before)
-    assert qkv_relation(qkv_s, qkv_s, heads=2).abs() < 1e-12
+    qkv_s.requires_grad_()
+    same = qkv_relation(qkv_s, qkv_s.detach(), heads=2)
+    same.backward()
+    assert same.abs() < 1e-12
+    assert qkv_s.grad.abs().max() < 1e-12
 
 
 def test_relations_are_those_of_the_formula() -> None:
@@ -170,6 +194,11 @@ def test_a_student_learns_relations_of_a_timm_teacher(vits: Space, x) -> None:
     assert history[-1]["relation"] < history[0]["relation"]
     with pytest.raises(ShapeError, match="heads must divide the width of the student, 8, got 3"):
         RelationDistiller(student, teacher, heads=3)(batch, 0)
+    finer = vit(3, size=8, patch=2, depth=(1, 2), dim=(8,), heads=(2,), mlp=(1,)).make(choices[0])
+    with pytest.raises(
+        ShapeError, match="must have 5 tokens of 5 items like the teacher, got 17 of"
+    ):
+        RelationDistiller(finer, teacher)(batch, 0)
     with pytest.raises(ConfigError, match=r"blocks with attn\.qkv, .* got Linear"):
         RelationDistiller(nn.Linear(2, 2), teacher)
 

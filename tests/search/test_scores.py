@@ -87,6 +87,15 @@ def test_the_relation_of_constant_and_of_orthogonal_features() -> None:
     assert math.isclose(value, 0.09375, rel_tol=1e-12)
 
 
+def test_the_relation_of_features_that_are_one_direction_each() -> None:
+    torch.manual_seed(2)
+    a, b = torch.rand(ITEMS).double(), torch.rand(ITEMS).double()
+    pair = [Given(torch.outer(x, torch.randn(w).double())) for x, w in ((a, 3), (b, 5))]
+    expected = (F.normalize(a, dim=0) - F.normalize(b, dim=0)).square().sum() / ITEMS
+    found = -diswot_relation(pair[0], (torch.zeros(1), None), pair[1])
+    assert math.isclose(found, float(expected), rel_tol=1e-9)
+
+
 def test_a_student_that_is_its_teacher_has_the_highest_score(pair) -> None:
     student, other, batch = pair
     assert diswot(student, batch, student) == pytest.approx(0, abs=1e-12)
@@ -101,6 +110,9 @@ def test_other_widths_and_models_are_refused_by_what_is_missing(pair) -> None:
     assert math.isfinite(diswot_relation(student, batch, wider))
     with pytest.raises(ConfigError, match=r"forward_features.*got Linear.*parameters, macs"):
         diswot(nn.Linear(3, 3), batch, student)
+    student.get_classifier = nn.Identity
+    with pytest.raises(ConfigError, match=r"get_classifier, .* linear layer.*jacob_cov remain"):
+        diswot_semantic(student, batch, wider)
 
 
 def test_the_gradient_of_a_zero_head_is_a_difference_of_means(pair) -> None:

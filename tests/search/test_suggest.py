@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +19,19 @@ from potstill.core import (
     Training,
     count_parameters,
 )
-from potstill.search import Budget, Latency, Space, Task, check_table, image_task, resnet, suggest
+from potstill.core.store import root
+from potstill.core.testing import requires_data
+from potstill.search import (
+    Budget,
+    Latency,
+    Space,
+    Task,
+    check_table,
+    image_task,
+    read_table,
+    resnet,
+    suggest,
+)
 from potstill.search.scores import SCORES
 
 WIDTHS, DEPTHS = (2, 4, 6, 8, 10), (1, 2, 3)
@@ -101,6 +114,22 @@ def test_a_shortlist_of_everything_finds_the_optimum(space, task) -> None:
                for note in found.notes)  # fmt: skip
 
 
+@requires_data("search/s1_cifar100_resnets.json")
+def test_all_of_diswots_table_gives_its_best_network() -> None:
+    rows = read_table(root() / "search/s1_cifar100_resnets.json")
+    table = {tuple(row["depth"]): row["distilled"] for row in rows}
+
+    def made(depth) -> nn.Module:
+        net = nn.Linear(2, sum(depth))
+        net.depth = depth
+        return net
+
+    task = Task(torch.zeros(1, 2), lambda s: s, None, lambda s: table[s.depth], name="s1")
+    found = suggest(Space(made, {"depth": tuple(table)}), task, Budget(parameters=1e9),
+                    training=TRAINING, fit=lambda *_, **__: None, shortlist=64)  # fmt: skip
+    assert found.best.accuracy[-1] == max(table.values())
+
+
 def test_nothing_within_the_budget_names_the_nearest(space, task) -> None:
     with pytest.raises(ConfigError, match=r"width=2 depth=1 with parameters 6, 20% above"):
         run(space, task, Budget(parameters=5))
@@ -145,6 +174,28 @@ def test_killed_anywhere_it_goes_on_to_the_same_answer(space, task, tmp_path: Pa
     assert second.calls <= whole.calls - stop + 1  # the best is fetched from its folder
     ledger = [(tmp_path / name / "search.jsonl").read_text() for name in ("whole", "killed")]
     assert ledger[0] == ledger[1]
+
+
+def test_a_space_in_which_nothing_can_be_built_says_why(task) -> None:
+    with pytest.raises(ConfigError, match=r"2 that cannot; width=2 depth=3: ValueError: too thin"):
+        run(Space(build, {"width": (2,), "depth": (3, "3")}, valid=lambda width, depth: True), task,
+            Budget(macs=9))  # fmt: skip
+
+
+@pytest.mark.parametrize("what", ["space", "task", "seed", "steps", "score"])
+def test_a_folder_of_another_search_names_it(space, task, tmp_path, what) -> None:
+    own = {"space": space, "task": task, "budget": Budget(macs=100), "training": TRAINING,
+           "fit": Spy().fit, "out": tmp_path}  # fmt: skip
+    suggest(**own)
+    other = {
+        "space": {"space": Space(build, {"width": WIDTHS, "depth": (1, 2)}, name="toy")},
+        "task": {"task": replace(task, name="other")},
+        "seed": {"training": replace(TRAINING, seed=3)},
+        "steps": {"training": replace(TRAINING, steps=6)},
+        "score": {"score": "macs"},
+    }
+    with pytest.raises(CheckpointError, match=rf"another {what} \(.*choose another folder"):
+        suggest(**{**own, **other[what]})
 
 
 def test_a_folder_of_another_search_is_refused_by_what_differs(space, task, tmp_path) -> None:
@@ -224,8 +275,6 @@ def test_students_with_other_outputs_than_the_teacher_are_refused(teacher):
 
 
 def test_without_classes_a_student_is_judged_by_its_teacher(images_of, teacher, tmp_path) -> None:
-    from dataclasses import replace
-
     bare = [replace(images_of(n), labels=torch.full((n,), -1), classes=()) for n in (24, 9)]
     task = image_task(teacher, *bare, folder=tmp_path, batch=6)
     assert task.reference == 100

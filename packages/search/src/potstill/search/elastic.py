@@ -162,9 +162,10 @@ class Elastic(nn.Module):
         if tensor.ndim != len(shape) or any(
             small > big for small, big in zip(shape, tensor.shape, strict=True)
         ):
+            packed = len(shape) > 1 and shape[0] == 3 * shape[1] and parts == 1
             raise ShapeError(
                 f"Elastic: {name} must fit into that of the largest, {list(tensor.shape)}, got "
-                f"{list(shape)}"
+                f"{list(shape)}" + "; if it holds three projections, name it in packed=" * packed
             )
         if parts == 1:
             return tensor[tuple(slice(n) for n in shape)]

@@ -41,6 +41,12 @@ def qkv_relation(
     Raises:
         ShapeError: A width that the heads do not divide, or other tokens.
     """
+    if qkv_s.shape[:2] != qkv_t.shape[:2]:
+        raise ShapeError(
+            f"qkv_relation: student must have {qkv_t.shape[1]} tokens of {qkv_t.shape[0]} items "
+            f"like the teacher, got {qkv_s.shape[1]} of {qkv_s.shape[0]}; give both the same grid "
+            "of patches and the same prefix tokens"
+        )
     total = qkv_s.new_zeros(())
     parts = [_split("student", qkv_s, heads), _split("teacher", qkv_t, heads)]
     for a_s, a_t in zip(*parts, strict=True):
