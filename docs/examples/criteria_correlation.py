@@ -1,0 +1,27 @@
+"""Match relations between classes and between rows, not values: DIST.
+
+python docs/examples/criteria_correlation.py
+"""
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from potstill.core import Objective, fit
+from potstill.core.criteria import dist
+from potstill.core.schemes import LogitDistiller
+
+torch.manual_seed(0)
+x, y = torch.randn(256, 8), torch.randint(3, (256,))
+teacher = nn.Sequential(nn.Linear(8, 64), nn.Tanh(), nn.Linear(64, 3))
+
+criteria = {
+    "dist": partial(dist, beta=1.0, gamma=1.0),
+}
+for name, criterion in criteria.items():
+    objective = Objective(task=(0.1, F.cross_entropy), soft=(0.9, criterion))
+    distiller = LogitDistiller(nn.Linear(8, 3), objective, teacher)
+    history = fit(distiller, [(x, y)], steps=40, lr=0.05, progress=False)
+    print(f"{name:12} {history[0]['soft']:9.4f} -> {history[-1]['soft']:.4f}")
