@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def _defined(path: Path, module: str, public: str, name: str) -> Iterator[Criter
 
 def criterion_page(criterion: Criterion) -> str:
     """Formula and source first, then the whole docstring with its signature."""
-    formula = "\n    ".join(criterion.formulas)
+    formula = "<br>".join(formula_html(text) for text in criterion.formulas)
     return f"""---
 title: {criterion.name}
 ---
@@ -112,9 +113,7 @@ title: {criterion.name}
 
 !!! abstract "Formula and source"
 
-    ```text
-    {formula}
-    ```
+    <p class="formula">{formula}</p>
 
     {criterion.source}
 
@@ -128,6 +127,71 @@ from {criterion.public} import {criterion.name}
       show_root_heading: true
       show_root_toc_entry: false
 """
+
+
+GREEK = dict(
+    alpha="α", beta="β", gamma="γ", delta="δ", eps="ε", lam="λ", tau="τ", sigma="σ", pi="π"
+)
+GREEK |= dict(theta="θ", mu="μ", rho="ρ", phi="φ", psi="ψ", omega="ω")
+SIGNS = {"sum": "∑", "sqrt": "√", "prod": "∏", ">=": "≥", "<=": "≤", "*": "·", "||": "∥", "->": "→"}
+PART = re.compile(
+    r"(?P<script>[_^])(?P<what>\{[^}]*\}|\([^()]*\)|[A-Za-z0-9+]+)|(?P<word>[A-Za-z]+)"
+    r"|(?P<sign>>=|<=|\*|\|\||->)|(?P<rest>.)"
+)
+
+
+def formula_html(text: str) -> str:
+    """A formula as our docstrings write it, set with indices, exponents, Greek letters and signs.
+
+    >>> formula_html("L = mean_n (u_s - tau)^2")
+    '<i>L</i> = mean<sub><i>n</i></sub> (<i>u</i><sub><i>s</i></sub> - <i>τ</i>)<sup>2</sup>'
+    """
+    out = []
+    for part in PART.finditer(text.replace("**", "^").replace("^ ", "^")):
+        if part["script"]:
+            tag = "sub" if part["script"] == "_" else "sup"
+            what = part["what"]
+            what = what[1:-1] if what[0] in "{(" else what
+            out.append(f"<{tag}>{formula_html(what)}</{tag}>")
+        elif word := part["word"]:
+            said = SIGNS.get(word) or GREEK.get(word, word)
+            single = len(said.rstrip("'")) == 1 and word not in SIGNS
+            out.append(f"<i>{said}</i>" if single else said)
+        else:
+            out.append(SIGNS.get(part["sign"] or "", escape(part[0])))
+    return "".join(out)
+
+
+def examples_page() -> str:
+    """Every program in docs/examples with what it is for and all of its lines."""
+    parts = [
+        "# Examples",
+        "One program for each family of criteria, scheme and method; our tests run all of them.",
+    ]
+    for path in sorted((ROOT / "docs" / "examples").glob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        about = (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
+        parts += [f"## {path.stem}", about, f"```python\n{text}```"]
+    return "\n\n".join(parts) + "\n"
+
+
+def gallery(docs: Path) -> str:
+    """The pictures of apps, each with its caption and the command that draws it."""
+    parts = [
+        "# Gallery",
+        "What the programs in `apps` draw; each picture is of one run of the command below it.",
+    ]
+    for page in sorted((ROOT / "apps").glob("*/README.md")):
+        text = page.read_text(encoding="utf-8")
+        title = text.partition("\n")[0].strip("# ")
+        command = re.search(r"^(?:python|potstill) .+?(?= {2,}#|$)", text, re.MULTILINE)
+        for caption, name in re.findall(r"!\[([^]]*)\]\(([\w-]+\.png)\)", text):
+            target = f"gallery/{page.parent.name}-{name}"
+            (docs / target).parent.mkdir(exist_ok=True)
+            shutil.copy(page.parent / name, docs / target)
+            parts += [f"## {title}", f"![{caption}]({target})", caption + "."]
+            parts += [f"```\n{command[0]}\n```"] if command else []
+    return "\n\n".join(parts) + "\n"
 
 
 def criteria_index(found: list[Criterion]) -> str:
@@ -212,6 +276,7 @@ def write(docs: Path) -> list[dict[str, Any]]:
         page = docs / "api" / f"{name}.md"
         page.write_text(f"{page.read_text('utf-8')}\n{reference(name)}\n", "utf-8")
     pages: dict[str, str] = {"criteria/index.md": criteria_index(found)}
+    pages |= {"gallery.md": gallery(docs), "examples.md": examples_page()}
     pages |= {f"criteria/{_file(c)}": criterion_page(c) for c in found}
     records = sorted((ROOT / "benchmarks" / "results").glob("*.csv"))
     pages |= {f"results/{record.stem}.md": results_page(record) for record in records}
@@ -222,7 +287,8 @@ def write(docs: Path) -> list[dict[str, Any]]:
     for package in dict.fromkeys(c.public for c in found):
         members = [{c.name: f"criteria/{_file(c)}"} for c in found if c.public == package]
         listed.append({package.removeprefix("potstill.").removesuffix(".criteria"): members})
-    navigation: list[dict[str, Any]] = [{"Criteria": listed}]
+    navigation: list[dict[str, Any]] = [{"Gallery": "gallery.md"}, {"Examples": "examples.md"}]
+    navigation.append({"Criteria": listed})
     if records:
         measured = [{record.stem: f"results/{record.stem}.md"} for record in records]
         navigation.append({"Results": measured})

@@ -63,6 +63,22 @@ def test_relative_links_lead_somewhere(path: Path) -> None:
             assert page.exists(), f"{target} in {names(path)}"
 
 
+def anchors(text: str) -> set[str]:
+    """Headings as links name them."""
+    heads = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
+    words = (re.sub(r"[^\w\s-]", "", head.lower()).strip() for head in heads)
+    return {re.sub(r"[\s-]+", "-", head) for head in words}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=names)
+def test_links_into_a_page_name_a_heading(path: Path) -> None:
+    text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for target, anchor in re.findall(r"\]\(([^)\s#:]*)#([^)\s]+)\)", text):
+        page = path.parent / target if target else path
+        if page.suffix == ".md" and page.exists():
+            assert anchor in anchors(page.read_text("utf-8")), f"#{anchor} in {names(path)}"
+
+
 def unproved(text: str) -> list[str]:
     """Headings of sections with measured figures, and neither a command nor "published"."""
     found = []

@@ -53,10 +53,25 @@ def test_formula_and_source_are_read_from_a_docstring(site) -> None:
     assert criterion.source == "Someone et al., Venue 2020, Eq. (3)."
     assert criterion.formulas == ["u = z / 2", "L = mean_n (u_s - u_t)^2"]
     page = site.criterion_page(criterion)
-    assert "L = mean_n (u_s - u_t)^2" in page
+    assert "mean<sub><i>n</i></sub> (<i>u</i><sub><i>s</i></sub>" in page
     assert "::: m.c" in page
     bare = site.Criterion("c", "m", "p.q", "Do it.", "All.\n\nSource of all: Others, 2021.\n")
     assert (bare.source, bare.formulas) == ("Others, 2021.", [])
+
+
+def test_formulas_are_set(site) -> None:
+    said = site.formula_html("L = T ** 2 mean_n KL(p_t || q_s) <= sum_{c != y} beta^2 sqrt(d)")
+    assert "<i>T</i> <sup>2</sup>" in said.replace("</i><sup>", "</i> <sup>")
+    assert "KL(<i>p</i><sub><i>t</i></sub> ∥ <i>q</i><sub><i>s</i></sub>) ≤" in said
+    assert "∑<sub><i>c</i> != <i>y</i></sub> <i>β</i><sup>2</sup> √(<i>d</i>)" in said
+    assert site.formula_html("a < b") == "<i>a</i> &lt; <i>b</i>"
+
+
+def test_pictures_of_the_apps_are_in_the_gallery(site, tmp_path) -> None:
+    page = site.gallery(tmp_path)
+    shown = {target.stem for target in (tmp_path / "gallery").iterdir()}
+    assert {"sr-page", "nerf-conversions", "tour-tour", "graph-page"} <= shown
+    assert page.count("![") == len(shown)
 
 
 @pytest.mark.parametrize("name", DOMAINS)
