@@ -73,7 +73,7 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
 
 def costs_report(candidates: Sequence[Candidate], title: str, **about: Any) -> Report:
     """A table of what candidates cost."""
-    report = Report(title, columns=_columns(), label="candidate", **about)
+    report = Report(title, columns=_columns(candidates), label="candidate", **about)
     for one in candidates:
         note = one.error or ("" if one.latency is None or one.latency.steady else "unsteady clock")
         values: dict[str, Any] = {**_costs(one), **({"note": note} if note else {})}
@@ -94,7 +94,7 @@ def _found_report(found: Found) -> Report:
         summary=f"{found.best.name}: {found.best.accuracy[-1]:.2f} after {found.steps[-1]} steps"
         f"{teacher}. {allowed} of {len(found.candidates)} candidates are within the budget "
         f"({bounds}); {len(trained)} of them were distilled.",
-        columns=_columns() | {"half": Column(), "whole": Column(best="max")},
+        columns=_columns(trained) | {"half": Column(), "whole": Column(best="max")},
         label="student", seed=found.seed, data=found.task.name[:12],
     )  # fmt: skip
     for one in trained:
@@ -103,8 +103,8 @@ def _found_report(found: Found) -> Report:
     axis = next(iter(found.budget.bounds))
     report.plot(
         lambda axes: _draw_front(axes, found, trained, axis),
-        f"Accuracy of the distilled candidates against {axis}. Line: those that no other beats; "
-        "star: the answer; dashed: the budget.",
+        f"Accuracy of the distilled candidates against {axis}. Line: those of all steps that no "
+        "other beats; star: the answer; dashed: the budget.",
         "What it costs and what it gives",
     )
     report.plot(
@@ -119,8 +119,9 @@ def _found_report(found: Found) -> Report:
     return report
 
 
-def _columns() -> dict[str, Column]:
-    return {name: Column(unit) for name, unit in UNITS.items()}
+def _columns(candidates: Sequence[Candidate]) -> dict[str, Column]:
+    known = {name for one in candidates for name in one.costs}
+    return {name: Column(unit) for name, unit in UNITS.items() if name in known}
 
 
 def _costs(one: Candidate) -> dict[str, Any]:
@@ -151,12 +152,12 @@ def _agreement(report: Report, found: Found, trained: Sequence[Candidate]) -> No
 
 def _draw_front(axes: Any, found: Found, trained: Sequence[Candidate], axis: str) -> None:
     points = [(one.costs[axis], one.accuracy[-1]) for one in trained]
-    axes.plot(*zip(*[points[i] for i in pareto(points)], strict=True), "-", zorder=1)
     halves = [p for p, one in zip(points, trained, strict=True) if len(one.accuracy) == 1]
     wholes = [p for p, one in zip(points, trained, strict=True) if len(one.accuracy) > 1]
     if halves:
         axes.plot(*zip(*halves, strict=True), "o", mfc="none", label="half of the steps")
     axes.plot(*zip(*wholes, strict=True), "o", label="all steps")
+    axes.plot(*zip(*[wholes[i] for i in pareto(wholes)], strict=True), "-", zorder=1)
     axes.plot(found.best.costs[axis], found.best.accuracy[-1], "*", ms=14, label=found.best.name)
     axes.axvline(found.budget.bounds[axis], ls="--", color="#8b949e")
     if found.task.reference is not None:
@@ -179,6 +180,16 @@ def _draw_space(axes: Any, found: Found, axis: str) -> None:
 
 
 def _label(axes: Any, x: str, y: str) -> None:
+    if not UNITS[x]:
+        axes.locator_params(axis="x", nbins=6)
+        axes.xaxis.set_major_formatter(_short)
     axes.set_xlabel(f"{x} [{UNITS[x]}]" if UNITS[x] else x)
     axes.set_ylabel(y)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def _short(value: float, _: Any) -> str:
+    """A count in millions or thousands."""
+    units = ((1e9, "G"), (1e6, "M"), (1e3, "k"), (0, ""))
+    size, sign = next(unit for unit in units if value >= unit[0] or not unit[0])
+    return f"{value / (size or 1):g}{sign}"
