@@ -77,7 +77,7 @@ class Interrupted(PotstillError, RuntimeError):
     """A run that was stopped by a signal and has written a checkpoint.
 
     Attributes:
-        exit_code: What the process should return, 128 + the signal's number.
+        exit_code: Exit code of the process, 128 + the signal's number.
     """
 
     def __init__(self, message: str, exit_code: int) -> None:
@@ -112,7 +112,7 @@ def reading(
 
     Args:
         path: The file, or the folder of several.
-        requirement: What it must be, e.g. "a whole cache".
+        requirement: Requirement, e.g. "a whole cache".
         error: Class of the error.
 
     Raises:

@@ -115,7 +115,7 @@ def writing(path: Path, needed: int = 0) -> Iterator[None]:
     """Turn errors of a disk that is full or cannot be written into one of ours.
 
     Args:
-        path: What is written.
+        path: File to write.
         needed: Bytes that it takes, where that is known.
 
     Raises:

@@ -88,7 +88,7 @@ class Draws(NamedTuple):
 
     Attributes:
         generator: The stream of all processes; None is the global one, where there is one process.
-        world: How many batches to draw for.
+        world: Number of processes whose batches are drawn.
         mine: Rows of what is drawn that belong to the batch of this process.
 
     Example:
@@ -119,7 +119,7 @@ def common_draws(device: torch.device | str = "cpu") -> Draws:
     this is the global stream.
 
     Args:
-        device: Where is drawn.
+        device: Device of the draws.
     """
     rank, world, seed, streams = _Common.now
     if world == 1:

@@ -28,10 +28,10 @@ class GraphConfig:
             a path: a folder with edges.csv and features.csv, .npz, .pt of PyG, OGB's layout.
         target: Type of the nodes that are classified, in heterogeneous graphs.
         split: Which of several stored splits; by default they take turns with the seed.
-        task: What is predicted; what the labels look like by default.
-        metric: How it is scored; by the task, and ROC-AUC or F1 where most nodes have one class.
+        task: Kind of prediction; what the labels look like by default.
+        metric: Score; by the task, and ROC-AUC or F1 where most nodes have one class.
         directed: Keep edges that have one direction; else the other one is added.
-        scaling: What is done to features; auto standardises dense ones that leave [-1, 1].
+        scaling: Treatment of features; auto standardises dense ones that leave [-1, 1].
         fill: Put the mean of the feature in the place of NaN, instead of refusing it.
         download: Let PyG fetch missing files into the data root.
     """

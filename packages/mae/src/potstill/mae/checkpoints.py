@@ -65,7 +65,7 @@ class Weights:
         decoder: State of :class:`PatchDecoder`; empty when there is none.
         projectors: States of the projectors, one per aligned layer in increasing order.
         form: The format that was read.
-        extra: What else the file holds (epoch, metadata); never optimiser states.
+        extra: Other content of the file (epoch, metadata); never optimiser states.
     """
 
     encoder: dict[str, Tensor]

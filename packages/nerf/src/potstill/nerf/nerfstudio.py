@@ -91,7 +91,7 @@ def export_views(
 
     Args:
         field: A trained field.
-        cameras: What is rendered, in the coordinates of the field.
+        cameras: Cameras to render, in the coordinates of the field.
         folder: Folder of the data.
         similarity: Map of the input's coordinates to the field's; its inverse is applied.
 

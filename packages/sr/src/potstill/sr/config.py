@@ -162,7 +162,7 @@ class UpscaleConfig:
         target: Final size WxH; a side of 0 follows from the other. The network is used as often as
             it takes.
         tile: Side of the tiles in pixels, "auto" or "none".
-        tile_mode: How tiles share statistics.
+        tile_mode: Way in which tiles share statistics.
         memory_limit: Memory in MiB that may be used on top of the input.
         backend: Inference backend.
         precision: Numeric precision; auto is bf16 where the device has instructions for it.

@@ -38,7 +38,7 @@ class Option(NamedTuple):
         mode: Number of learners, ``"gated"`` or ``"image"``.
         tilt: Tilt of the gate.
         seconds: Time of the module for a batch.
-        damage: How far the model's output moves when this module alone does it.
+        damage: Distance that the model's output moves when this module alone does it.
     """
 
     mode: Mode

@@ -37,7 +37,7 @@ def in_turns(
     """Time several calls, one block of each a round.
 
     Args:
-        calls: What to time, by name.
+        calls: Functions to time, by name.
         rounds: Rounds; as many blocks of each.
         seconds: Least duration of a block.
         within: Context in which the call of a name runs, for what shall not be timed.

@@ -21,7 +21,7 @@ class Success(NamedTuple):
     """What a model does with and without a trigger; all are shares in [0, 1].
 
     Attributes:
-        accuracy: Of clean items.
+        accuracy: Accuracy on clean items.
         rate: P(target | triggered item of another class): the attack's success.
         base: P(target | the same items without the trigger): what it is to be compared with.
     """

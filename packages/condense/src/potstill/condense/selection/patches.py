@@ -70,7 +70,7 @@ def quantize_pixels(
 
     Args:
         images: Any values.
-        importance: Of each pixel, e.g. `class_activation`; summed over each patch.
+        importance: Importance of each pixel, e.g. `class_activation`; summed over each patch.
         drop: Share of the patches to leave out, in [0, 1).
         patch: Side of a patch in pixels; divides height and width.
         inpaint: ``inpaint(images, mask) -> images`` with the mask [images rows columns] true where

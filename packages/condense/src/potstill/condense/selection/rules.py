@@ -58,7 +58,7 @@ def graph_cut_bins(
     Source: Zhou et al., Dataset Quantization, ICCV 2023, Sec. 3.2; similarity of their code.
 
     Args:
-        features: Of the images of one class.
+        features: Features of the images of one class.
         bins: Number of bins, equal but for one image.
 
     Raises:

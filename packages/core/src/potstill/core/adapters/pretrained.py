@@ -93,7 +93,7 @@ class Pretrained:
 
         Args:
             save_directory: Folder, made when missing; other files in it stay, and so does a card.
-            teacher: What the student learned from, for the card.
+            teacher: Name of the teacher, for the model card.
             metrics: Figures that were measured, for the card.
             repo_id: Repository on the Hub; called like the folder by default.
             push_to_hub: Also upload the model.
@@ -127,7 +127,7 @@ class Pretrained:
 
         Args:
             repo_id: Repository ``owner/name``, made when missing.
-            teacher: What the student learned from, for the card.
+            teacher: Name of the teacher, for the model card.
             metrics: Figures that were measured, for the card.
             private: Visibility of a new repository; by default what its owner chose.
             token: Access token; by default the one of ``hf auth login``.
@@ -171,7 +171,7 @@ class Pretrained:
             map_location: Device of the weights.
             revision: Branch, tag or commit on the Hub.
             token: For private repositories.
-            cache_dir: Where downloads are kept.
+            cache_dir: Folder of downloads.
             force_download: Download again what is in the cache.
             local_files_only: Use the cache, never the network.
             **arguments: Replace arguments of ``__init__`` from the configuration.

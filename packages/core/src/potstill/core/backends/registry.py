@@ -31,7 +31,7 @@ class Backend(Generic[F]):
         install: Command or advice that makes them available, or a function that makes it for this
             machine; ``pip install`` of each by default.
         check: Function that raises `BackendError` where something else is missing.
-        lacks: What it does not do, in words that callers of `Backends.resolve` need.
+        lacks: Missing abilities, in words that callers of `Backends.resolve` need.
     """
 
     name: str
@@ -104,7 +104,7 @@ class Backends(dict[str, Backend[F]]):
             name: Name of a backend, which is taken or refused and never replaced; or ``"auto"``,
                 the first one that can run; a warning says why one that needs no package cannot.
             device: Device of the tensors; not looked at when None.
-            needs: What this call needs of what some backends lack.
+            needs: Abilities that this call needs and some backends lack.
 
         Raises:
             ConfigError: An unknown name.

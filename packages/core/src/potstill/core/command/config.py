@@ -57,7 +57,7 @@ def build(cls: type[T], values: Mapping[str, Any], source: str = "values") -> T:
     Args:
         cls: A dataclass.
         values: By field name; mappings for nested dataclasses.
-        source: Where the values come from, for messages.
+        source: Origin of the values, for messages.
 
     Raises:
         ConfigError: A key is unknown, a value has the wrong type, or ``cls`` refuses it.

@@ -179,9 +179,9 @@ def entropy_weight(
     Args:
         z_s: Logits of the student, [..., C].
         z_t: Logits of the teacher, same shape.
-        kind: Whose entropy.
+        kind: Model whose entropy counts.
         gamma: Sharpness, >= 0.
-        normalize: Whether to divide by the mean weight, so that the size of a loss stays.
+        normalize: Divide by the mean weight, so that the size of a loss stays.
         T: Temperature > 0.
         dim: The class axis, the last by default; dense logits must name theirs.
 

@@ -32,8 +32,8 @@ def info_nce(
         f_s: Features of the student, [N D], projected to the teacher's width.
         f_t: Features of the teacher, [N D].
         T: Temperature > 0.
-        symmetric: Whether to average with the search for the student among the students.
-        teacher_grad: Whether gradient flows into ``f_t``.
+        symmetric: Average with the search for the student among the students.
+        teacher_grad: Let gradients flow into ``f_t``.
 
     Raises:
         ShapeError: Shapes that differ, or fewer than 2 items.
@@ -58,7 +58,7 @@ def crd_nce(
 
     Args:
         scores: ``exp(cos / T) / Z`` >= 0, the positive in column 0, K negatives after it.
-        num_data: How many items the negatives are drawn from.
+        num_data: Number of items that negatives are drawn from.
         eps: As above.
 
     Raises:

@@ -174,14 +174,14 @@ def dist(
         beta: Weight of the correlation within rows.
         gamma: Weight of the correlation within classes.
         T: Temperature > 0.
-        t_squared: Whether to multiply by ``T ** 2``.
+        t_squared: Multiply by ``T ** 2``.
         eps: Added to the product of norms (the authors'; some codes clamp instead).
         floor: Least norm of a centred vector, relative to that of the vector itself: where
             probabilities are nearly constant, rho is no longer normalized, so that its gradient
             stays bounded (it reaches 1e7 in the authors' code) but not zero.
         ignore_index: The label of rows that do not count.
         dim: The class axis.
-        teacher_grad: Whether gradient flows into ``z_t``.
+        teacher_grad: Let gradients flow into ``z_t``.
         blocked: See `RowOptions`.
 
     Raises:

@@ -109,7 +109,7 @@ def dkd(
         alpha: Weight of the first part, one number or one for each row.
         beta: Weight of the second; the authors take 8, and 2 to 6 for some pairs.
         T: Temperature > 0, one number or one for each row.
-        t_squared: Whether to multiply by ``T ** 2``.
+        t_squared: Multiply by ``T ** 2``.
         **options: See `RowOptions`.
 
     Raises:
@@ -202,7 +202,7 @@ def nkd(
         target: Labels [...] int64.
         gamma: Weight of the second part.
         T: Temperature > 0 of the second part, one number or one for each row.
-        t_squared: Whether the second part is multiplied by ``T ** 2``.
+        t_squared: Multiply the second part by ``T ** 2``.
         **options: See `RowOptions`.
 
     Raises:

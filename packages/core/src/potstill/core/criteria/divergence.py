@@ -92,7 +92,7 @@ def reverse_kl(
         z_t: Logits of the teacher, same shape.
         target: Labels [...]; only a mask.
         T: Temperature > 0, one number or one for each row.
-        t_squared: Whether to multiply by ``T ** 2``.
+        t_squared: Multiply by ``T ** 2``.
         **options: See `RowOptions`.
 
     Raises:
@@ -162,7 +162,7 @@ def gjsd(
         target: Labels [...]; only a mask.
         beta: Share of the teacher in the mixture, in [0, 1].
         T: Temperature > 0, one number or one for each row.
-        t_squared: Whether to multiply by ``T ** 2``.
+        t_squared: Multiply by ``T ** 2``.
         **options: See `RowOptions`.
 
     Raises:
@@ -222,7 +222,7 @@ def skew_fkl(
         target: Labels [...]; only a mask.
         lam: Share of the teacher in the second argument, in (0, 1).
         T: Temperature > 0, one number or one for each row.
-        t_squared: Whether to multiply by ``T ** 2``.
+        t_squared: Multiply by ``T ** 2``.
         **options: See `RowOptions`.
 
     Raises:
@@ -321,7 +321,7 @@ def tvd(
         z_t: Logits of the teacher, same shape.
         target: Labels [...]; only a mask.
         T: Temperature > 0, one number or one for each row.
-        t_squared: Whether to multiply by ``T ** 2``.
+        t_squared: Multiply by ``T ** 2``.
         **options: See `RowOptions`.
 
     Raises:
@@ -354,7 +354,7 @@ def block_efficiency(rate: Float[Tensor, "*shape"], drafts: int) -> Float[Tensor
 
     Args:
         rate: Acceptance rates a in [0, 1].
-        drafts: How many tokens g are drafted for each call.
+        drafts: Number g of tokens drafted for each call.
 
     Example:
         >>> block_efficiency(torch.tensor([0.5, 1.0]), drafts=2)
@@ -421,7 +421,7 @@ def bdkd(
         target: Labels [...]; only a mask.
         delta: Weight > 0 of the part that the entropies ask for; 1 gives Jeffreys' divergence.
         T: Temperature > 0, one number or one for each row.
-        t_squared: Whether to multiply by ``T ** 2``.
+        t_squared: Multiply by ``T ** 2``.
         **options: See `RowOptions`.
 
     Raises:

@@ -30,7 +30,7 @@ def mse(
         f_s: Features of the student, any shape.
         f_t: Features of the teacher, same shape.
         mask: Which items count; its shape is a prefix of theirs.
-        teacher_grad: Whether gradient flows into ``f_t``.
+        teacher_grad: Let gradients flow into ``f_t``.
 
     Raises:
         ShapeError: Shapes that do not fit.
@@ -121,7 +121,7 @@ def cosine(
         mask: Which vectors count; its shape is a prefix of theirs without ``dim``.
         dim: The axis of the vectors: -1 for tokens, 1 for maps.
         eps: Least norm.
-        teacher_grad: Whether gradient flows into ``f_t``.
+        teacher_grad: Let gradients flow into ``f_t``.
 
     Raises:
         ShapeError: Shapes that do not fit.

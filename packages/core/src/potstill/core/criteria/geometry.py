@@ -50,8 +50,8 @@ def rkd_d(
     Args:
         f_s: Features of the student, [N ...].
         f_t: Features of the teacher, [N ...].
-        normalize: Whether items are l2-normalized first (mmrazor's default).
-        teacher_grad: Whether gradient flows into ``f_t``.
+        normalize: L2-normalize items first (mmrazor's default).
+        teacher_grad: Let gradients flow into ``f_t``.
 
     Raises:
         ShapeError: Other batches, or fewer than 2 items.
@@ -159,8 +159,8 @@ def rkd_a(
     Args:
         f_s: Features of the student, [N ...].
         f_t: Features of the teacher, [N ...].
-        normalize: Whether items are l2-normalized first (mmrazor's default).
-        teacher_grad: Whether gradient flows into ``f_t``.
+        normalize: L2-normalize items first (mmrazor's default).
+        teacher_grad: Let gradients flow into ``f_t``.
         blocked: Visit a few anchors at a time, gradient in closed form; False gives plain torch
             operations (double backward), with N^3 memory.
 

@@ -50,8 +50,8 @@ def lelp_subclasses(
     Args:
         embeddings: The teacher's, [n D].
         labels: Their classes, 0 .. K-1, each with more than ``directions`` items.
-        directions: How many for each class.
-        classifier_weight: Of the teacher's last layer, [K D]: directions it sees are projected out
+        directions: Number of them for each class.
+        classifier_weight: Last layer of the teacher, [K D]: directions it sees are projected out
             first, since class probabilities tell of them already.
 
     Raises:

@@ -97,7 +97,7 @@ def kd(
         z_t: Logits of the teacher, same shape.
         target: Labels [...]; only used to leave out rows labelled ``ignore_index``.
         T: Temperature > 0, one number or one for each row.
-        t_squared: Whether to multiply by ``T ** 2``.
+        t_squared: Multiply by ``T ** 2``.
         **options: See `RowOptions`.
 
     Returns:
@@ -149,7 +149,7 @@ def soft_ce(
         z_t: Logits of the teacher, same shape.
         target: Labels [...]; only a mask.
         T: Temperature > 0, one number or one for each row.
-        t_squared: Whether to multiply by ``T ** 2``.
+        t_squared: Multiply by ``T ** 2``.
         **options: See `RowOptions`.
 
     Raises:
@@ -275,7 +275,7 @@ def logit_std(
         z_t: Logits of the teacher, same shape.
         target: Labels [...]; only a mask.
         T: Temperature > 0 of the standardized logits.
-        t_squared: Whether to multiply by ``T ** 2``.
+        t_squared: Multiply by ``T ** 2``.
         eps: Added to the deviation, as in the authors' code.
         floor: Least deviation, in units of the logits. It bounds the gradient where logits are
             nearly equal; authors' code reaches 1e6 there.
@@ -343,7 +343,7 @@ def wsld(
         z_t: Logits of the teacher, same shape.
         target: Labels [...] int64.
         T: Temperature > 0, one number or one for each row.
-        t_squared: Whether to multiply by ``T ** 2``.
+        t_squared: Multiply by ``T ** 2``.
         **options: See `RowOptions`.
 
     Raises:
@@ -392,7 +392,7 @@ def mft(
         z_t: Logits of the teacher, same shape.
         target: Labels [...] int64.
         T: Temperature > 0, one number or one for each row.
-        t_squared: Whether to multiply by ``T ** 2``.
+        t_squared: Multiply by ``T ** 2``.
         threshold: The lead, in [0, 1].
         **options: See `RowOptions`.
 

@@ -60,7 +60,7 @@ def at(
         f_t: Maps of the teacher; any channels, the larger map is averaged down to the smaller.
         p: Power of the activations, at least 1.
         form: ``"code"`` or ``"paper"``.
-        teacher_grad: Whether gradient flows into ``f_t``.
+        teacher_grad: Let gradients flow into ``f_t``.
 
     Raises:
         ShapeError: Not maps of the same batch.
@@ -83,9 +83,9 @@ def cwd(f_s: Maps, f_t: Maps, *, T: float = 4.0, teacher_grad: bool = False) -> 
 
     Args:
         f_s: Maps or logits of the student, [N C H W].
-        f_t: Of the teacher, same shape.
+        f_t: Features of the teacher, same shape.
         T: Temperature > 0.
-        teacher_grad: Whether gradient flows into ``f_t``.
+        teacher_grad: Let gradients flow into ``f_t``.
 
     Raises:
         ShapeError: The maps differ in shape.
@@ -116,7 +116,7 @@ def pkd(
         f_s: Maps of the student, [N C H W].
         f_t: Maps of the teacher, same shape.
         eps: Added to the deviation (the authors').
-        teacher_grad: Whether gradient flows into ``f_t``.
+        teacher_grad: Let gradients flow into ``f_t``.
 
     Raises:
         ShapeError: The maps differ in shape.
@@ -142,8 +142,8 @@ def ickd(
     Args:
         f_s: Maps of the student, [N C H W].
         f_t: Maps of the teacher; the same channels, any size.
-        per_batch: Whether to divide by N or its square.
-        teacher_grad: Whether gradient flows into ``f_t``.
+        per_batch: Divide by N or its square.
+        teacher_grad: Let gradients flow into ``f_t``.
 
     Raises:
         ShapeError: Other batch or channels.
@@ -171,7 +171,7 @@ def fsp(
     Args:
         f_s: Two maps of the student, [N C1 H W] and [N C2 H W]; the larger is averaged down.
         f_t: Two maps of the teacher with the same channels.
-        teacher_grad: Whether gradient flows into ``f_t``.
+        teacher_grad: Let gradients flow into ``f_t``.
 
     Raises:
         ShapeError: Other batch or channels.
@@ -194,7 +194,7 @@ def nst(f_s: Maps, f_t: TeacherMaps, *, teacher_grad: bool = False) -> Float[Ten
     Args:
         f_s: Maps of the student, [N C H W].
         f_t: Maps of the teacher; any channels, the larger map is averaged down.
-        teacher_grad: Whether gradient flows into ``f_t``.
+        teacher_grad: Let gradients flow into ``f_t``.
 
     Raises:
         ShapeError: Not maps of the same batch.
@@ -222,7 +222,7 @@ def review_hcl(
         f_s: Maps of the student, [N C H W].
         f_t: Maps of the teacher, same shape.
         levels: Side lengths of the averaged maps.
-        teacher_grad: Whether gradient flows into ``f_t``.
+        teacher_grad: Let gradients flow into ``f_t``.
 
     Raises:
         ShapeError: The maps differ in shape.

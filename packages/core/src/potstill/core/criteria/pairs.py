@@ -29,13 +29,13 @@ def pair(
     """Check a pair of features, detach the teacher's, widen both.
 
     Args:
-        name: Of the criterion, for messages.
+        name: Name of the criterion, for messages.
         f_s: Features of the student.
         f_t: Features of the teacher.
         same: Which axes must agree; None for none.
-        ndim: How many axes both must have.
+        ndim: Number of axes of both.
         rows: The least number of rows (the first axis).
-        teacher_grad: Whether gradient flows into ``f_t``.
+        teacher_grad: Let gradients flow into ``f_t``.
 
     Raises:
         ShapeError: They do not fit together, or there are too few rows.

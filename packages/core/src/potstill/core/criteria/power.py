@@ -86,7 +86,7 @@ def alpha_beta(
         alpha: The power of p.
         beta: The power of q.
         T: Temperature > 0, one number or one for each row.
-        t_squared: Whether to multiply by ``T ** 2``.
+        t_squared: Multiply by ``T ** 2``.
         **options: See `RowOptions`.
 
     Raises:
@@ -147,7 +147,7 @@ def renyi(
         target: Labels [...]; only a mask.
         alpha: The order, > 0.
         T: Temperature > 0, one number or one for each row.
-        t_squared: Whether to multiply by ``T ** 2``.
+        t_squared: Multiply by ``T ** 2``.
         **options: See `RowOptions`.
 
     Raises:
@@ -199,7 +199,7 @@ def amari(
         target: Labels [...]; only a mask.
         alpha: The order, any real number.
         T: Temperature > 0, one number or one for each row.
-        t_squared: Whether to multiply by ``T ** 2``.
+        t_squared: Multiply by ``T ** 2``.
         **options: See `RowOptions`.
 
     Raises:

@@ -42,7 +42,7 @@ def swing(
     Args:
         z_s: Logits of the student, [..., C].
         z_t: Logits of the teacher, same shape.
-        private: How private each row is, in [0, 1], shaped like the rows.
+        private: Privacy of each row, in [0, 1], shaped like the rows.
         target: Labels [...]; only a mask.
         T: Temperature of rows that are not private.
         T_max: Temperature of those that are.

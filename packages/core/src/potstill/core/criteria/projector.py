@@ -24,7 +24,7 @@ class Projected(nn.Module):
 
     Args:
         projector: Maps features of the student to the shape of the teacher's.
-        criterion: What compares them.
+        criterion: Criterion that compares them.
 
     Example:
         >>> import torch
@@ -86,7 +86,7 @@ class AttentionProjector(nn.Module):
     Args:
         in_features: Width of the student's tokens.
         out_features: Width of the teacher's tokens, a multiple of ``num_heads``.
-        num_tokens: How many tokens the teacher has.
+        num_tokens: Number of the teacher's tokens.
         num_heads: Heads of the attention.
     """
 

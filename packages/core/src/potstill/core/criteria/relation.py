@@ -43,7 +43,7 @@ def sp(f_s: Student, f_t: Teacher, *, teacher_grad: bool = False) -> Float[Tenso
     Args:
         f_s: Features of the student, [N ...].
         f_t: Features of the teacher, [N ...].
-        teacher_grad: Whether gradient flows into ``f_t``.
+        teacher_grad: Let gradients flow into ``f_t``.
 
     Raises:
         ShapeError: Other batches, or fewer than 2 items.
@@ -65,7 +65,7 @@ def pkt(
         f_s: Features of the student, [N ...].
         f_t: Features of the teacher, [N ...].
         eps: In the logarithm, and beside the norms.
-        teacher_grad: Whether gradient flows into ``f_t``.
+        teacher_grad: Let gradients flow into ``f_t``.
 
     Raises:
         ShapeError: Other batches, or fewer than 2 items.
@@ -90,7 +90,7 @@ def cc(f_s: Student, f_t: Student, *, teacher_grad: bool = False) -> Float[Tenso
     Args:
         f_s: Features of the student, [N ...].
         f_t: Features of the teacher, same shape.
-        teacher_grad: Whether gradient flows into ``f_t``.
+        teacher_grad: Let gradients flow into ``f_t``.
 
     Raises:
         ShapeError: Shapes that differ, or fewer than 2 items.
@@ -120,9 +120,9 @@ def cckd(
         f_s: Features of the student, [N ...].
         f_t: Features of the teacher, [N ...].
         gamma: Inverse width of the kernel.
-        order: Of the expansion.
-        normalize: Whether items are l2-normalized first.
-        teacher_grad: Whether gradient flows into ``f_t``.
+        order: Order of the expansion.
+        normalize: L2-normalize items first.
+        teacher_grad: Let gradients flow into ``f_t``.
 
     Raises:
         ShapeError: Other batches, or fewer than 2 items.
@@ -154,8 +154,8 @@ def cka_similarity(
     Args:
         f_s: Features of the student, [N ...].
         f_t: Features of the teacher, [N ...].
-        debiased: Whether to correct for small batches; needs 4 items.
-        teacher_grad: Whether gradient flows into ``f_t``.
+        debiased: Correct for small batches; needs 4 items.
+        teacher_grad: Let gradients flow into ``f_t``.
 
     Returns:
         A scalar; constant features have similarity 0, with a finite gradient.
@@ -231,9 +231,9 @@ def token_relation(
         f_s: Tokens of the student, [B L D].
         f_t: Tokens of the teacher, [B L D'].
         T: Temperature > 0 of the softmax.
-        kind: What compares the relations.
-        normalize: Whether tokens are l2-normalized first.
-        teacher_grad: Whether gradient flows into ``f_t``.
+        kind: Criterion that compares the relations.
+        normalize: L2-normalize tokens first.
+        teacher_grad: Let gradients flow into ``f_t``.
 
     Raises:
         ShapeError: Not tokens of the same items.
@@ -269,7 +269,7 @@ def queue_relation(
         f_t: Features of the teacher, [N D].
         queue: Features to compare with, [K D], as the caller keeps them (normalized or not).
         T: Temperature > 0.
-        teacher_grad: Whether gradient flows into ``f_t``.
+        teacher_grad: Let gradients flow into ``f_t``.
 
     Raises:
         ShapeError: Shapes that do not fit.

@@ -138,8 +138,8 @@ def evaluate(
     """Evaluate a row-wise criterion.
 
     Args:
-        name: Of the criterion, for messages.
-        form: What to compute.
+        name: Name of the criterion, for messages.
+        form: Form of the result.
         z_s: Logits of the student, [..., C].
         z_t: Logits of the teacher, same shape.
         *context: Further arguments of the form; a tensor has one entry for each row.
@@ -150,8 +150,8 @@ def evaluate(
         ignore_index: The label of rows that do not count.
         reduction: Over rows.
         dim: The class axis.
-        teacher_grad: Whether gradient flows into ``z_t``.
-        blocked: Whether to evaluate in blocks.
+        teacher_grad: Let gradients flow into ``z_t``.
+        blocked: Evaluate in blocks.
 
     Raises:
         ShapeError: Shapes that differ, no rows or classes, a label out of range.

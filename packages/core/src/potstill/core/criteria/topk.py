@@ -104,10 +104,10 @@ def topk_kl(
         z_s: Logits of the student, [..., C].
         z_t: Logits of the teacher, same shape.
         target: Labels [...]; only a mask.
-        k: How many classes, 1 to C.
-        tail: What becomes of the others.
+        k: Number of classes, 1 to C.
+        tail: Treatment of the other classes.
         T: Temperature > 0, one number or one for each row.
-        t_squared: Whether to multiply by ``T ** 2``.
+        t_squared: Multiply by ``T ** 2``.
         **options: See `RowOptions`.
 
     Raises:
@@ -148,7 +148,7 @@ def sparse_kl(
         target: Labels [...]; only a mask.
         tail: As in `topk_kl`.
         T: Temperature > 0.
-        t_squared: Whether to multiply by ``T ** 2``.
+        t_squared: Multiply by ``T ** 2``.
         **options: See `RowOptions`; ``teacher_grad`` has no meaning here.
 
     Raises:

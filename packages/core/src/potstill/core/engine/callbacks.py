@@ -43,7 +43,7 @@ class TensorBoard:
     Rows that a killed run sent twice are shown once.
 
     Args:
-        folder: Of the event files.
+        folder: Folder of the event files.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -79,7 +79,7 @@ class Callbacks:
     """Several as one; from `row` on those that fail are dropped.
 
     Args:
-        callbacks: What is told.
+        callbacks: Callbacks to notify.
     """
 
     def __init__(self, callbacks: Sequence[Callback]) -> None:

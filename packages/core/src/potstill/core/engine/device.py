@@ -274,7 +274,7 @@ class Engine:
             module: Module whose weights are filled.
             optimizer: Its optimizer, whose options stay; None loads no moments.
             names: Names of the shards.
-            rest: What each process has.
+            rest: Part of each process.
             fill: Reads shards into tensors of these names.
         """
         flat, bare = _flat(module), None if optimizer is None else _bare(optimizer)

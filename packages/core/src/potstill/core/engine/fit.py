@@ -99,12 +99,12 @@ def fit(
         ema: Decay of a moving average of the student, in (0, 1).
         stages: Intervals with their own objective, parameters and learning rate, or with several
             players in turns.
-        validation: How to choose the best weights, and when to stop early.
+        validation: Choice of the best weights, and of an early stop.
         run: Folder for checkpoints, history and curves; a run found there is continued.
         engine: Device, precision and processes; ``Engine()`` by default.
         seed: Seeds data order, augmentation and dropout.
         progress: Live line: off, on, on with a label, or a function of (row, share done).
-        callbacks: What follows the run on the main process, such as trackers: see
+        callbacks: Observers of the run on the main process, such as trackers: see
             `potstill.core.engine.Callback`.
 
     Returns:

@@ -27,7 +27,7 @@ class History:
 
     Args:
         run: The folder, or None to keep rows in memory only.
-        rows: How many rows of an interrupted run are still valid.
+        rows: Number of rows of an interrupted run that are still valid.
 
     Attributes:
         rows: The rows so far; with a folder they are read back from it when they are asked for.

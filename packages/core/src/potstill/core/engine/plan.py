@@ -130,9 +130,9 @@ class Validation:
             calls it again: what it changes of the student it must put back in a ``finally``.
         every: Steps between validations; the last step is always validated.
         patience: Stop after so many validations without improvement.
-        mode: Whether more is better.
+        mode: Direction: "max" if more is better.
         key: Which of several numbers decides; the first by default.
-        ties: Whether the first or the latest of equally good weights are kept.
+        ties: Which of equally good weights are kept: the first or the latest.
         split: Each of several processes scores a part: ``score(student, part)`` gets the slice of
             the items that are its own, every W-th, and returns a `Mean`, or several by name, of
             their values, such as ``Mean.of(values)``, of none too. What is no mean over items
@@ -177,7 +177,7 @@ class Run:
         folder: Made when missing.
         every: Steps between checkpoints, besides those by time and at the end.
         minutes: Time between checkpoints; the first is written within a minute.
-        keep: How many checkpoints to keep.
+        keep: Number of checkpoints to keep.
         resume: Continue from the newest whole checkpoint, if it is of the same run; ``"anyway"``
             continues deliberately with other data, teacher, terms or optimizer; False refuses a
             folder that holds a run.

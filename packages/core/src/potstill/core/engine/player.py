@@ -28,7 +28,7 @@ class Defaults:
         lr: Learning rate.
         schedule: Factor of the learning rate.
         clip: Largest total norm of the gradient.
-        trains: Whether the parameter of that name may train at all.
+        trains: Test of a name: true where that parameter may train.
         resting: Modules that were in eval mode inside a part that was not: they stay so.
     """
 
@@ -55,7 +55,7 @@ class Player:
         engine: Device and processes.
         stage: The stage, with its number in messages.
         turn: The turn of the stage; None where it has only one player.
-        defaults: What neither says.
+        defaults: Values that neither gives.
     """
 
     def __init__(

@@ -23,7 +23,7 @@ def run_ranks(function: Callable[..., Any], world: int, *args: Any) -> list[Any]
 
     Args:
         function: Importable by name; returns something that `torch.save` can write.
-        world: How many processes.
+        world: Number of processes.
         *args: What they all get.
 
     Returns:

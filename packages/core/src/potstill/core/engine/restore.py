@@ -18,7 +18,7 @@ class Restore:
         distiller: The distiller, as its user has it.
 
     Attributes:
-        moved: Whether modules go back to their devices; sharded ones stay.
+        moved: Move modules back to their devices; sharded ones stay.
     """
 
     moved = True

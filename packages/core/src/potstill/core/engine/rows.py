@@ -26,7 +26,7 @@ class Rows(Sequence[Row]):
     Args:
         path: A file with one row of JSON on each line; None for a temporary file that goes with
             the sequence.
-        count: How many of its first rows count; what follows them is cut off.
+        count: Number of first rows that count; the rest is cut off.
 
     Raises:
         CheckpointError: The file has fewer rows, or what is no row.

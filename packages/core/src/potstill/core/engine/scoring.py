@@ -21,7 +21,7 @@ def scores(validation: Validation, student: nn.Module, engine: Engine) -> dict[s
     Collective. A sharded student needs all processes for each forward, so all score the whole.
 
     Raises:
-        ConfigError: What is split is no `Mean`.
+        ConfigError: A split value is no `Mean`.
     """
     if not validation.split:
         found = _named(validation, validation.score(student))

@@ -26,7 +26,7 @@ def accuracy(
     Args:
         logits: Scores of any scale, one row a sample.
         labels: Class indices from 0.
-        k: How many guesses count.
+        k: Number of guesses that count.
 
     Returns:
         A fraction from 0 to 1. Ties are broken as ``torch.topk`` does.
@@ -105,7 +105,7 @@ def psnr(
         y: The other, of the same shape; the order does not matter.
         data_range: Largest minus smallest possible value: 1 for [0, 1], 255 for bytes.
         reduction: "mean" over the batch, or "none" for a value per image.
-        dtype: What to compute in; at least float32 when None.
+        dtype: Precision of the computation; at least float32 when None.
 
     Returns:
         A scalar, or ``[B]`` with "none"; ``inf`` where images are equal.

@@ -19,7 +19,7 @@ def provenance(seed: int | None = None, data: str = "", device: str = "auto") ->
     Args:
         seed: Seed of the run, where there is one.
         data: Fingerprint of the data (:func:`potstill.core.store.data.fingerprint`), or its name.
-        device: Where it ran; "auto" names the first CUDA device, else the CPU.
+        device: Device of the computation; "auto" names the first CUDA device, else the CPU.
 
     Returns:
         ``date`` (UTC), ``device``, ``cpu``, ``threads``, ``load`` (one minute), ``python``,

@@ -75,9 +75,9 @@ def latency(
     drift, and only interleaved pairs see the same drift.
 
     Args:
-        fn: What to time.
+        fn: Function to time.
         *args: Its arguments.
-        blocks: How many timed blocks; the spread is over these.
+        blocks: Number of timed blocks; the spread is over these.
         block_seconds: Least duration of a block in seconds; decides the calls in a block.
         warmup: Calls before anything is timed.
         clock: "wall", or "cpu" for the CPU time of this process (all threads added up), which other

@@ -69,7 +69,7 @@ def calibrate(
         z_s: The student's logits on calibration items.
         z_t: The teacher's logits on the same.
         epsilon: Share of kept items that may differ, in (0, 1).
-        confidence: Of the bound.
+        confidence: Confidence of the bound.
 
     Returns:
         The threshold; infinity, so that everything goes to the teacher, where too few items or too

@@ -37,7 +37,7 @@ def optimal_mixing(target: Tensor, u: Tensor, v: Tensor, *, clip: bool = False) 
         target: Validation targets, any shape.
         u: Predictions of the student trained on labels alone.
         v: Predictions of the student trained on the teacher alone.
-        clip: Whether to confine the result to [0, 1].
+        clip: Confine the result to [0, 1].
 
     Raises:
         ConfigError: u = v, so that alpha does not matter.
@@ -75,14 +75,14 @@ def self_distill(
     Args:
         make_student: Gives a new student.
         train: Trains a `LogitDistiller`: ``lambda d: fit(d, batches, steps=1000)``.
-        generations: How many students, at least 1.
+        generations: Number of students, at least 1.
         alpha: Share of the labels; a function of the generation; or ``"auto"``, the estimate of
             `optimal_mixing` from two extra students a generation (alpha 1 and 0).
         task: Criterion on labels.
         criterion: Criterion on the predecessor.
-        init_from: Whether a student begins anew or as its predecessor ended.
+        init_from: Initialise each student from scratch or from its predecessor.
         validation: ``(x, y)`` for ``"auto"``; softmax outputs are compared with one-hot labels.
-        clip: Whether ``"auto"`` stays in [0, 1] (a deep network is not affine in alpha).
+        clip: Keep ``"auto"`` in [0, 1] (a deep network is not affine in alpha).
 
     Returns:
         The generations, oldest first.

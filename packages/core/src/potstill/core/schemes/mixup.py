@@ -42,10 +42,10 @@ class MixupDistiller(LogitDistiller):
     Their temperatures are the deviations of each row: ``partial(logit_std, T=1, eps=0)``.
 
     Args:
-        student: What is trained.
+        student: Module to train.
         objective: Terms as in `LogitDistiller`; labels arrive as probabilities [N C], so criteria
             that need integer labels do not fit.
-        teacher: What sees the same inputs.
+        teacher: Module that sees the same inputs.
         num_classes: C.
         alpha: lam ~ Beta(alpha, alpha), one a step.
         share: Share of the batch that is mixed (their ``partmixup = 0.9`` is a share of 0.1).

@@ -52,8 +52,8 @@ def mutual(
 
     Args:
         peers: At least two students; after `fit` they are ``distiller.student``.
-        criterion: What compares two peers.
-        weight: Of the mean over the other peers.
+        criterion: Criterion that compares two peers.
+        weight: Weight of the mean over the other peers.
         task: Criterion on labels.
 
     Raises:

@@ -24,8 +24,8 @@ class Snapshots(nn.Module):
     the same teacher.
 
     Args:
-        model: What is copied; the first snapshot is taken now.
-        k: How many snapshots are kept.
+        model: Module to copy; the first snapshot is taken now.
+        k: Number of snapshots that are kept.
         every: Steps between them.
         vote: ``"mean"`` of probabilities, or ``"majority"``: the share of snapshots that would
             choose a class. Both as log-probabilities, that is, logits; a class without any vote
@@ -84,7 +84,7 @@ class SnapshotDistiller(LogitDistiller):
     """`LogitDistiller` whose teacher is the student's past.
 
     Args:
-        student: What is trained.
+        student: Module to train.
         objective: Terms as in `LogitDistiller`.
         k: As in `Snapshots`.
         every: As in `Snapshots`.

@@ -46,10 +46,10 @@ def select_by_teacher(
 
     Args:
         teacher: Logits of the teacher on the pool.
-        per_class: How many items of each predicted class at most.
+        per_class: Largest number of items of each predicted class.
         min_confidence: Least probability.
         student: Logits of a student, for a combined score.
-        share: Of the teacher in the combined probability.
+        share: Share of the teacher in the combined probability.
 
     Returns:
         Indices into the pool, by class and then by falling confidence.
@@ -93,8 +93,8 @@ def near_duplicates(
     measured on them worthless.
 
     Args:
-        features: Of the pool, from any model (compared by cosine).
-        reference: Of the items to keep out; None compares the pool with itself, and the first of
+        features: Features of the pool, from any model (compared by cosine).
+        reference: Items to keep out; None compares the pool with itself, and the first of
             several alike stays.
         threshold: Cosine from which two items are the same.
         block: Items compared at a time.

@@ -33,10 +33,10 @@ class Guard:
     """Let requests through that come from this page or from a program, and are not too large.
 
     Args:
-        app: What answers them.
+        app: Application that answers them.
         names: Names of hosts by which the server may be asked, in lower case. Others would be
             those of DNS rebinding: a page of a stranger whose name leads to this machine.
-        numeric: Whether any address in figures will do too: such a name cannot be rebound.
+        numeric: Allow any numeric address too: such a name cannot be rebound.
         limit: Bytes of a body.
         patience: Seconds until a body must have arrived.
     """

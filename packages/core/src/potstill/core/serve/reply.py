@@ -23,7 +23,7 @@ class Refused(PotstillError):
 
     Args:
         status: Status of HTTP, 400 to 599.
-        message: What is wrong and what to do; the page shows it.
+        message: Problem and remedy; the page shows it.
         retry: Seconds after which the same request may succeed, for status 503.
     """
 
@@ -59,7 +59,7 @@ class Events:
     """A stream of server-sent events; closed when the client goes.
 
     Args:
-        values: What is sent, each as JSON.
+        values: Values to send, each as JSON.
     """
 
     values: AsyncIterator[Any]

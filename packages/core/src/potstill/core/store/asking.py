@@ -28,7 +28,7 @@ class Asking:
             entries by name; those that its ``forward`` does not know are left out.
         inputs: Names of the entries of a mapping that it gets, instead.
         output: Takes the tensor out of what it returns; else as `tensor_of` does.
-        device: Where it runs, unless a device map says that.
+        device: Device of the computation, unless a device map says that.
         precision: ``"fp32"``, or ``"bf16"`` and ``"fp16"`` by autocast.
 
     Raises:

@@ -95,8 +95,8 @@ class TeacherCache:
     """Teacher outputs by view and item; `write` makes one, `open` checks and reads one.
 
     Args:
-        folder: Of the cache.
-        spec: What it is of, from `write` or `open`.
+        folder: Folder of the cache.
+        spec: Description of its content, from `write` or `open`.
         mode: numpy's mode of the memory maps.
     """
 
@@ -149,18 +149,18 @@ class TeacherCache:
                 ``softmax(z / T)`` in float16, and the mass of the others in float32.
             k: Classes kept, for ``"topk"``.
             T: Temperature of ``"topk"``.
-            views: How many augmented views of each item.
+            views: Number of augmented views of each item.
             augment: ``augment(item, rng)`` as for `Batches`; needed for more than one view.
-            seed: Of the views.
+            seed: Seed of the views.
             batch_size: Items the teacher sees at a time.
-            device: Where it runs.
+            device: Device of the computation.
             precision: Numeric precision of the teacher, by autocast.
             inputs: Names of the entries that the teacher gets, where items are mappings.
             output: Takes the tensor out of what the teacher returns, as `tensor_of` does.
             class_dim: Axis of the classes in the output, for ``"topk"`` of more than [N C]; what is
                 stored has the k classes last.
             workers: Processes that read the data set.
-            progress: Whether to show a bar.
+            progress: Show a bar.
 
         Raises:
             ConfigError: Options that contradict each other.

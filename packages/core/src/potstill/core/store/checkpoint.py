@@ -52,10 +52,10 @@ def save(
     """Write ``state`` as the checkpoint of ``step``.
 
     Args:
-        folder: Where checkpoints are collected; made when missing.
+        folder: Folder of the checkpoints; made when missing.
         step: Names the checkpoint.
         state: Nested dicts, lists and tuples of tensors, numbers, strings and None.
-        keep: How many of the newest to keep.
+        keep: Number of newest checkpoints to keep.
         parts: Writes what is spread over processes.
 
     Returns:
@@ -184,8 +184,8 @@ class Saver:
     """Writes the checkpoints of a run, one after the other.
 
     Args:
-        folder: Where they are collected.
-        keep: How many of the newest to keep.
+        folder: Folder of the checkpoints.
+        keep: Number of newest checkpoints to keep.
         behind: Write in a thread, from a copy of the state on the CPU, while training goes on.
     """
 

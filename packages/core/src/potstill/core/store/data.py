@@ -71,9 +71,9 @@ def locate(
 
     Args:
         relative: Path below the root, e.g. ``"sr/Set5"``.
-        url: Where the file can be fetched when it is missing; needs ``sha256``.
+        url: Address of the file, for when it is missing; needs ``sha256``.
         sha256: Hex digest of the file at ``url``.
-        hint: What the reader can do when it is missing, e.g. where to get it.
+        hint: Advice for when it is missing, e.g. where to get it.
 
     Returns:
         The path, which exists.

@@ -44,8 +44,8 @@ class Ended:
     Attributes:
         code: Exit code; the negative number of a signal that it died of.
         work: Seconds from its first change of the folder to its end.
-        signalled: Whether it was still running when its moment came.
-        error: What is wrong with how it ended, where anything is.
+        signalled: True where it was still running at its moment.
+        error: Fault of its end, if any.
         said: Last line of standard error.
     """
 

@@ -37,7 +37,7 @@ class Case:
     Attributes:
         what: The way.
         processes: Number of processes of the command.
-        times: How often.
+        times: Number of times.
         repeated: Steps that were done a second time.
         lost: One line for each loss.
     """
@@ -54,8 +54,8 @@ class Proof:
     """All that was tried with a command.
 
     Attributes:
-        cases: What was tried.
-        untried: What could not be tried here, and why.
+        cases: Attempts that were made.
+        untried: Attempts that could not be made here, with the reason.
         apart: By number of processes, the largest difference of a weight from the first number's.
     """
 

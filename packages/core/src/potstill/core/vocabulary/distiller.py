@@ -17,7 +17,7 @@ class Distiller(nn.Module):
     """Student, objective and optional teacher, with one method to write.
 
     Args:
-        student: What is trained and later deployed.
+        student: Module to train and later deploy.
         objective: The named terms.
         teacher: A module, frozen here; or None where the teacher is a column of the data.
 

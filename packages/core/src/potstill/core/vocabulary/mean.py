@@ -29,7 +29,7 @@ class Mean(Tensor):
 
     Attributes:
         count: As given.
-        key: What is counted, where other terms may count the same: terms with one key share a
+        key: Name of the count, where other terms may count the same: terms with one key share a
             gradient.
 
     Example:

@@ -40,7 +40,7 @@ class Losses(NamedTuple):
         total: Weighted sum of the terms, a scalar with gradient.
         terms: The unweighted terms, detached scalars.
         weights: The weights that were applied.
-        parts: What ``total`` is the sum of, with counts, by which `fit` averages over micro-batches
+        parts: Summands of ``total``, with counts, by which `fit` averages over micro-batches
             and processes. Without them it averages totals, each with the same weight.
     """
 

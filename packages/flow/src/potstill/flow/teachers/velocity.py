@@ -23,7 +23,7 @@ class Target(NamedTuple):
 
     Attributes:
         predicted: As the network gives it.
-        wanted: Of the same kind.
+        wanted: Value of the same kind.
     """
 
     predicted: Tensor

@@ -37,7 +37,7 @@ class Comparison:
     """What one teacher and its students reached, over seeds.
 
     Attributes:
-        recipe: Of all of them.
+        recipe: Recipe of all of them.
         seeds: In order.
         trained: By name ("teacher", then methods), one for each seed.
         data: The graph of the last seed.

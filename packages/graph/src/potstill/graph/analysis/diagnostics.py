@@ -84,7 +84,7 @@ def two_hops(edge_index: Tensor, num_nodes: int, most: int = 200_000, seed: int 
         edge_index: [2 E].
         num_nodes: N.
         most: Draw so many when there are more.
-        seed: Of the draw.
+        seed: Seed of the draw.
     """
     import numpy as np
     import scipy.sparse as sp
@@ -107,7 +107,7 @@ class Diagnosis:
 
     Attributes:
         data: The graph.
-        z_teacher: What they learn from.
+        z_teacher: Logits that they learn from.
         teacher: Its own figures.
         curves: By method, one row a look, with ``epoch`` and the figures of `measure`.
         students: By method, trained.

@@ -23,7 +23,7 @@ def evaluation(model: MLPStudent, data: Data, title: str) -> Report:
     Args:
         model: A saved student.
         data: A graph whose features are as the student takes them.
-        title: Of the page.
+        title: Title of the page.
 
     Raises:
         ConfigError: A student of another task, or of other classes.

@@ -114,7 +114,7 @@ def spectral_energy(
         bins: Bins between 0 and 2.
         edge_weight: [E] or None.
         exact_up_to: Largest N for the exact way (a dense [N N] in double precision).
-        steps: Of the Lanczos process.
+        steps: Steps of the Lanczos process.
 
     Raises:
         ConfigError: ``bins`` or ``steps`` below 1.

@@ -238,7 +238,7 @@ class HighFrequency(nn.Module):
             use (CPU); ``"triton"`` (CUDA); ``"auto"`` takes the fastest that runs where the logits
             are.
         edge_chunk: Edges at a time; bounds the memory of ``"torch"``.
-        symmetric: Whether every edge has both directions; looked at when None.
+        symmetric: True where every edge has both directions; found out when None.
 
     Call:
         z_s, z_t: logits [N C]; edge_index: [2 E] integers without self-loops; edge_weight: [E] or

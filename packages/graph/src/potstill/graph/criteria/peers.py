@@ -62,10 +62,10 @@ class KRD(nn.Module):
         temperature: T > 0.
         rho: Reliability [N] in [0, 1] as of `reliability`; the teacher's entropy, scaled to [0, 1],
             when None.
-        power: Where a starts.
+        power: First value of a.
         momentum: Share of the old a that stays, in [0, 1].
         warmup: Steps in which all edges are taken and a stays.
-        loops: Whether a node is among its own neighbours, always drawn.
+        loops: Count a node among its own neighbours, always drawn.
 
     Call:
         z_s, z_t: logits [N C]; edge_index: [2 E]; weights are refused: the method has none.
@@ -160,11 +160,11 @@ class HGMD(nn.Module):
 
     Args:
         temperature: T > 0, of p and q in the divergence.
-        alpha: How eagerly neighbours join, > 0.
+        alpha: Eagerness of neighbours to join, > 0.
         mode: ``"weight"`` or ``"mixup"``.
-        beta: Of the draws of b, > 0; None for b = 1.
+        beta: Parameter of the draws of b, > 0; None for b = 1.
         span: Steps in which alpha falls to a hundredth; None where it stays.
-        loops: Whether a node is among its own neighbours, with w = 1.
+        loops: Count a node among its own neighbours, with w = 1.
 
     Call:
         z_s, z_t: logits [N C]; edge_index: [2 E]; weights are refused: the method has none.

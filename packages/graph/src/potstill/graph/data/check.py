@@ -204,7 +204,7 @@ def check_logits(
         logits: [N C]; a path ends in ``.npy`` and is memory-mapped.
         num_nodes: N.
         num_classes: C where it is known.
-        kind: What the numbers are; probabilities are turned into log-probabilities, which serve
+        kind: Kind of numbers; probabilities are turned into log-probabilities, which serve
             as logits. Embeddings and values are taken as they are.
 
     Returns:

@@ -100,7 +100,7 @@ def neighbour_positions(positions: Tensor, edge_index: Tensor, count: int) -> Te
     Source: Tian et al. (NOSMOG), ICLR 2023, section 4 (inductive setting).
 
     Args:
-        positions: Of known nodes [N size].
+        positions: Positions of known nodes [N size].
         edge_index: From known (row 0) to new nodes (row 1) [2 E]; new nodes without edges get
             zeros.
         count: Number of new nodes.

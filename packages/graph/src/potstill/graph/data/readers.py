@@ -61,16 +61,16 @@ def read_graph(
         target: Type of the nodes that are classified, in heterogeneous graphs.
         split: Which of several stored splits; ``seed % number`` by default.
         seed: Draws a split where there is none.
-        task: What is predicted: one class a node, several labels, or values; what the labels look
+        task: Kind of prediction: one class a node, several labels, or values; what the labels look
             like by default.
-        metric: How it is scored; by the task, and ROC-AUC or F1 where most nodes have one class.
+        metric: Score; by the task, and ROC-AUC or F1 where most nodes have one class.
         directed: Keep edges that have one direction; else the other one is added.
         scaling: ``"standard"`` takes the mean off each feature and divides by its deviation,
             ``"row"`` divides each row by its sum, ``"none"``; ``"auto"`` is the first where
             features are dense and leave [-1, 1].
         fill: Put the mean of the feature in the place of NaN, instead of refusing it.
         sparse: Store features as CSR; by default where fewer than one in ten is not zero.
-        logits: What a teacher says about all nodes, as `check_logits` takes it: of a graph without
+        logits: Logits of a teacher for all nodes, as `check_logits` takes it: of a graph without
             labels these become what is predicted, and scores say how well they are met.
         kind: Kind of the numbers in ``logits``; embeddings are values.
 

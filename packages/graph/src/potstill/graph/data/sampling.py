@@ -44,7 +44,7 @@ def teacher_batches(
         fanout: Neighbours to sample, hop by hop: as many hops as the teacher has layers.
         sampler: ``"neighbors"``: training nodes and sampled neighbours (Hamilton, Ying, Leskovec,
             NeurIPS 2017), by PyG; ``"parts"``: `partition`; ``"auto"``: the former where it runs.
-        seed: Of the draws.
+        seed: Seed of the draws.
 
     Returns:
         A function of step, rank and world, or the parts that hold a training node.
@@ -107,7 +107,7 @@ def partition(data: Data, parts: int) -> Iterator[Data]:
 
     Args:
         data: A checked graph.
-        parts: How many.
+        parts: Number of parts.
 
     Raises:
         ConfigError: ``parts`` is not from 1 to the number of nodes.

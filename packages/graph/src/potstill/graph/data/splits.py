@@ -103,7 +103,7 @@ def random_split(
 
     Args:
         data: With labels ``y``; unknown are classes below 0 and rows with NaN.
-        shares: Of training, validation and test, together 1.
+        shares: Shares of training, validation and test, together 1.
         seed: The split is a pure function of it.
 
     Raises:

@@ -39,7 +39,7 @@ def wl_colors(
         dataset: Graphs with ``edge_index`` [2 E] and, for ``"given"``, node features ``x`` [N F],
             whose distinct rows are the labels; ``edge_attr`` [E K] likewise.
         hops: Depth L >= 0.
-        use_edge_labels: Whether edge labels are part of the trees.
+        use_edge_labels: Make edge labels part of the trees.
         labels: ``"given"``; or, for graphs without node labels, ``"constant"`` or ``"degree"``.
 
     Returns:

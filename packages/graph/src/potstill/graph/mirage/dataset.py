@@ -92,7 +92,7 @@ class WeightedGraphSampler(WeightedRandomSampler):
     """Draws synthetic graphs by the number of graphs they stand for, every class equally often.
 
     Args:
-        dataset: What is drawn from.
+        dataset: Set to draw from.
         num_samples: Draws in an epoch; as many as there are graphs by default.
         seed: The draws are a pure function of it.
     """
@@ -132,7 +132,7 @@ def distill(
         dataset: Graphs with ``edge_index``, ``y`` [1] and, unless ``labels`` says otherwise, ``x``.
         hops: Depth of the trees: layers of the networks that will train on the result.
         support: In how many graphs of its class a pattern must occur; below 1 a share of them.
-        graphs_per_class: How many synthetic graphs each class gets, at most.
+        graphs_per_class: Largest number of synthetic graphs of each class.
         budget_edges: Edges of all synthetic graphs together, at most; classes get equal parts.
         labels: As of `wl_colors`.
         max_size: Largest number of trees in a pattern.

@@ -74,7 +74,7 @@ class GraphClassifier(nn.Module):
         num_layers: Layers; the depth of the trees it may train on.
         out_channels: Classes.
         dropout: In [0, 1).
-        aggr: Of the readout.
+        aggr: Aggregation of the readout.
     """
 
     def __init__(

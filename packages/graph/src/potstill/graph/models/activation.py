@@ -47,7 +47,7 @@ def relu_dropout(z: Tensor, p: float, training: bool) -> Tensor:
     Args:
         z: Any shape; not a leaf that requires a gradient.
         p: Share of values that are dropped, in [0, 1); the others are scaled by ``1 / (1 - p)``.
-        training: Whether to drop at all.
+        training: Mode of training; False drops nothing.
     """
     if not training or p == 0:
         return z.relu()

@@ -55,12 +55,12 @@ class MLPStudent(
         out_channels: Classes, labels or values.
         dropout: After each hidden layer, in [0, 1).
         norm: ``"batch"`` normalises hidden layers before the ReLU.
-        task: What is predicted: one of ``"classes"``, several ``"labels"``, or ``"values"``.
+        task: Kind of prediction: one of ``"classes"``, several ``"labels"``, or ``"values"``.
         classes: Names of the classes or labels; they have none where it is empty.
-        nan: What `predict` does with nodes whose features are not finite: ``"mark"`` gives them -1
+        nan: Treatment in `predict` of nodes whose features are not finite: ``"mark"`` gives them -1
             (NaN for values) and warns, ``"refuse"`` raises, ``"fill"`` takes ``fill`` instead.
         fill: The value of each feature that takes the place of NaN.
-        scale_rows: Whether rows of features are divided by their sums first.
+        scale_rows: Divide rows of features by their sums first.
 
     Raises:
         ConfigError: A size below 1, a dropout outside [0, 1), or an unknown or lacking option.
@@ -264,7 +264,7 @@ class MLPStudent(
             batch_size: Nodes at a time.
             lr: Learning rate.
             weight_decay: Weight decay.
-            seed: Of the order and the dropout.
+            seed: Seed of the order and the dropout.
 
         Returns:
             Itself, in eval mode.

@@ -275,7 +275,7 @@ def with_reliability(data: Data, teacher: nn.Module, seed: int = 0) -> Data:
     Args:
         data: A checked graph.
         teacher: Any module with ``forward(x, edge_index)``.
-        seed: Of the noise.
+        seed: Seed of the noise.
     """
     x = data.x.to_dense() if is_sparse(data.x) else data.x
 

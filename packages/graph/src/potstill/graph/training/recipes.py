@@ -51,7 +51,7 @@ class Recipe:
         reduction: Mean of the low-frequency term, ``"edge"`` or ``"node"``.
         temperature: Temperature of KRD and HGMD.
         norm: ``"batch"`` normalises the hidden layers of the student.
-        balanced: Whether every class of the labels weighs alike.
+        balanced: Give every class of the labels the same weight.
     """
 
     teacher: str = "GCN"

@@ -59,7 +59,7 @@ class GraphBatch(NamedTuple):
         x_seen: Features of drawn training nodes [L F].
         y_seen: Their labels [L].
         x_ends: Features of the end points of the drawn edges [M F].
-        z_ends: What the teacher says about them [M C].
+        z_ends: Logits of the teacher for them [M C].
         edges: Edges between these, by position [2 K].
     """
 
@@ -205,7 +205,7 @@ class GraphStore:
             nodes: Nodes.
             edges: Edges; 0 draws none.
             labelled: Training nodes.
-            seed: Of the draws.
+            seed: Seed of the draws.
             soft: Take what the teacher says about the nodes themselves as targets (GLNN).
         """
 
@@ -267,7 +267,7 @@ def distill_in_batches(
         nodes: Nodes of a batch and process, for the low-frequency term.
         edges: Edges of a batch and process, for the high-frequency term.
         labelled: Training nodes of a batch and process.
-        seed: Of weights, dropout and draws.
+        seed: Seed of weights, dropout and draws.
         student: Instead of the recipe's MLP.
         **options: Of `potstill.core.fit`: engine, run, validation, progress, ... The weights with
             the best accuracy on ``store.val`` are kept, looked at after each pass over the nodes,

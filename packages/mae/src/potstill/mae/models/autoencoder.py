@@ -81,7 +81,7 @@ class MaskedAutoencoder(nn.Module):
         Args:
             images: [B C H W], normalised as for training.
             plan: The masking.
-            normalized: Whether the decoder was trained on normalised patches; their statistics
+            normalized: True for a decoder trained on normalised patches; their statistics
                 are then taken from ``images``.
         """
         if self.decoder is None:

@@ -104,7 +104,7 @@ class _Masking:
         Args:
             batch: Number of images.
             grid: Rows and columns of patches.
-            device: Where the indices are made.
+            device: Device of the indices.
             generator: Source of randomness; without it `common_draws`, so that the mask of an
                 image does not depend on how many processes there are.
 

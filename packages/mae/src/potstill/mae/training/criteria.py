@@ -106,7 +106,7 @@ def alignment(
     Args:
         width_s: Channels of the student's tokens.
         width_t: Channels of the teacher's tokens.
-        distance: How the two are compared; ``FeatureDistance()`` by default.
+        distance: Criterion that compares both; ``FeatureDistance()`` by default.
         projector: ``linear``, ``mlp`` (two layers with GELU, hidden width ``width_t``) or
             ``none``. It trains with the student and is left behind.
 

@@ -23,8 +23,8 @@ class MaskedDistillTask(TrainingTask):
 
     Args:
         distiller: Student, teacher and objective.
-        device: Where the task runs.
-        dtype: Of task tensors.
+        device: Device of the task.
+        dtype: Type of task tensors.
         verbose: As in timm.
         check_every: Steps from one look at the losses for NaN to the next; a look waits for the
             device. By default 1 on a CPU and 50 elsewhere.

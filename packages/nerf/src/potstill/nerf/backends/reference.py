@@ -91,8 +91,8 @@ def march(
     Args:
         origins: [R 3].
         directions: [R 3].
-        base: Where intervals start, [R].
-        far: Where rays end, [R].
+        base: Start of the intervals, [R].
+        far: End of the rays, [R].
         jitter: Place in each interval, [R], in [0, 1].
         edges: Increasing, [S + 1].
         unit: Low corner, one over the size, and whether points are contracted (see `Space`).

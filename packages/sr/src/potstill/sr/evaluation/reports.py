@@ -66,7 +66,7 @@ def evaluate_set(
         model: Weight files or names; our own weights by default.
         protocol: "paper" reproduces published tables, "imdn-repo" the authors' script.
         tile: Side of the tiles in pixels, "auto" or "none".
-        tile_mode: How tiles share statistics.
+        tile_mode: Way in which tiles share statistics.
         backend: Inference backend.
         precision: Numeric precision.
         self_ensemble: Average over eight orientations; said in the table.

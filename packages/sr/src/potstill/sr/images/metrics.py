@@ -27,8 +27,8 @@ class Score(NamedTuple):
     """How close an image is to the original.
 
     Attributes:
-        psnr: Of the luma, dB.
-        ssim: Of the luma, from -1 to 1.
+        psnr: PSNR of the luma, dB.
+        ssim: SSIM of the luma, from -1 to 1.
         psnr_rgb: Over all three channels of the same cropped bytes, dB.
     """
 
@@ -69,7 +69,7 @@ def score(
 
     Args:
         image: The enlarged image, ``[H W 3]``.
-        original: Of the same size.
+        original: Original of the same size.
         crop: Border, usually the factor.
         protocol: One of ``PROTOCOLS``.
 

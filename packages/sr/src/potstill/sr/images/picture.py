@@ -85,7 +85,7 @@ def picture_of(
     Args:
         image: Any mode.
         name: Name for messages.
-        kept: What travels with it, where that had to be read before.
+        kept: Metadata that travels with it, where that had to be read before.
 
     Raises:
         DataError: 32-bit values that are not finite, or do not fit into 16 bits.

@@ -32,7 +32,7 @@ class Result:
     Attributes:
         image: Image of the kind that was given: a `Picture` for a path, else PIL image, array or
             tensor.
-        mode: How statistics were shared.
+        mode: Way in which statistics were shared.
         tile: Side of the tiles, 0 without.
         backend: Inference backend.
         precision: Numeric precision that it ran in.

@@ -29,8 +29,8 @@ class Kinds:
     """Takes any kind of image apart into colour and alpha, and gives the same kind back.
 
     Args:
-        planes: What enlarges colour.
-        alpha: How transparency is enlarged.
+        planes: Function that enlarges colour.
+        alpha: Way in which transparency is enlarged.
         keep_hidden: Colour under clear pixels is enlarged as it is, else filled from the seen.
     """
 

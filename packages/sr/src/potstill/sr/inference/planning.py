@@ -28,7 +28,7 @@ class Plan:
     """How an image will be enlarged.
 
     Attributes:
-        mode: How statistics are shared.
+        mode: Way in which statistics are shared.
         tile: Side of the tiles, feature pixels; 0 without tiles.
         bytes: Estimated memory on top of the input.
         mapped: Feature maps of "exact" lie on the disk.
@@ -59,7 +59,7 @@ def plan(
         height: Height of the input, pixels.
         width: Width of the input, pixels.
         tile: Side of the tiles, "auto" or "none", as in `upscale`.
-        tile_mode: How tiles share statistics, as in `upscale`.
+        tile_mode: Way in which tiles share statistics, as in `upscale`.
         memory_limit: Memory in bytes; by default half of what is free on the device.
         precision: Numeric precision.
         device: Device that computes.

@@ -95,8 +95,8 @@ class Pair:
     """Two implementations of the same work.
 
     Attributes:
-        ours: What we claim is better; takes nothing, returns what ``check`` compares.
-        baseline: What it is compared with: another library, or the obvious program.
+        ours: Function claimed to be better; takes nothing, returns what ``check`` compares.
+        baseline: Function to compare with: another library, or the obvious program.
         check: ``check(output of ours, output of baseline)`` raises AssertionError when they differ.
         work: Items in one call, for the figure "rate".
         unit: Unit of that rate, e.g. "edges/s".
@@ -187,7 +187,7 @@ def benchmark(
         targets: Targets by the name of the figure; a single one is for "ratio".
         budget: Seconds it may take; a pair then stops early.
         data: True when the data root is needed, or paths below it; skipped where absent.
-        device: Where it runs; skipped where that is a CUDA device and there is none.
+        device: Device of the computation; skipped where that is a CUDA device and there is none.
         threads: Torch threads while it runs; as they are when None.
         clock: "cpu" times a single-threaded pair by CPU time, which a busy machine disturbs less.
         seed: Seeds torch, numpy and python before the function runs, and the order of blocks.

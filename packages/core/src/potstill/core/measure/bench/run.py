@@ -33,12 +33,12 @@ class Measured:
         unit: Its unit.
         low: Lower end of the interval.
         high: Upper end of the interval.
-        interval: What the interval is.
+        interval: Kind of interval.
         p20: 20th percentile of the samples.
         p50: Median of the samples.
         p80: 80th percentile of the samples.
         samples: Number of samples: pairs, or seeds.
-        timed: Whether a busy machine spoils it.
+        timed: True where a busy machine spoils it.
     """
 
     value: float
@@ -98,7 +98,7 @@ def run(
     """Run a benchmark to its result; its own errors become a failed result.
 
     Args:
-        entry: What to run.
+        entry: Benchmark to run.
         quick: Smoke run of two short pairs.
         pairs: Pairs of blocks of a full run.
         official: A checkout of a paper's code, for benchmarks that race against it.

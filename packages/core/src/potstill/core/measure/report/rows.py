@@ -34,7 +34,7 @@ class Column:
 
     Attributes:
         unit: Shown in the heading.
-        best: Whether the largest ("max") or smallest ("min") own figure is set in bold.
+        best: Own figure that is set in bold: the largest ("max") or smallest ("min").
         digits: Significant digits.
     """
 
@@ -54,9 +54,9 @@ class Report:
     """Rows with provenance, shown as a table, written as CSV, Markdown and one HTML page.
 
     Args:
-        title: What was done.
+        title: Title of the report.
         summary: One or two sentences with the main figure.
-        columns: How columns are shown, in order; others follow as they appear.
+        columns: Columns as they are shown, in order; others follow as they appear.
         label: Heading of the first column.
         seed: Seed, or text such as "0-4".
         data: Fingerprint or name of the data.
