@@ -95,6 +95,7 @@ def readers() -> dict[str, tuple[Make, Read]]:
         orbit,
         save_field,
     )
+    from potstill.quant import Grid, load_lowered, load_packed, lower, save_packed
     from potstill.sr import IMDN, load_model, prepare, read_image, save_model
 
     teacher, items = nn.Linear(3, 4), [torch.ones(3) * i for i in range(6)]
@@ -333,6 +334,11 @@ def readers() -> dict[str, tuple[Make, Read]]:
         NearPrior(orbit(6, 3.0, 20, 10, 0.7)).save(folder / "prior.json")
         return folder / "prior.json"
 
+    plain = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(12, 2))
+
+    def packed(folder: Path) -> Path:
+        return save_packed(lower(plain, Grid(4), keep={"2": 8}), folder / "packed.safetensors")
+
     shape = {"img_size": 16, "patch_size": 8, "embed_dim": 12, "depth": 1, "num_heads": 2}
     vit: Any = timm.create_model("vit_tiny_patch16_224", num_classes=2, **shape).eval()
     vit.acm_origin = ("vit_tiny_patch16_224", {"num_classes": 2, **shape})
@@ -407,6 +413,8 @@ def readers() -> dict[str, tuple[Make, Read]]:
         "nerf.llff": (forward, lambda path: load_scene(path, layout="llff")),
         "nerf.prior": (prior, load_prior),
         "nerf.transforms": (transforms, lambda path: load_scene(path, layout="transforms")),
+        "quant.lowered": (packed, lambda path: load_lowered(plain, path)),
+        "quant.packed": (packed, lambda path: load_packed(plain, path)),
         "sr.cache": (photographs, lambda path: prepare(path.parent, 2, path)),
         "sr.image": (picture, read_image),
         "sr.image.gif": (lambda folder: picture(folder, ".gif"), read_image),

@@ -8,7 +8,15 @@ import torch
 
 from potstill.core.command import main
 from potstill.core.errors import ConfigError
-from potstill.quant import Distill, DistillConfig, load_packed, load_subject
+from potstill.quant import (
+    Distill,
+    DistillConfig,
+    int8_bits,
+    int8_units,
+    load_lowered,
+    load_packed,
+    load_subject,
+)
 from potstill.quant.subject import judge
 
 SUBJECT = """
@@ -124,5 +132,21 @@ def test_files_are_exported_and_timed(subject: str, tmp_path: Path) -> None:
         assert main(["quant", "export", subject, packed, file, *options]) == 0
     words = ["quant", "time", subject, *files, "--rounds", "1", "--out", str(tmp_path / "t")]
     assert main(words) == 0
-    assert "8-bit units" in (tmp_path / "t" / "index.html").read_text()
+    page = (tmp_path / "t" / "index.html").read_text()
+    assert "8-bit units" in page
+    assert "Below 8 bits weights are unfolded" in page
     assert main(["quant", "time", subject, files[0]]) == 2
+
+
+def test_seven_bits_are_taken_where_sums_would_overflow(subject, tmp_path, monkeypatch) -> None:
+    cpu = tmp_path / "cpuinfo"
+    monkeypatch.setattr("potstill.quant.units._CPUINFO", cpu)
+    for flags, bits in [("avx2 fma", 7), ("avx2 avx512_vnni", 8), ("avx2 amx_int8", 8)]:
+        cpu.write_text(f"flags : {flags}")
+        assert DistillConfig(subject, bits="auto").bits == bits
+        assert int8_bits() == bits
+    cpu.unlink()
+    assert (int8_units(), int8_bits()) == ("unknown", 7)
+    path = tmp_path / "s.safetensors"
+    assert main(["quant", "post", subject, str(path), "--bits", "auto", "--method", "mse"]) == 0
+    assert load_lowered(torch.nn.Linear(4, 3), path).parametrizations.weight[0].grid.bits == 7

@@ -21,8 +21,9 @@ from .post.reconstruct import ModuleToModule as ModuleToModule
 from .post.reconstruct import reconstruct as reconstruct
 from .subject import Subject as Subject
 from .subject import load_subject as load_subject
-from .timing import int8_units as int8_units
 from .timing import time_files as time_files
+from .units import int8_bits as int8_bits
+from .units import int8_units as int8_units
 from .weights.activations import ActivationGrid as ActivationGrid
 from .weights.activations import activation_grids as activation_grids
 from .weights.grid import Grid as Grid

@@ -8,7 +8,7 @@ from typing import Literal
 from cyclopts import App
 
 from potstill.core.command import table, verb
-from potstill.quant.config import Bits, DistillConfig, kept
+from potstill.quant.config import Auto, Bits, DistillConfig, kept, number
 
 __all__ = ["app"]
 
@@ -50,7 +50,7 @@ def post(
     out: Path,
     *,
     data: Path | None = None,
-    bits: Bits = 8,
+    bits: Bits | Auto = 8,
     method: Literal["max", "mse", "gptq"] = "gptq",
     keep: tuple[str, ...] = (),
     correct_bias: bool = False,
@@ -61,7 +61,7 @@ def post(
         subject: Function that gives the student, package.module:function or file.py:function.
         out: File that ends in .safetensors.
         data: Handed to that function.
-        bits: Bits of a weight.
+        bits: Bits of a weight; auto is 8, or 7 where this processor has no VNNI.
         method: How levels are found.
         keep: Modules with other bits, as PATH=BITS; 32 leaves one alone.
         correct_bias: Correct biases by the mean error of the outputs.
@@ -74,12 +74,12 @@ def post(
 
     found = load_subject(subject, data)
     made = post_training(
-        found.student, Grid(bits), found.inputs, method=method, correct_bias=correct_bias,
+        found.student, Grid(number(bits)), found.inputs, method=method, correct_bias=correct_bias,
         keep={**found.keep, **kept(keep)},
     )  # fmt: skip
     save_packed(made.student, out)
     missed = {"nearest levels only": ", ".join(made.missed)} if made.missed else {}
-    table(f"{method} at {bits} bits", {
+    table(f"{method} at {number(bits)} bits", {
         "full precision": judge(found, found.student), method: judge(found, made.student),
         "bytes": bytes_of(made.student), "of": bytes_of(found.student), "file": str(out), **missed,
     })  # fmt: skip

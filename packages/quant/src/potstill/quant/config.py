@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Literal
 
 from potstill.core import ConfigError, Training
+from potstill.quant.units import int8_bits
 
-__all__ = ["Bits", "DistillConfig", "Method", "kept"]
+__all__ = ["Auto", "Bits", "DistillConfig", "Method", "kept", "number"]
 
 Bits = Literal[1, 2, 3, 4, 7, 8, 32]
+Auto = Literal["auto"]
 Method = Literal["step", "dual", "levels", "buckets"]
 
 
@@ -23,7 +25,8 @@ class DistillConfig:
         subject: Function that gives the student, package.module:function or file.py:function.
         out: Folder of the run.
         data: Handed to that function.
-        bits: Bits of a weight.
+        bits: Bits of a weight; auto is 8, or 7 where this processor has no VNNI and onnxruntime's
+            sums would overflow. What was chosen is recorded.
         method: Quantizer: learned steps (LSQ), dual binarization, learned levels, or buckets.
         start: Weights and scales that training starts from.
         keep: Modules with other bits, as PATH=BITS; 32 leaves one alone.
@@ -39,7 +42,7 @@ class DistillConfig:
     _: KW_ONLY
     out: Path = Path("runs/quant")
     data: Path | None = None
-    bits: Bits = 4
+    bits: Bits | Auto = 4
     method: Method = "step"
     start: Literal["mse", "max", "gptq"] = "mse"
     keep: tuple[str, ...] = ()
@@ -48,6 +51,7 @@ class DistillConfig:
 
     def __post_init__(self) -> None:
         kept(self.keep)
+        object.__setattr__(self, "bits", number(self.bits))
         if self.method == "dual" and self.bits != 2:
             raise ConfigError(f"DistillConfig: bits must be 2 for dual, got {self.bits}")
         if self.start == "gptq" and self.method != "step":
@@ -55,6 +59,11 @@ class DistillConfig:
                 f"DistillConfig: start must be mse or max for {self.method}, got gptq; GPTQ finds "
                 "levels of learned steps only"
             )
+
+
+def number(bits: int | Auto) -> int:
+    """Bits as a number; see `int8_bits` for "auto"."""
+    return int8_bits() if bits == "auto" else bits
 
 
 def kept(words: Sequence[str]) -> dict[str, int]:

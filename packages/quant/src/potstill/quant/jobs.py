@@ -12,7 +12,7 @@ from torch import nn
 
 from potstill.core import Column, Distiller, Job, Report
 from potstill.core.engine import MakeOptimizer, Result
-from potstill.quant.config import DistillConfig, Method, kept
+from potstill.quant.config import DistillConfig, Method, kept, number
 from potstill.quant.files.packed import save_packed
 from potstill.quant.pages import COLUMNS, bytes_of
 from potstill.quant.post.gptq import post_training
@@ -95,7 +95,7 @@ class Distill(Job[DistillConfig]):
 
     def lowered(self) -> nn.Module:
         """The student that training starts from."""
-        config, subject, grid = self.config, self.subject, Grid(self.config.bits)
+        config, subject, grid = self.config, self.subject, Grid(number(self.config.bits))
         if config.start == "gptq":
             return self._post("gptq")
         make = _METHODS[config.method]
@@ -105,7 +105,7 @@ class Distill(Job[DistillConfig]):
         """Write the packed student, and the page that compares it."""
         config, subject = self.config, self.subject
         students = {"full precision": subject.student}
-        if config.bits < 32:
+        if number(config.bits) < 32:
             students |= {f"post-training {name}": self._post(name) for name in ("mse", "gptq")}
         students |= self.students
         report = Report(
@@ -120,16 +120,20 @@ class Distill(Job[DistillConfig]):
         for name, student in students.items():
             found[name] = judge(subject, student)
             size = bytes_of(student)
-            bits = 32 if name == "full precision" else config.bits
+            bits = 32 if name == "full precision" else number(config.bits)
             report.add(name, score=found[name], bits=bits, bytes=size / 1e3, smaller=full / size)
         report.save(folder)
-        if config.bits < 32:
+        if number(config.bits) < 32:
             save_packed(self.students["with teacher"], folder / "student.safetensors")
         return {**found, "bytes": bytes_of(self.students["with teacher"]), "page": "index.html"}
 
     def _post(self, method: Any) -> nn.Module:
         subject = self.subject
         made = post_training(
-            subject.student, Grid(self.config.bits), subject.inputs, method=method, keep=self.keep
+            subject.student,
+            Grid(number(self.config.bits)),
+            subject.inputs,
+            method=method,
+            keep=self.keep,
         )
         return made.student

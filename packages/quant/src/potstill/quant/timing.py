@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import statistics
 from collections.abc import Sequence
 from functools import partial
@@ -15,20 +14,11 @@ from potstill.core.measure import Load, calls_for, time_block
 from potstill.core.measure.bench import BUSY
 from potstill.quant.files.onnx import run_onnx
 from potstill.quant.files.openvino import run_openvino
+from potstill.quant.units import int8_units
 
-__all__ = ["int8_units", "time_files"]
+__all__ = ["time_files"]
 
-_UNITS = ("amx_int8", "avx512_vnni", "avx_vnni")
 _RUN = {".onnx": run_onnx, ".xml": run_openvino}
-
-
-def int8_units() -> str:
-    """What multiplies 8-bit integers in this processor, of Linux; "unknown" elsewhere."""
-    path = Path("/proc/cpuinfo")
-    if not path.exists():
-        return "unknown"
-    flags = set(re.findall(r"\w+", path.read_text(errors="replace")))
-    return ", ".join(unit for unit in _UNITS if unit in flags) or "none: AVX2 or less, without VNNI"
 
 
 def time_files(files: Sequence[Path], x: Tensor, rounds: int = 10) -> Report:

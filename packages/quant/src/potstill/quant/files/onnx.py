@@ -190,6 +190,10 @@ class _Graph:
         self._round_activations()
         for node in reversed(self.before):
             graph.node.insert(0, node)
+        for node in graph.node:  # stack traces of the exporter: more bytes than 4-bit weights
+            del node.metadata_props[:]
+            node.doc_string = ""
+        del graph.value_info[:]  # of activations, which runtimes infer
         opset, version = max(_TYPES[e.quantizer.grid.stored][1:] for e in self.weights)
         for domain in self.model.opset_import:
             if domain.domain == "":

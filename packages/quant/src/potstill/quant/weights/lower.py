@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
 from potstill.core import ConfigError, DataError, nearest
@@ -106,6 +107,7 @@ def lower(
         )
     _check_apart(model, chosen)
     student = copy.deepcopy(model)
+    norms = tuple(each for each in student.modules() if isinstance(each, _BatchNorm))
     for (path, name), each in chosen.items():
         module = student.get_submodule(path)
         weight = getattr(module, name)
@@ -113,7 +115,7 @@ def lower(
             raise DataError(f"lower: {path}.{name} must be finite, got NaN or infinity")
         make = quantizer if each.bits == grid.bits else LearnedStep
         made = make(weight, each, start).to(weight.device)
-        made.order = tuple(module._parameters)
+        made.order, made.norms = tuple(module._parameters), norms
         # unsafe: the check would call it twice
         parametrize.register_parametrization(module, name, made, unsafe=True)
     return student

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -45,10 +46,12 @@ class Quantizer(nn.Module, ABC):
     """
 
     order: tuple[str, ...] = ()  # of the parameters that the module had
+    norms: tuple[nn.Module, ...] = ()  # batch norms of the student
 
     def __init__(self, w: Tensor, grid: Grid, start: str = "mse") -> None:
         super().__init__()
         self.grid = grid
+        self.register_forward_pre_hook(_warn_of_norms)
 
     @abstractmethod
     def forward(self, w: Tensor) -> Tensor:
@@ -67,6 +70,19 @@ class Quantizer(nn.Module, ABC):
         """Bytes of the weights when packed, with their scales."""
         _, scales = self.encode(w.detach())
         return -(-w.numel() * self.grid.stored // 8) + sum(s.nbytes for s in scales.values())
+
+
+def _warn_of_norms(quantizer: Any, arguments: tuple[Any, ...]) -> None:
+    """Say where statistics of batch norms move although no weight does."""
+    if not quantizer.norms or arguments[0].requires_grad or not torch.is_grad_enabled():
+        return
+    trains = any(parameter.requires_grad for parameter in quantizer.parameters())
+    if trains and any(norm.training for norm in quantizer.norms):
+        warnings.warn(
+            f"{type(quantizer).__name__}: batch norm is in train mode while the weights are frozen "
+            "and their levels train, so its running statistics move; call eval() on batch norms",
+            stacklevel=2,
+        )
 
 
 class LearnedStep(Quantizer):
