@@ -30,7 +30,7 @@ fall of the loss."""
 MAIN = {
     "core": "core_unlabeled", "graph": "graph_ff_g2m", "nerf": "nerf_vm", "mae": "mae_align",
     "sr": "sr_output", "acm": "acm_finetune", "condense": "condense_learner",
-    "search": "search_elastic",
+    "search": "search_elastic", "quant": "quant_distill",
 }  # fmt: skip
 """The program of a domain that is tried in half precision and compiled."""
 

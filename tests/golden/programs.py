@@ -533,6 +533,14 @@ def acm_shrinking():
     return fit(acm.Shrinking(acm.acmize(model), STEPS, delay=0.3), batches, **QUIET)
 
 
+@program("LogitDistiller", torch.float64)
+def quant_distill():
+    """What `potstill quant distill` does: steps of GPTQ, then weights and steps with a teacher."""
+    data = labelled()
+    start = quant.post_training(mlp(), quant.Grid(4), [x for x, _ in data], method="gptq").student
+    return fit(LogitDistiller(start, terms(), mlp(width=16)), data, lr=1e-2, **QUIET)
+
+
 @program("ModuleToModule", torch.float64)
 def quant_reconstruct():
     inputs = [x for x, _ in labelled()]

@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from potstill.core import Batches, ConfigError, DataError, Engine, Objective, Run, Stage, fit
-from potstill.core.engine import run_ranks
+from potstill.core import ConfigError, DataError, Objective, Run, Stage, fit
 from potstill.core.schemes import LogitDistiller
 from potstill.quant import (
     Buckets,
@@ -117,24 +116,6 @@ def test_a_lowered_student_trains_and_resumes(tmp_path) -> None:
     assert not torch.equal(whole[0].parametrizations.weight[0].scale, before)
     for (name, a), b in zip(whole.state_dict().items(), parts.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
-
-
-def losses(batch: int) -> list[float]:
-    """Of a 2-bit student with its full-precision self as teacher; batches of each process."""
-    x = torch.randn(32, 4, generator=torch.Generator().manual_seed(1))
-    objective = Objective(match=(1.0, lambda s, t, y: F.mse_loss(s, t)))
-    distiller = LogitDistiller(lower(small(), Grid(2)), objective, small())
-    data = Batches(list(zip(x, x[:, :3].argmax(1), strict=True)), batch)
-    with Engine(device="cpu") as engine:
-        history = fit(distiller, data, steps=6, lr=1e-2, engine=engine, progress=False)
-    return [row["loss"] for row in history]
-
-
-@pytest.mark.dist
-def test_two_processes_give_the_curve_of_one() -> None:
-    alone = losses(8)
-    for curve in run_ranks(losses, 2, 4):
-        torch.testing.assert_close(curve, alone, rtol=1e-5, atol=1e-6)
 
 
 def test_batch_norms_that_move_while_only_levels_train_are_told() -> None:
