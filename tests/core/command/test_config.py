@@ -39,6 +39,7 @@ class Train:
     note: str = "x"
     label: str | None = "y"
     weights: dict[str, float] = field(default_factory=dict)
+    shares: dict[str, float] = field(default_factory=lambda: {"a": 1.0})
     scale: Literal[2, 3, 4] = 4
     kind: Kind = Kind.GELU
 
@@ -212,6 +213,23 @@ def test_record_accepts_the_same_and_refuses_another(tmp_path: Path) -> None:
         config.record(Train(epochs=2, optim=Optim(lr=1.0)), out)
     assert config.load(Train, path) == Train(epochs=2)
     config.record(Train(epochs=2, note="other"), out, ignore=("note",))
+
+
+def test_record_takes_the_default_for_an_option_that_the_run_did_not_know(tmp_path: Path) -> None:
+    run = Train(second=Optim(lr=0.5), shares={"b": 1.0})
+    path = config.record(run, tmp_path)
+    values = config.read(path)
+    del values["note"], values["weights"], values["optim"]["name"], values["second"]["name"]
+    path.write_text(json.dumps(values))
+    for other, name in (
+        ({"note": "other"}, r"note \(x, now other\)"),
+        ({"second": Optim(lr=0.5, name="sgd")}, r"second\.name \(adam, now sgd\)"),
+        ({"weights": {"kd": 1.0}}, r"weights\.kd \(absent, now 1\.0\)"),
+        ({"second": None}, r"second\.lr"),
+    ):
+        with pytest.raises(ConfigError, match=name):
+            config.record(replace(run, **other), tmp_path)
+    config.record(run, tmp_path)
 
 
 def test_record_names_a_folder_that_cannot_be_written(tmp_path: Path) -> None:

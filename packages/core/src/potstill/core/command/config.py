@@ -126,7 +126,8 @@ def as_dict(config: Any) -> dict[str, Any]:
 def record(config: Any, folder: str | os.PathLike[str], *, ignore: tuple[str, ...] = ()) -> Path:
     """Make ``folder`` the folder of a run with ``config``, and write ``config.yaml`` into it.
 
-    A folder of a run with the same configuration is accepted, since that run may be continued.
+    A folder of a run with the same configuration is accepted, since that run may be continued. An
+    option that the run did not know yet counts as its default.
 
     Args:
         config: The resolved configuration.
@@ -141,7 +142,7 @@ def record(config: Any, folder: str | os.PathLike[str], *, ignore: tuple[str, ..
     """
     path = Path(folder, "config.yaml")
     if path.exists():
-        before, now = _flat(read(path)), _flat(as_dict(config))
+        before, now = _flat(_completed(read(path), config)), _flat(as_dict(config))
         differing = [
             f"{key} ({before.get(key, 'absent')}, now {now.get(key, 'absent')})"
             for key in dict.fromkeys([*before, *now])
@@ -265,6 +266,19 @@ def _default(field: dataclasses.Field[Any], instance: Any) -> Any:
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return field.default
+
+
+def _completed(values: Mapping[str, Any], config: Any, instance: Any = None) -> dict[str, Any]:
+    """``values`` with the default of each option of ``config`` that they lack."""
+    found = dict(values)
+    for field in dataclasses.fields(config):
+        value, now = _default(field, instance), getattr(config, field.name)
+        if dataclasses.is_dataclass(now) and isinstance(inner := found.get(field.name, {}), dict):
+            same = value if type(value) is type(now) else None
+            found[field.name] = _completed(inner, now, same)
+        elif field.init and value is not dataclasses.MISSING:
+            found.setdefault(field.name, _plain(value, field.name))
+    return found
 
 
 def _given(config: Any) -> Any:
