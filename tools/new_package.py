@@ -47,6 +47,10 @@ def make(name: str) -> list[str]:
             file.write(text)
         written.append(path)
     shutil.copy(ROOT / "LICENSE", ROOT / "packages" / name)
+    owners = ROOT / ".github" / "CODEOWNERS"
+    first, *lines = owners.read_text(encoding="utf-8").split("/packages/")
+    lines = sorted([*lines, f"{name}/ @potstill/maintainers\n"])
+    owners.write_text("/packages/".join([first, *lines]), encoding="utf-8")
     return [*written, f"packages/{name}/LICENSE"]
 
 
