@@ -30,7 +30,7 @@ fall of the loss."""
 MAIN = {
     "core": "core_unlabeled", "graph": "graph_ff_g2m", "nerf": "nerf_vm", "mae": "mae_align",
     "sr": "sr_output", "acm": "acm_finetune", "condense": "condense_learner",
-    "search": "search_elastic", "quant": "quant_distill",
+    "search": "search_elastic", "quant": "quant_distill", "flow": "flow_dmd2",
 }  # fmt: skip
 """The program of a domain that is tried in half precision and compiled."""
 
@@ -90,7 +90,15 @@ def gap(found: Rows, expected: Rows, keys: Iterable[str] = ()) -> float:
 def fallen(rows: Rows) -> float:
     """How far the loss fell: the mean of its last quarter over that of its first."""
     part = max(len(rows) // 4, 1)
-    return sum(r["loss"] for r in rows[-part:]) / sum(r["loss"] for r in rows[:part])
+    first, last = (
+        sum(r[key] for r in some for key in losses(r)) for some in (rows[:part], rows[-part:])
+    )
+    return last / first
+
+
+def losses(row: dict[str, float]) -> list[str]:
+    """The columns of the loss: one, or that of each player."""
+    return [key for key in row if key.rpartition("/")[2] == "loss"]
 
 
 def full(names: list[str], quick: bool) -> dict[str, Figure]:
@@ -116,7 +124,7 @@ def halves(names: list[str]) -> dict[str, Figure]:
             found = rows_of(name, place.DEVICE, precision)
             apart = abs(fallen(found) - fallen(expected))
             figures[f"{name} {precision}"] = Figure(
-                gap(found[:1], expected[:1], ["loss"]), "relative"
+                gap(found[:1], expected[:1], losses(expected[0])), "relative"
             )
             figures[f"{name} {precision} fall"] = Figure(apart, "of the loss")
     return figures

@@ -26,16 +26,15 @@ from potstill.flow import (
     Items,
     Judge,
     Learning,
+    MapConfig,
     Phased,
     Phases,
-    PointNet,
     Prior,
     Student,
     StudentConfig,
     Teacher,
     TeacherConfig,
     TrainTeacher,
-    Velocity,
     compare,
     distill,
     load_data,
@@ -91,19 +90,22 @@ MAP = {
     "near": at_least(70.0, PROMISED), "modes": at_least(8, PROMISED),
     "seconds": at_most(15.0, PROMISED),
 }  # fmt: skip
-QUICKLY: dict[str, Any] = {"steps": 4000, "batch": 256, "lr": 5e-3, "final": 0.0, "ema": 0.99}
+QUICKLY: dict[str, Any] = {"steps": 2400, "batch": 256, "lr": 5e-3, "final": 0.0, "ema": 0.99}
+WIDE = MapConfig(step=0.08, correction=0.05)
+"""Four times the default step: known sooner all along the path, and no less exact here."""
 
 
 @benchmark(targets=MAP, threads=1, budget=120)
 def boot_on_points(quick: bool) -> dict[str, Figure]:
     """BOOT with an exact teacher of eight Gaussians, one evaluation."""
-    return points("boot", quick, training=QUICKLY)
+    return points("boot", quick, training=QUICKLY, map=WIDE)
 
 
 @benchmark(targets=MAP, threads=1, budget=240)
 def freeflow_on_points(quick: bool) -> dict[str, Figure]:
     """FreeFlow with its correction, the same."""
-    return points("freeflow", quick, training=QUICKLY, critic=CriticConfig(updates=1))
+    training = {**QUICKLY, "steps": 1500, "lr": 8e-3}
+    return points("freeflow", quick, training=training, map=WIDE, critic=CriticConfig(updates=1))
 
 
 def trained(quick: bool) -> Teacher:
@@ -120,7 +122,7 @@ def trained(quick: bool) -> Teacher:
         return load_teacher(Path(folder) / "teacher")
 
 
-MATCHING: dict[str, Any] = {"steps": 2000, "batch": 256, "lr": 5e-4, "ema": 0.98}
+MATCHING: dict[str, Any] = {"steps": 800, "batch": 256, "lr": 5e-4, "ema": 0.98}
 DMD = {"mmd2": at_most(0.005, PROMISED), "seconds": at_most(30.0, PROMISED)}
 
 
@@ -137,7 +139,7 @@ def disback_against_dmd(quick: bool) -> dict[str, Figure]:
     teacher = trained(quick)
     found: dict[str, Figure] = {}
     for method in ("dmd", "disback"):
-        steps = 2 if quick else 200
+        steps = 2 if quick else 100
         critic = CriticConfig(
             updates=4, lr=1e-3, regression=0.0 if method == "dmd" else None, nodes=3,
             node_steps=steps, interval=steps,
@@ -156,7 +158,9 @@ def several_students(quick: bool) -> dict[str, Figure]:
     for count, rule in cases:
         options = StudentConfig(students=count, partition=rule)
         training = {**QUICKLY, "steps": 2000}
-        figures = points("boot", quick, teacher, training=training, width=12, student=options)
+        figures = points(
+            "boot", quick, teacher, training=training, width=12, student=options, map=WIDE
+        )
         found[f"{count} {rule}"] = figures["mmd2"]
     one: Any = found["1 consecutive"].value
     four: Any = found["4 consecutive"].value
@@ -169,21 +173,25 @@ PHASED = {"boundary": at_most(0.0015, PROMISED), "naive by right": at_least(4.0,
 
 @benchmark(targets=PHASED, threads=1, budget=400)
 def boundary_of_phases(quick: bool) -> dict[str, Figure]:
-    """Phased DMD at the level between its experts, with the right target and with the naive one."""
-    mixture = ring()
-    found: dict[str, list[float]] = {"boundary": [], "naive": []}
+    """Phased DMD at the level between its experts, with the right target and with the naive one.
+
+    Experts and critic begin with the teacher's weights. From random ones neither has arrived after
+    as many steps, and noise itself, at this level as wide as the data, is within .0015.
+    """
+    teacher, mixture = trained(quick), ring()
+    found: dict[str, list[float]] = {"boundary": [], "naive": [], "untrained": []}
     for seed in SEEDS[: 1 if quick else 3]:
-        for name, naive in (("boundary", False), ("naive", True)):
+        for name in found:
             seed_all("phases", seed)
-            nets = [Velocity(PointNet(2, 96, 3)) for _ in range(3)]
-            student = Phased(nets[:2], (1.0, 0.5))
-            distiller = Phases(student, Teacher(mixture), Critic(nets[2]), naive=naive)
+            experts = [teacher.trainable() for _ in range(2)]
+            student = Phased(experts, (1.0, 0.5))
+            distiller = Phases(student, teacher, Critic(teacher.trainable()), naive=name == "naive")
             training = Training(
-                steps=10 if quick else 1500, lr=1e-3, ema=0.98, seed=seed, device="cpu"
+                steps=10 if quick else 500, lr=1e-3, ema=0.98, seed=seed, device="cpu"
             )
-            first = replace(phases(student, updates=3)[0], share=1.0)
-            source = Prior((2,), 256)
-            fit_with(training, distiller, source, stages=[first], progress=False)
+            first = replace(phases(student, updates=4, lr=2e-3)[0], share=1.0)
+            if name != "untrained":
+                fit_with(training, distiller, Prior((2,), 256), stages=[first], progress=False)
             z = torch.randn(CLOSE, 2, generator=generator("draw", seed))
             with torch.no_grad():
                 made = student.until(1, z)
@@ -253,9 +261,9 @@ def boot_on_digits(quick: bool) -> dict[str, Figure]:
     common: dict[str, Any] = {"batch": 64, "final": 0.0, "device": "cpu"}
     config = TeacherConfig(
         widths=(32, 48),
-        training=Training(steps=10 if quick else 6000, lr=1e-3, ema=0.999, **common),
+        training=Training(steps=10 if quick else 5000, lr=1e-3, ema=0.999, **common),
     )
-    training = Training(steps=5 if quick else 2000, lr=5e-4, ema=0.99, **common)
+    training = Training(steps=5 if quick else 800, lr=5e-4, ema=0.99, **common)
     return distilled(*digits(), config, training, "boot", 20 if quick else 1500)
 
 

@@ -619,7 +619,7 @@ def condense_expert():
 
 def points(pairs=False):
     """Points of three modes on a ring as data, with noise that they came from for pairs."""
-    values, _ = flow.ring(3).double().draw(64, torch.Generator().manual_seed(0))
+    values, _ = modes().model.draw(64, torch.Generator().manual_seed(0))
     items = flow.Items(values)
     ends = items._replace(noise=values.flip(0)) if pairs else None
     return flow.Prior((2,), 8, data=items, pairs=ends)
@@ -630,11 +630,13 @@ def velocity():
 
 
 def modes(count=3):
-    return flow.Teacher(flow.ring(count).double())
+    return flow.Teacher(flow.ring(count).to(torch.get_default_dtype()))
 
 
 def clips():
-    items = flow.Items(video.moving_digits(torch.ones(1, 1, 3, 3), 8, 6, 8).double())
+    items = flow.Items(
+        video.moving_digits(torch.ones(1, 1, 3, 3), 8, 6, 8).to(torch.get_default_dtype())
+    )
     return flow.Prior((6, 1, 8, 8), 4, data=items)
 
 

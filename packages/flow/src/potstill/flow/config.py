@@ -199,6 +199,11 @@ class DistillConfig:
         return self.method in ("boot", "freeflow")
 
     @property
+    def correction(self) -> float:
+        """Weight of freeflow's correction."""
+        return self.map.correction if self.method == "freeflow" else 0.0
+
+    @property
     def adversarial(self) -> float:
         """Weight of the adversarial term."""
         own = self.critic.adversarial

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from potstill.core import (
     Job,
     Objective,
     Report,
+    Schedule,
+    Stage,
     Training,
-    after,
     atomic,
     reading,
     seed_all,
@@ -166,9 +168,19 @@ class Distill(Job[DistillConfig]):
         turns = players(critic_terms, updates=critic.updates, lr=critic.lr)
         self.fit(
             distiller, self._source(own), folder=folder, progress=progress,
-            stages=() if config.method == "boot" else [turns],
+            stages=() if distiller.critic is None else self._halves(turns) or [turns],
         )  # fmt: skip
         return student
+
+    def _halves(self, turns: Stage) -> list[Stage]:
+        """FreeFlow's: the map alone, then the map with its correction, on one learning rate."""
+        if self.config.method != "freeflow":
+            return []
+        alone = Stage(share=0.5, objective=objectives(flow_map=1.0)[0], trainable=["student.*"])
+        return [
+            replace(stage, share=0.5, schedule=partial(_half, self.schedule(), number))
+            for number, stage in enumerate((alone, turns))
+        ]
 
     def _phased(self, start: Velocity, folder: str, own: Tensor | None, progress: Any) -> Phased:
         """Experts that all begin as one network, trained one after the other."""
@@ -189,8 +201,7 @@ class Distill(Job[DistillConfig]):
     def _objectives(self) -> tuple[Objective, Objective]:
         config = self.config
         if config.maps:
-            late = after((config.training.steps or 0) // 2, config.map.correction)
-            return objectives(flow_map=1.0, match=late if config.method == "freeflow" else 0.0)
+            return objectives(flow_map=1.0, match=config.correction)
         return objectives(match=1.0, adversarial=config.adversarial, regression=config.regression)
 
     def _source(self, own: Tensor | None) -> Prior:
@@ -231,7 +242,7 @@ class Distill(Job[DistillConfig]):
 
     def _critic(self, start: Velocity, nodes: Sequence[Velocity]) -> Critic | None:
         """A critic that begins as the teacher, or as the last of DisBack's nodes."""
-        if self.config.method == "boot":
+        if self.config.maps and not self.config.correction:
             return None
         has_weights = any(True for _ in self.teacher.model.parameters())
         origin: Velocity = nodes[-1] if nodes else self.teacher if has_weights else start
@@ -291,6 +302,10 @@ class Distill(Job[DistillConfig]):
         with reading(path, "pairs of noise and endpoint"):
             kept = load(path.read_bytes())
             return Items(kept["values"], kept.get("labels"), kept["noise"])
+
+
+def _half(schedule: Schedule, number: int, progress: float) -> float:
+    return schedule((number + progress) / 2)
 
 
 def distill(
