@@ -22,7 +22,6 @@ from potstill.core.measure.report import data_uri
 from potstill.flow import (
     CriticConfig,
     Data,
-    Items,
     Judge,
     Learning,
     Prior,
@@ -33,6 +32,7 @@ from potstill.flow import (
     distill,
     evaluate,
     grid,
+    load_data,
     load_teacher,
 )
 
@@ -41,12 +41,7 @@ STEPS, SHOWN = (1, 2, 4, 8, 50), 20
 
 def digits() -> tuple[Data, Data]:
     """1,297 images of scikit-learn's digits to learn from, 500 to compare with."""
-    from sklearn.datasets import load_digits
-
-    found = load_digits()
-    images = torch.tensor(found.images, dtype=torch.float32)[:, None] / 8 - 1
-    every = Data(Items(images, torch.tensor(found.target)), tuple("0123456789"))
-    return every.split(1297 / 1797)
+    return load_data("digits").split(1297 / 1797)
 
 
 def pictures(student: Student, teacher: Teacher, out: Path) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from potstill.core import Training, generator, locate, seed_all
+from potstill.core import BackendError, Training, generator, locate, seed_all
 from potstill.core.engine import fit_with
 from potstill.core.measure.bench import Figure, Pair, Skip, at_least, at_most, benchmark
 from potstill.flow import (
@@ -82,7 +82,7 @@ def points(
         for name, value in row.items():
             found.setdefault(name, []).append(float(value))
     units = {"near": "%", "seconds": "s"}
-    return {n: Figure(v, units.get(n, ""), timed=n == "seconds") for n, v in found.items()}
+    return {name: Figure(values, units.get(name, "")) for name, values in found.items()}
 
 
 MAP = {
@@ -104,7 +104,7 @@ def boot_on_points(quick: bool) -> dict[str, Figure]:
 @benchmark(targets=MAP, threads=1, budget=240)
 def freeflow_on_points(quick: bool) -> dict[str, Figure]:
     """FreeFlow with its correction, the same."""
-    training = {**QUICKLY, "steps": 1500, "lr": 8e-3}
+    training = {**QUICKLY, "steps": 1900, "lr": 8e-3}
     return points("freeflow", quick, training=training, map=WIDE, critic=CriticConfig(updates=1))
 
 
@@ -205,13 +205,9 @@ def boundary_of_phases(quick: bool) -> dict[str, Figure]:
 def digits() -> tuple[Data, Data]:
     """1,297 images of scikit-learn's digits to learn from, 500 to compare with."""
     try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise Skip("needs scikit-learn") from error
-    found = load_digits()
-    images = torch.tensor(found.images, dtype=torch.float32)[:, None] / 8 - 1
-    every = Data(Items(images, torch.tensor(found.target)), tuple("0123456789"))
-    return every.split(1297 / 1797)
+        return load_data("digits").split(1297 / 1797)
+    except BackendError as error:
+        raise Skip(str(error)) from error
 
 
 def judge_of(data: Data, steps: int) -> Callable[[Tensor, Tensor], float]:

@@ -104,6 +104,21 @@ def test_disback_and_several_students(tmp_path, folder, digits) -> None:
         distill(Teacher(ring()), "disback", out=tmp_path / "y", **options)
 
 
+def test_twinflow_needs_no_teacher_but_its_size(tmp_path, folder, digits) -> None:
+    for network, student in (("unet", StudentConfig()), ("dit", StudentConfig(students=2)),
+                             ("unet", StudentConfig(widths=(4, 4)))):  # fmt: skip
+        teacher, out = load_teacher(folder / network / "teacher"), tmp_path / str(hash(student))
+        options = {"student": student, "training": TINY, "check": False, "progress": False}
+        found = distill(teacher, "twinflow", out=out, data=digits, **options)
+        again = load_student(out / "student")
+        assert again.evaluations == 1
+        assert torch.equal(again.sample(5, seed=1), found.sample(5, seed=1))
+    with pytest.raises(ConfigError, match="twinflow learns from real items"):
+        distill(teacher, "twinflow", out=tmp_path, training=TINY)
+    with pytest.raises(ConfigError, match="critic.adversarial is of dmd2, got method='dmd'"):
+        DistillConfig(method="dmd", critic=CriticConfig(adversarial=0.1))
+
+
 def test_a_stock_pipeline_loads_a_student(tmp_path) -> None:
     """Without classes and asked at time 1, it is one step of ``DDPMPipeline``."""
     torch.manual_seed(0)

@@ -18,7 +18,7 @@ __all__ = [
 ]
 
 _COUNTS = ("updates", "pairs", "pair_steps", "nodes", "node_steps", "interval")
-Method = Literal["boot", "freeflow", "dmd", "dmd2", "disback", "phased"]
+Method = Literal["boot", "freeflow", "dmd", "dmd2", "disback", "phased", "twinflow"]
 
 
 @dataclass(frozen=True)
@@ -134,11 +134,13 @@ class DistillConfig:
     """Distil a diffusion or flow teacher into a one-step student.
 
     Attributes:
-        teacher: Folder of a teacher, or of a pipeline of diffusers; ``mixture`` for points.
+        teacher: Folder of a teacher, or of a pipeline of diffusers; ``mixture`` for points,
+            ``digits`` for the teacher that comes with the package.
         method: Method.
         out: Folder of the run.
         guidance: Weight of the teacher's classifier-free guidance.
-        data: Real images: dmd2's adversarial term needs them, and the teacher is checked on them.
+        data: Real images: dmd2's adversarial term and twinflow need them, and the teacher is
+            checked on them.
         check: Refuse a teacher that does not denoise the data: see `Teacher.check`.
         size: Side of the square to which images are resized and cropped.
         width: Width of the student for ``mixture``, whose teacher has no network.
@@ -148,7 +150,7 @@ class DistillConfig:
         training: Budget, optimizer, precision, device and seed.
 
     Raises:
-        ConfigError: An adversarial term without data, or weights that are negative.
+        ConfigError: A method without the data that it needs, or weights that are negative.
     """
 
     teacher: Path | None = None
@@ -187,6 +189,11 @@ class DistillConfig:
                 raise ConfigError(
                     f"DistillConfig: critic.{name} is of {owner}, got method={self.method!r}"
                 )
+        if self.method == "twinflow" and self.data is None:
+            raise ConfigError(
+                "DistillConfig: twinflow learns from real items, of the teacher it takes the size "
+                "alone; got no data; pass --data"
+            )
         if self.adversarial and self.data is None:
             raise ConfigError(
                 "DistillConfig: dmd2 compares samples with real items, got no data; pass --data, "
@@ -197,6 +204,11 @@ class DistillConfig:
     def maps(self) -> bool:
         """Whether the method learns the teacher's map from noise to data."""
         return self.method in ("boot", "freeflow")
+
+    @property
+    def real(self) -> bool:
+        """Whether the method learns from real items."""
+        return self.method == "twinflow" or bool(self.adversarial)
 
     @property
     def correction(self) -> float:

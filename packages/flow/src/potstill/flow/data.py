@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from potstill.core import ConfigError, generator
+from potstill.core import BackendError, ConfigError, generator
 from potstill.core.images import load_images
 from potstill.flow.methods.draws import Items
 from potstill.flow.teachers.analytic import ring
@@ -52,22 +52,39 @@ def load_data(source: str | Path, *, size: int | None = None) -> Data:
 
     Args:
         source: A folder or ``.zip`` file, see `potstill.core.images.load_images`; or ``mixture``,
-            20,000 points of eight Gaussians around a circle. Images that are grey have one channel.
+            20,000 points of eight Gaussians around a circle; or ``digits``, the 1,797 images of 8x8
+            pixels that come with scikit-learn. Images that are grey have one channel.
         size: Side of the square to which images are resized and cropped.
 
     Raises:
         DataError: Nothing there, or images that cannot be read.
         ConfigError: Images of several sizes, and no ``size``.
+        BackendError: ``digits`` without scikit-learn.
     """
     if str(source) == "mixture" and not Path(source).exists():
         points, _ = ring().draw(_POINTS, generator("mixture"))
         return Data(Items(points), ())
+    if str(source) == "digits" and not Path(source).exists():
+        return _digits()
     found = load_images(source, size=size)
     bytes_ = found.pixels
     if bool((bytes_ == bytes_[:, :1]).all()):
         bytes_ = bytes_[:, :1]
     values = bytes_.float() / 127.5 - 1
     return Data(Items(values, found.labels if found.classes else None), found.classes)
+
+
+def _digits() -> Data:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise BackendError(
+            "load_data: digits needs scikit-learn, which is not installed: pip install "
+            '"potstill-flow[digits]"'
+        ) from error
+    found = load_digits()
+    images = torch.tensor(found.images, dtype=torch.float32)[:, None] / 8 - 1
+    return Data(Items(images, torch.tensor(found.target)), tuple("0123456789"))
 
 
 def pixels(values: Tensor) -> Tensor:

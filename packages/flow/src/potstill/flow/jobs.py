@@ -34,9 +34,10 @@ from potstill.flow.methods.draws import Items, Prior
 from potstill.flow.methods.onestep import OneStep, objectives, players
 from potstill.flow.methods.phases import Phases, phases
 from potstill.flow.methods.regress import Degrading, Denoising, ScoreMatching
+from potstill.flow.methods.twin import Twin, TwinFlow
 from potstill.flow.store import load_student, load_teacher, save_student, save_teacher
 from potstill.flow.student import Generator, Phased, Student, Students, partition
-from potstill.flow.teachers.networks import PointNet, make_network
+from potstill.flow.teachers.networks import PointNet, make_network, without_label_dropout
 from potstill.flow.teachers.paths import Linear
 from potstill.flow.teachers.teacher import Teacher, drawn, in_batches
 from potstill.flow.teachers.velocity import Velocity
@@ -146,11 +147,13 @@ class Distill(Job[DistillConfig]):
 
     # --- a student ------------------------------------------------------------------------------
 
-    def _student(self, folder: str, own: Tensor | None, progress: Any) -> Student | Phased:
+    def _student(self, folder: str, own: Tensor | None, progress: Any) -> Generator:
         """Train one student, of all classes or of some, in a folder of its own."""
         config, teacher, critic = self.config, self.teacher, self.config.critic
         if own is not None:
             seed_all("student", config.training.seed, *own.tolist())
+        if config.method == "twinflow":
+            return self._twin(folder, own, progress)
         start = self._start(folder, own, progress)
         if config.method == "phased":
             return self._phased(start, folder, own, progress)
@@ -171,6 +174,31 @@ class Distill(Job[DistillConfig]):
             stages=() if distiller.critic is None else self._halves(turns) or [turns],
         )  # fmt: skip
         return student
+
+    def _twin(self, folder: str, own: Tensor | None, progress: Any) -> Twin:
+        """A new network of two times, as large as the teacher's or as asked for."""
+        model, config, (channels, *sides) = self.teacher.model, self.config, self.teacher.shape
+        classes, wider = self.teacher.classes, (channels + 1, *sides)
+        if config.student.widths or not self.teacher.from_library:
+            widths = config.student.widths or (config.width,)
+            depth = config.student.depth if config.student.widths else 3
+            new = make_network(self._kind, wider, classes, widths=widths, depth=depth)
+        else:
+            own_config = {**model.config, "in_channels": wider[0], "out_channels": wider[0]}  # type: ignore[dict-item]
+            new = without_label_dropout(type(model).from_config(own_config))  # type: ignore[attr-defined]
+        scale = 1000.0 if self.teacher.from_library else 1.0
+        student = Twin(
+            new, scale=scale, shape=self.teacher.shape, classes=classes, about=as_dict(config)
+        )
+        source = self._source(own)
+        self.fit(TwinFlow(student), source, folder=folder, progress=progress)
+        return student
+
+    @property
+    def _kind(self) -> str:
+        """Kind of the teacher's network, for one of another size."""
+        kinds = {"UNet2DModel": "unet", "DiTTransformer2DModel": "dit"}
+        return kinds.get(type(self.teacher.model).__name__, "points")
 
     def _halves(self, turns: Stage) -> list[Stage]:
         """FreeFlow's: the map alone, then the map with its correction, on one learning rate."""
@@ -207,7 +235,7 @@ class Distill(Job[DistillConfig]):
     def _source(self, own: Tensor | None) -> Prior:
         """Noise and classes; real items and pairs where the method has them."""
         config, teacher = self.config, self.teacher
-        data = self._of(self.data.items, own) if self.data and config.adversarial else None
+        data = self._of(self.data.items, own) if self.data and config.real else None
         pairs = self._of(self._pairs(), own) if config.regression else None
         conditions = teacher.classes if own is None else own
         return Prior(teacher.shape, config.training.batch, conditions, data, pairs)
@@ -217,11 +245,9 @@ class Distill(Job[DistillConfig]):
         options, teacher = self.config.student, self.teacher
         if not options.widths:
             return self._fresh()
-        kind = {"UNet2DModel": "unet", "DiTTransformer2DModel": "dit"}
         model = make_network(
-            kind.get(type(teacher.model).__name__, "points"), teacher.shape, teacher.classes,
-            widths=options.widths, depth=options.depth,
-        )  # fmt: skip
+            self._kind, teacher.shape, teacher.classes, widths=options.widths, depth=options.depth
+        )
         scale = 1000.0 if teacher.from_library else 1.0
         net = Velocity(model, "flow", Linear(scale))
         items = self.data.items if self.data is not None else self._pairs()._replace(noise=None)
@@ -321,9 +347,9 @@ def distill(
 
     Args:
         teacher: The teacher.
-        method: ``boot``, ``freeflow``, ``dmd``, ``dmd2``, ``disback`` or ``phased``.
+        method: ``boot``, ``freeflow``, ``dmd``, ``dmd2``, ``disback``, ``phased`` or ``twinflow``.
         out: Folder of the run; one that holds the same run is continued.
-        data: Real items, which dmd2 needs.
+        data: Real items, which dmd2 and twinflow need.
         progress: Show a line while it runs.
         **options: Other fields of `DistillConfig`.
 

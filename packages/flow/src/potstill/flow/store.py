@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 from potstill.core import ConfigError, DataError, Pretrained, atomic, nearest, reading, staging
+from potstill.flow.methods.twin import Twin
 from potstill.flow.student import Generator, Phased, Student, Students
 from potstill.flow.teachers.analytic import ring
 from potstill.flow.teachers.networks import PointNet, diffusers, is_diffusers
@@ -57,6 +59,10 @@ def save_student(student: Generator, folder: str | os.PathLike[str]) -> Path:
     if isinstance(student, Student):
         facts = {"at": student.at, "about": student.about}
         return _save(student, student.net, Path(folder), _STUDENT, facts)
+    if isinstance(student, Twin):
+        facts = {"two_times": True, "about": student.about}
+        net = Velocity(student.model, "flow", Linear(student.scale))
+        return _save(student, net, Path(folder), _STUDENT, facts)
     facts = {"about": student.about}
     if isinstance(student, Phased):
         sizes: Any = {"shape": student.shape, "classes": student.classes}
@@ -84,10 +90,11 @@ def load_teacher(
     guidance: float | None = None,
     model: nn.Module | None = None,
 ) -> Teacher:
-    """Read a teacher: a folder of `save_teacher`, a pipeline of diffusers, or ``mixture``.
+    """Read a teacher: a folder of `save_teacher`, a pipeline of diffusers, or one by name.
 
     Args:
-        folder: The folder; ``mixture`` is the exact teacher of eight Gaussians around a circle.
+        folder: The folder; ``mixture`` is the exact teacher of eight Gaussians around a circle, and
+            ``digits`` comes with the package: images of 8x8 pixels in ten classes.
         guidance: Weight of classifier-free guidance; as written by default.
         model: The network, where it is of a class that only its author knows.
 
@@ -97,6 +104,8 @@ def load_teacher(
     """
     if str(folder) == "mixture" and not Path(folder).exists():
         return Teacher(ring())
+    if str(folder) == "digits" and not Path(folder).exists():
+        folder = str(resources.files("potstill.flow") / "pretrained" / "digits")
     if (Path(folder) / "model_index.json").exists() and not (Path(folder) / _TEACHER).exists():
         return Teacher.from_diffusers(folder, guidance=guidance or 1.0)
     about, velocity = _load(Path(folder), _TEACHER, model)
@@ -124,6 +133,12 @@ def load_student(folder: str | os.PathLike[str], *, model: nn.Module | None = No
             if "parts" in several:
                 return _together(path.parent, several).eval()
     about, velocity = _load(Path(folder), _STUDENT, model)
+    if about.get("two_times"):
+        twin = Twin(
+            velocity.model, scale=velocity.path.options()["scale"], shape=tuple(about["shape"]),
+            classes=about["classes"], about=about["about"],
+        )  # fmt: skip
+        return twin.eval()
     student = Student(
         velocity, about["at"], shape=tuple(about["shape"]), classes=about["classes"],
         about=about["about"],
@@ -147,7 +162,7 @@ def _save(item: Any, velocity: Velocity, folder: Path, name: str, facts: Mapping
         )
     with staging(folder) as new:
         model.save_pretrained(new / _NETWORK)
-        if name == _STUDENT and _is_pipeline(item):
+        if isinstance(item, Student) and _is_pipeline(item):
             _pipeline(model).save_pretrained(new)
         (new / name).write_text(json.dumps(about, indent=1), encoding="utf-8")
         (folder / name).unlink(missing_ok=True)

@@ -200,7 +200,7 @@ class Students(Generator):
     router: Tensor
 
     def __init__(
-        self, students: Sequence[Student], router: Tensor, about: Mapping[str, Any] | None = None
+        self, students: Sequence[Generator], router: Tensor, about: Mapping[str, Any] | None = None
     ) -> None:
         super().__init__(students[0].shape, len(router), about)
         if router.unique().tolist() != list(range(len(students))):
