@@ -22,7 +22,7 @@ from potstill.flow import TeacherConfig, TrainTeacher, load_data, load_teacher, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("runs/flow"))
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--install", action="store_true", help="copy into the package")
     options = parser.parse_args()
 

@@ -122,14 +122,14 @@ def trained(quick: bool) -> Teacher:
         return load_teacher(Path(folder) / "teacher")
 
 
-MATCHING: dict[str, Any] = {"steps": 800, "batch": 256, "lr": 5e-4, "ema": 0.98}
+MATCHING: dict[str, Any] = {"steps": 1500, "batch": 256, "lr": 1e-3, "final": 0.1, "ema": 0.98}
 DMD = {"mmd2": at_most(0.005, PROMISED), "seconds": at_most(30.0, PROMISED)}
 
 
 @benchmark(targets=DMD, threads=1, budget=240)
 def dmd_on_points(quick: bool) -> dict[str, Figure]:
     """DMD without pairs, student and critic from the weights of a network that was trained."""
-    critic = CriticConfig(updates=4, lr=1e-3, regression=0.0)
+    critic = CriticConfig(updates=4, lr=2e-3, regression=0.0)
     return points("dmd", quick, trained(quick), training=MATCHING, critic=critic)
 
 
@@ -141,10 +141,11 @@ def disback_against_dmd(quick: bool) -> dict[str, Figure]:
     for method in ("dmd", "disback"):
         steps = 2 if quick else 100
         critic = CriticConfig(
-            updates=4, lr=1e-3, regression=0.0 if method == "dmd" else None, nodes=3,
+            updates=4, lr=2e-3, regression=0.0 if method == "dmd" else None, nodes=3,
             node_steps=steps, interval=steps,
         )  # fmt: skip
-        figures = points(method, quick, teacher, training=MATCHING, critic=critic)
+        training = {**MATCHING, "steps": 500}
+        figures = points(method, quick, teacher, training=training, critic=critic)
         found |= {f"{method} {name}": figures[name] for name in ("mmd2", "sw2", "near", "modes")}
     return found
 
@@ -157,7 +158,7 @@ def several_students(quick: bool) -> dict[str, Figure]:
     cases: Any = ((1, "consecutive"), (4, "consecutive"), (4, "random"))
     for count, rule in cases:
         options = StudentConfig(students=count, partition=rule)
-        training = {**QUICKLY, "steps": 2000}
+        training = {**QUICKLY, "steps": 1000}
         figures = points(
             "boot", quick, teacher, training=training, width=12, student=options, map=WIDE
         )

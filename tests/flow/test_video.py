@@ -6,6 +6,7 @@ from itertools import islice
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from potstill.core import ConfigError, Training, seed_all
 from potstill.core.engine import fit_with
@@ -106,6 +107,49 @@ def test_merged_steps_are_the_mean_of_the_small_ones() -> None:
         distiller = Merging(copy.deepcopy(net), net, Buffer(2, 2, steps, reference=2))
         losses = distiller(Batch(torch.randn(6, 6, 1, 8, 8), real=clips()), 0)
         assert (float(losses.total.detach()) == 0) == zero
+
+
+class Merged(nn.Module):
+    """The student that merging asks for: the mean of the teacher's small steps at each level."""
+
+    def __init__(self, teacher: Frames, buffer: Buffer) -> None:
+        super().__init__()
+        self.teacher, self.buffer = teacher, buffer
+        self.unused = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x, t, condition=None):
+        parts, k = self.buffer.chunks * self.buffer.steps, self.buffer.reference
+        begin, t = x, t.to(x)
+        for _ in range(self.buffer.steps):
+            u = self.teacher(x, t)
+            moved, later = x - u / parts, t - 1 / parts
+            x = torch.cat([begin[:, :k], moved[:, k:]], 1)
+            t = torch.cat([t[:, :k], later[:, k:]], 1)
+        return (begin - x) * self.buffer.chunks + self.unused
+
+
+def test_the_exact_merged_student_streams_what_the_teacher_does() -> None:
+    """Its loss is zero, and one evaluation a chunk gives the teacher's frames, to 1e-12."""
+    many, one = Buffer(3, 2, 4, reference=2), Buffer(3, 2, 1, reference=2)
+    exact = Merged(Frames(), many)
+    rng = torch.Generator().manual_seed(0)
+    real, z = torch.randn(2, 5, 8, 2, generator=rng, dtype=torch.float64)
+    losses = Merging(exact, Asked(), many)(Batch(z, real=real), 0)
+    assert float(losses.total.detach()) == pytest.approx(0, abs=1e-24)
+    noise = torch.randn(9, 3, 2, 2, generator=rng, dtype=torch.float64)
+    ours, wanted = (
+        list(islice(stream(model, buffer, lambda n: noise[n]), 4))
+        for model, buffer in ((exact, one), (Frames(), many))
+    )
+    for made, chunk in zip(ours, wanted, strict=True):
+        torch.testing.assert_close(made.detach(), chunk, rtol=1e-12, atol=1e-12)
+
+
+class Asked(nn.Module):
+    """The exact velocity of frames as a module."""
+
+    def forward(self, x, t, condition=None):
+        return Frames()(x, t, condition)
 
 
 def test_clips_are_learned_and_their_steps_merged() -> None:
