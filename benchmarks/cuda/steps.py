@@ -49,7 +49,7 @@ def job(name: str) -> dict[str, Figure]:
     return figures
 
 
-for _name in ("graph", "mirage", "sr", "mae", "acm", "nerf", "search"):
+for _name in ("graph", "mirage", "sr", "mae", "acm", "nerf", "search", "flow"):
     _function = partial(job, _name)
     _function.__doc__ = job.__doc__  # type: ignore[attr-defined]
     benchmark(domain="cuda", name=f"steps-{_name}", device="cuda",
