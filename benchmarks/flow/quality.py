@@ -114,7 +114,7 @@ def trained(quick: bool) -> Teacher:
         config = TeacherConfig(
             out=Path(folder), network="points", widths=(96,), depth=3,
             training=Training(
-                steps=20 if quick else 6000, batch=512, lr=3e-3, final=0.0, ema=0.99, device="cpu"
+                steps=20 if quick else 4000, batch=512, lr=3e-3, final=0.0, ema=0.99, device="cpu"
             ),
         )  # fmt: skip
         rows, _ = ring().draw(50_000, generator("data"))
@@ -122,7 +122,7 @@ def trained(quick: bool) -> Teacher:
         return load_teacher(Path(folder) / "teacher")
 
 
-MATCHING: dict[str, Any] = {"steps": 1500, "batch": 256, "lr": 1e-3, "final": 0.1, "ema": 0.98}
+MATCHING: dict[str, Any] = {"steps": 1200, "batch": 256, "lr": 1e-3, "final": 0.1, "ema": 0.98}
 DMD = {"mmd2": at_most(0.005, PROMISED), "seconds": at_most(30.0, PROMISED)}
 
 
