@@ -119,6 +119,16 @@ def test_twinflow_needs_no_teacher_but_its_size(tmp_path, folder, digits) -> Non
         DistillConfig(method="dmd", critic=CriticConfig(adversarial=0.1))
 
 
+def test_the_teacher_that_is_shipped_denoises_digits() -> None:
+    pytest.importorskip("sklearn")
+    teacher = load_teacher("digits")
+    _, test = load_data("digits").split(1297 / 1797)
+    assert (teacher.shape, teacher.classes, teacher.null) == ((1, 8, 8), 10, 10)
+    assert {p.dtype for p in teacher.parameters()} == {torch.float32}
+    values, labels, _ = test.items
+    teacher.check(values[:200], labels[:200])
+
+
 def test_a_stock_pipeline_loads_a_student(tmp_path) -> None:
     """Without classes and asked at time 1, it is one step of ``DDPMPipeline``."""
     torch.manual_seed(0)
