@@ -48,8 +48,6 @@ class Part(NamedTuple):
 
 MARKED = re.compile(r"^@(requires_cuda|pytest\.mark\.cuda)", re.MULTILINE)
 JOBS = ("graph", "nerf", "mae", "sr", "acm", "mirage", "search", "flow")
-LATER = ("audit",)
-"""Their main jobs have no form here yet: no run of theirs is compared with the CPU's."""
 RACES = ("kd", "acm", "edges", "hash-triton", "hash-tcnn", "march")
 
 
@@ -67,7 +65,7 @@ def parts(out: Path) -> list[Part]:
     """All parts by worth; those with the same dry command share it."""
     pytest = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "default", "-m", "cuda"]
     collect = [*pytest, "--collect-only", *marked()]
-    every = ("core", *(name for name in DOMAINS if name not in LATER))
+    every = ("core", *DOMAINS)
     measured = [
         *((f"equal-full-{name}", 180) for name in every),
         *((f"steps-{name}", 120) for name in JOBS),
@@ -166,7 +164,6 @@ def page(rows: list[dict[str, Any]], left: list[str], about: dict[str, Any]) -> 
     fine = OUTCOMES.values()
     wrong = [row for row in rows if row["outcome"] not in fine]
     lines = ["# Proof on CUDA", "", ", ".join(f"{key} {value}" for key, value in about.items()), ""]
-    lines += [f"Main jobs without a comparison with the CPU yet: {', '.join(LATER)}.", ""]
     for title, chosen in (("Failed", wrong), ("Passed", [r for r in rows if r not in wrong])):
         lines += [f"## {title}: {len(chosen)}", ""]
         for row in chosen:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from statistics import fmean
+from statistics import fmean, stdev
+from time import process_time
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,7 @@ from potstill.audit import (
     outputs,
     plant,
     poison,
+    reach,
     relabel,
     repair,
     roc,
@@ -114,11 +116,60 @@ def patch(quick: bool = False) -> dict[str, Figure]:
 
 
 @benchmark(
-    targets={"own inputs": at_most(3, ISSUE), "poisoned inputs": at_least(90, ISSUE)}, threads=1
-)
+    targets={"own inputs": at_most(3, ISSUE), "poisoned inputs": at_least(90, ISSUE),
+             "reach": at_most(1e-12, ISSUE)},
+    threads=1,
+)  # fmt: skip
 def dead_pixels(quick: bool = False) -> dict[str, Figure]:
     """Pixels that clean images never use: nothing to learn from one's own images."""
-    return inherited(dead, quick)
+    found, x = inherited(dead, quick), digits().student[0]
+    return {**found, "reach": Figure(reach(dead(x[:1])[0] - x[0], x))}
+
+
+CONDITIONS: dict[str, tuple[str, int, tuple[int, ...], tuple[int, int]]] = {
+    "kd": ("kd", 300, (24, 24), (6, 6)),
+    "kd, 100 steps": ("kd", 100, (24, 24), (6, 6)),
+    "kd, 1200 steps": ("kd", 1200, (24, 24), (6, 6)),
+    "kd, student as wide as its teacher": ("kd", 300, (96, 96), (6, 6)),
+    "kd, patch bottom left": ("kd", 300, (24, 24), (6, 0)),
+    "kd, patch top left": ("kd", 300, (24, 24), (0, 0)),
+    "kd, patch top right": ("kd", 300, (24, 24), (0, 6)),
+    "kd at T = 1": ("soft_ce", 300, (24, 24), (6, 6)),
+    "kd at T = 1, 1200 steps": ("soft_ce", 1200, (24, 24), (6, 6)),
+    "kd and labels": ("kd+labels", 300, (24, 24), (6, 6)),
+    "kd and labels, 1200 steps": ("kd+labels", 1200, (24, 24), (6, 6)),
+    "top class": ("top1", 300, (24, 24), (6, 6)),
+    "top class, 1200 steps": ("top1", 1200, (24, 24), (6, 6)),
+    "hint and labels": ("hint", 300, (24, 24), (6, 6)),
+    "hint and labels, 1200 steps": ("hint", 1200, (24, 24), (6, 6)),
+}
+"""Arm, steps of the student, its widths, and first row and column of the patch."""
+
+
+@benchmark(threads=1, budget=300)
+def own_inputs(quick: bool = False) -> dict[str, Figure]:
+    """What decides how much of a patch passes over one's own clean images; nothing is promised."""
+    data, found = digits(), {}
+    for seed in range(1 if quick else 3):
+        teachers: dict[tuple[int, int], nn.Module] = {}
+        for name, (arm, steps, widths, (row, column)) in CONDITIONS.items():
+            trigger = Patch((row, row + 2), (column, column + 2))
+            if (row, column) not in teachers:
+                made = poison(*data.teacher, trigger, 0, 0.05, seed=seed)
+                teachers[row, column] = learning(quick).train_teacher(made.x, made.y, seed)
+            recipe = Learning(10, student=widths, steps=10 if quick else steps)
+            student = recipe.arm(arm)(teachers[row, column], *data.student, seed)
+            rate = success(student, *data.test, trigger, 0).rate
+            found.setdefault(name, []).append(rate)
+    return {name: percent(rates) for name, rates in found.items()}
+
+
+@benchmark(targets={"CPU time": at_most(60, ISSUE)}, threads=1)
+def cost(quick: bool = False) -> dict[str, Figure]:
+    """One criterion, one trigger, three seeds, with every control: seconds of one core."""
+    start = process_time()
+    inherited(triggers()["patch"], quick)
+    return {"CPU time": Figure(process_time() - start, "s")}
 
 
 @benchmark(
@@ -197,22 +248,31 @@ def disagreement(quick: bool = False) -> dict[str, Figure]:
     """Divergence between teacher and a student of own labels: AUC of triggered test images."""
     data, recipe = digits(), learning(quick)
     x, y = data.test
-    areas, caught, null = [], [], []
+    areas, caught = [], []
+    null: dict[str, tuple[list[float], list[float]]] = {
+        name: ([], []) for name in triggers()
+    }  # areas and alarms of clean teachers
     for (name, seed), (model, *_) in attacked(quick).items():
         own = recipe.train_student(*data.student, seed)
         plain = jsd(outputs(model, x), outputs(own, x))
         for other, trigger in triggers().items():
+            if name not in (other, "clean"):
+                continue
             stamped = triggered(trigger, x[y != 0])
-            scores = jsd(outputs(model, stamped), outputs(own, stamped))
-            if name == other:
-                told = roc(scores, plain)
+            told = roc(jsd(outputs(model, stamped), outputs(own, stamped)), plain)
+            if name == "clean":
+                null[other][0].append(told.auc)
+                null[other][1].append(told.at_5)
+            else:
                 areas.append(told.auc)
                 caught.append(told.at_5)
-            elif name == "clean":
-                null.append(roc(scores, plain).auc)
+    off = {name: fmean(found) - 0.5 for name, (found, _) in null.items()}
     return {
         "own labels": Figure(min(areas), "AUC"), "caught": percent([min(caught)]),
-        "off the coin": Figure(abs(fmean(null) - 0.5), "AUC"),
+        "off the coin": Figure(abs(fmean(off.values())), "AUC"),
+        **{f"off the coin, {name}": Figure(value, "AUC") for name, value in off.items()},
+        **{f"alarms of a clean teacher, {name}": percent(alarms)
+           for name, (_, alarms) in null.items()},
     }  # fmt: skip
 
 
@@ -284,6 +344,7 @@ def hushed(
     targets={
         "teacher": at_least(3.5, ISSUE), "kd over the floor": at_least(1, ISSUE),
         "others' canaries": at_most(1.8, ISSUE), "swing against drop": at_most(0.15, ISSUE),
+        "accuracy apart": at_most(1, ISSUE),
     },
     threads=1,
 )  # fmt: skip
@@ -326,7 +387,36 @@ def privacy(quick: bool = False) -> dict[str, Figure]:
         "others' canaries": Figure(worlds.strangers("teacher"), "bits"),
         "teacher, AUC ratio": Figure([found.auc for found in worlds.lira("teacher")]),
         "kd, AUC ratio": Figure([found.auc for found in worlds.lira("kd")]),
+        "kd, TPR at 1 %": percent([found.at_1 for found in worlds.lira("kd")]),
         "kd, accuracy": percent(worlds.accuracy["kd"]),
         "swing, accuracy": percent(worlds.accuracy["swing"]),
         "drop, accuracy": percent(worlds.accuracy["drop"]),
+        "accuracy apart": Figure(
+            100 * abs(fmean(worlds.accuracy["swing"]) - fmean(worlds.accuracy["drop"])), "points"
+        ),
     }
+
+
+@benchmark(
+    targets={"off the floor": at_most(3, ISSUE), "off the coin": at_most(0.03, ISSUE)}, threads=1
+)
+def untrained(quick: bool = False) -> dict[str, Figure]:
+    """Worlds of networks that no training has touched: the null of exposure and membership."""
+    planted = plant(*digits().teacher, 160)
+
+    def world(members: Tensor, seed: int) -> dict[str, nn.Module]:
+        seed_all("untrained", seed)
+        return {"teacher": Network((1, 8, 8), 10, (96, 48))}
+
+    worlds = membership(
+        world, (planted.x, planted.y), worlds=6 if quick else 16, canaries=planted.rows
+    )
+    bits = worlds.exposure("teacher")
+    error = stdev(bits) / len(bits) ** 0.5
+    return {
+        "exposure": Figure(bits, "bits"), "floor": Figure(worlds.floor(), "bits"),
+        "off the floor": Figure(abs(fmean(bits) - worlds.floor()) / error, "standard errors"),
+        "off the coin": Figure(
+            abs(fmean(found.auc for found in worlds.threshold("teacher")) - 0.5), "AUC"
+        ),
+    }  # fmt: skip

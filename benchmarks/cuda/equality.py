@@ -31,6 +31,7 @@ MAIN = {
     "core": "core_unlabeled", "graph": "graph_ff_g2m", "nerf": "nerf_vm", "mae": "mae_align",
     "sr": "sr_output", "acm": "acm_finetune", "condense": "condense_learner",
     "search": "search_elastic", "quant": "quant_distill", "flow": "flow_dmd2",
+    "audit": "audit_arm",
 }  # fmt: skip
 """The program of a domain that is tried in half precision and compiled."""
 

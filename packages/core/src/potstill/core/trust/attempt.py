@@ -254,6 +254,11 @@ def _with_torchrun(call: Callable[[list[str]], int], words: list[str], count: in
 
 
 def _rank(call: Callable[[list[str]], int], words: list[str]) -> None:
+    # A process of torchrun is a new program. A fork would keep the handlers of the agent, whose
+    # exception is lost where Python ignores exceptions (callbacks of weak references).
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if code := call(words):
         sys.exit(code)
 
