@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from potstill.condense import (
@@ -15,7 +16,6 @@ from potstill.condense import (
     DistributionMatching,
     Siamese,
     SyntheticImages,
-    attention_map,
     make_network,
     rollout,
 )
@@ -56,7 +56,11 @@ def step_pair(attention: bool) -> Pair:
 def loop_over_classes(
     network: nn.Module, images: Tensor, real: Tensor, classes: int, attention: bool
 ) -> Tensor:
-    """What the public programs do: new weights, then one class after another."""
+    """What the public programs do: new weights, then one class after another.
+
+    Each class is augmented by itself and has a forward of its own for real and for synthetic
+    images, with torch's pooling and, for DataDAM, powers, as the programs have them.
+    """
     for module in network.modules():
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
@@ -68,18 +72,32 @@ def loop_over_classes(
         own = type(draw)(*(part[c : c + 1] for part in draw))
         seen = siamese(real[c * each : (c + 1) * each], own, each)
         made = siamese(images[c * ipc : (c + 1) * ipc], own, ipc)
-        layers, wanted = network.activations(seen)
-        found_layers, found = network.activations(made)
+        layers, wanted = plain_forward(network, seen)
+        found_layers, found = plain_forward(network, made)
         mean = (wanted.detach().mean(0) - found.mean(0)).square().sum()
         if not attention:
             total = total + mean
             continue
         maps = [
-            (attention_map(a).detach().mean(0) - attention_map(b).mean(0)).square().sum()
+            (plain_map(a).detach().mean(0) - plain_map(b).mean(0)).square().sum()
             for a, b in zip(layers[:-1], found_layers[:-1], strict=True)
         ]
         total = total + 100 * torch.stack(maps).sum() + mean
     return total
+
+
+def plain_forward(network: nn.Module, x: Tensor) -> tuple[list[Tensor], Tensor]:
+    """Activations and features of a `ConvNet`, written as the public programs do."""
+    found = []
+    for block in network.blocks:
+        found.append(x := block(x))
+        x = F.avg_pool2d(x, 2)
+    return found, x.flatten(1)
+
+
+def plain_map(activation: Tensor, power: float = 4.0) -> Tensor:
+    """Attention map of DataDAM, written as in the authors' program."""
+    return F.normalize(activation.abs().pow(power).sum(1).flatten(1), dim=1)
 
 
 @benchmark(targets=at_least(3.0, PROMISED), threads=1)

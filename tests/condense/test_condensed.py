@@ -113,6 +113,14 @@ def test_data_that_do_not_fit_are_named(items, said: str) -> None:
         Pool.of(items)
 
 
+def test_folders_of_mixed_images_are_named(tmp_path) -> None:
+    for name, side in (("cat/a.png", 6), ("dog/b.png", 7)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (side, side)).save(tmp_path / name)
+    with pytest.raises(ConfigError, match=r"6 x 6 \(cat/a\.png\) and 7 x 7 \(dog/b\.png\)"):
+        load_pool(tmp_path)
+
+
 def test_an_empty_folder_of_a_class_is_no_class(tmp_path) -> None:
     (tmp_path / "cat").mkdir()
     Image.new("RGB", (6, 6)).save(tmp_path / "cat" / "a.png")

@@ -18,7 +18,7 @@ from potstill.condense import (
 )
 from potstill.core import Training
 from potstill.core.command import main
-from potstill.core.errors import ConfigError, DataError, PotstillError
+from potstill.core.errors import ConfigError, DataError, NonFiniteError, PotstillError
 
 TINY = Training(steps=4, lr=1.0, device="cpu")
 FOLLOW = FollowConfig(experts=2, epochs=3, expert_batch=4, last=2, span=1, steps=2, batch=4)
@@ -127,6 +127,13 @@ def test_the_commands(tmp_path, capsys) -> None:
     assert "images of class" in capsys.readouterr().err
     assert main(["condense", "condense", *quick, "--out", kept + "8"]) == 2
     assert "data must name the images" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("no_curves")
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path, pool_of) -> None:
+    wild = Training(steps=4, lr=1e30, device="cpu")
+    with pytest.raises(NonFiniteError, match=r"at step \d.*learning rate \(1e\+30\)"):
+        Condense(config(tmp_path, training=wild), pool_of((5, 4))).run(progress=False)
 
 
 def test_options_that_cannot_be_are_refused(tmp_path, pool_of) -> None:

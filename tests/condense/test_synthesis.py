@@ -88,6 +88,23 @@ def test_distribution_matching_of_linear_features() -> None:
     torch.testing.assert_close(student.images.grad, expected)
 
 
+def test_descent_moves_the_means_together_at_the_rate_of_the_note() -> None:
+    """With E[W'W] = 1 the gap of the means shrinks by 2 lr / ipc a step; none is left at 0."""
+    rng = torch.Generator().manual_seed(0)
+    real = torch.randn(3, 1, 2, 2, generator=rng, dtype=F64)
+    student = SyntheticImages(torch.zeros(2, 1, 2, 2, dtype=F64), torch.tensor([0, 0]))
+    total = torch.zeros(4, dtype=F64)
+    for _ in range(2000):
+        w = torch.randn(8, 4, generator=rng, dtype=F64) / math.sqrt(8)
+        student.images.grad = None
+        DistributionMatching(student, Linear(w), Siamese(()))(real, 0).total.backward()
+        total += student.images.grad.mean(0).flatten() / 2000
+    gap = real.mean(0).flatten()  # the synthetic mean is 0
+    torch.testing.assert_close(total, -(2 / 2) * gap, rtol=0.1, atol=0.05)
+    same = SyntheticImages(real, torch.zeros(3, dtype=torch.int64))
+    assert float(DistributionMatching(same, Linear(w), Siamese(()))(real, 0).total) == 0
+
+
 def test_all_classes_at_once_equal_a_loop_over_classes(pool_of) -> None:
     pool = pool_of((6, 5, 7))
     student = SyntheticImages.start(pool, 2, "real", torch.Generator().manual_seed(0))
@@ -264,6 +281,8 @@ def test_recovery_needs_batch_norm_and_stays_in_range(pool_of) -> None:
     student = SyntheticImages.start(pool, 1, "noise", torch.Generator().manual_seed(0))
     with pytest.raises(ConfigError, match="must have batch norm"):
         Recovery(student, make_network("convnet-1-3-instance", 2, pool.shape), pool)
+    with pytest.raises(ConfigError, match="output for each of 2 classes of the images, got 5"):
+        Recovery(student, make_network("convnet-1-3-batch", 5, pool.shape), pool)
     torch.manual_seed(0)
     network = make_network("convnet-1-3-batch", 2, pool.shape)
     with torch.no_grad():

@@ -43,7 +43,8 @@ class Siamese:
     map, applied by one `grid_sample`; what comes from outside is 0, the mean of normalised images.
 
     Source: Zhao and Bilen, Dataset Condensation with Differentiable Siamese Augmentation,
-    ICML 2021, Sec. 3; ranges of their code.
+    ICML 2021, Sec. 3. Ranges and the one operation at a time are those of the authors' code. Their
+    code seeds every draw from the clock; here a draw is that of its generator, and can be repeated.
 
     Args:
         operations: Names out of `OPERATIONS`; none leaves images as they are.

@@ -118,7 +118,8 @@ class Recovery(Distiller):
         first: Weight of the first batch norm.
 
     Raises:
-        ConfigError: A network without batch norm that has running statistics.
+        ConfigError: A network without batch norm that has running statistics, or with another
+            number of classes than the pool.
     """
 
     def __init__(
@@ -136,6 +137,12 @@ class Recovery(Distiller):
         super().__init__(student.within(pool), Objective(terms))
         self.norms = batch_norms(network)
         self.network = network.eval().requires_grad_(False)
+        outputs = self.network(student.images[:1].detach()).shape[-1]
+        if outputs != len(pool.classes):
+            raise ConfigError(
+                f"Recovery: the teacher must have an output for each of {len(pool.classes)} "
+                f"classes of the images, got {outputs}; train it on these images"
+            )
         self.crops = crops or Crops()
 
     def forward(self, batch: Any, step: int) -> Losses:

@@ -398,10 +398,12 @@ class _Loop:
         if hasattr(self.source, "indices"):
             ids = self.source.indices(self.taken, self.shard)
             where = f"; samples {ids[:16]}{' ...' if len(ids) > 16 else ''}"
+        rates = {f"{p.optimizer.param_groups[0]['lr']:.3g}" for p in self.players}
         return (
             f"fit: the loss is {float(losses.total.detach()):.6g} at step {self.step}, from "
             f"{', '.join(guilty) or 'another process or the weighted sum'} ({shown}){where}; "
-            "check these inputs, lower the learning rate, or clip the gradient"
+            f"check these inputs, lower the learning rate ({', '.join(sorted(rates))}), or clip "
+            "the gradient"
         )
 
     # --- stages ---------------------------------------------------------------------------------

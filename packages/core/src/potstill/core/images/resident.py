@@ -232,10 +232,13 @@ def load_images(
         raise DataError(
             f"load_images: {name} in {source} must be a readable image, got: {error}; remove it"
         )
-    if len({image.size for image in images}) > 1:
-        raise ConfigError(
-            f"load_images: the images of {source} must have one size, got several; pass size="
-        )
+    one = images[0].size
+    for name, image in zip(found.names, images, strict=True):
+        if image.size != one:
+            raise ConfigError(
+                f"load_images: the images of {source} must have one size, got {one[0]} x {one[1]} "
+                f"({found.names[0]}) and {image.width} x {image.height} ({name}); pass size="
+            )
     known = found.classes if len(found.classes) > 1 else ()
     labels = torch.tensor(found.targets if known else [-1] * len(found))
     return Images(_bytes(images), labels, tuple(found.names), known, statistics)

@@ -151,7 +151,7 @@ class Benchmark:
             import torch
 
             if not torch.cuda.is_available():
-                return f"{self.device} is not available here"
+                return f"no CUDA device is available here, and it needs {self.device}"
         gone = [path for path in self.data if not (root() / path).exists()]
         if not gone:
             return ""
