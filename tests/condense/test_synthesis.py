@@ -94,15 +94,15 @@ def test_descent_moves_the_means_together_at_the_rate_of_the_note() -> None:
     real = torch.randn(3, 1, 2, 2, generator=rng, dtype=F64)
     student = SyntheticImages(torch.zeros(2, 1, 2, 2, dtype=F64), torch.tensor([0, 0]))
     total = torch.zeros(4, dtype=F64)
-    for _ in range(2000):
-        w = torch.randn(8, 4, generator=rng, dtype=F64) / math.sqrt(8)
+    for _ in range(100):
+        w = torch.randn(200, 4, generator=rng, dtype=F64) / math.sqrt(200)
         student.images.grad = None
         DistributionMatching(student, Linear(w), Siamese(()))(real, 0).total.backward()
-        total += student.images.grad.mean(0).flatten() / 2000
+        total += student.images.grad.mean(0).flatten() / 100
     gap = real.mean(0).flatten()  # the synthetic mean is 0
-    torch.testing.assert_close(total, -(2 / 2) * gap, rtol=0.1, atol=0.05)
+    torch.testing.assert_close(total, -(2 / 2) * gap, rtol=0.05, atol=0.02)
     same = SyntheticImages(real, torch.zeros(3, dtype=torch.int64))
-    assert float(DistributionMatching(same, Linear(w), Siamese(()))(real, 0).total) == 0
+    assert DistributionMatching(same, Linear(w), Siamese(()))(real, 0).total.item() == 0
 
 
 def test_all_classes_at_once_equal_a_loop_over_classes(pool_of) -> None:
