@@ -11,6 +11,7 @@ import statistics
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from apps.condense.gallery import folders
 from potstill.condense import (
@@ -47,7 +48,7 @@ def judged(made: Condensed, pools: tuple[Pool, Pool], network: str) -> dict[str,
     return {name: statistics.fmean(values) for name, values in arms.items()}
 
 
-def published(name: str, steps: int, **follow: int) -> dict[str, float]:
+def published(name: str, steps: int, **follow: Any) -> dict[str, float]:
     """Accuracies with the options of a preset, in fewer steps."""
     config, pools = preset(name), cifar()
     with TemporaryDirectory() as folder:
