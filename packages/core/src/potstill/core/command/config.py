@@ -190,7 +190,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
         _count(values, 0)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # the decode errors of toml, json
         raise ConfigError(f"config: {path} does not parse: {error}") from error
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+    if not isinstance(values, dict):
         what = "nothing" if values is None else type(values).__name__
         raise ConfigError(
             f"config: {path} must hold options by name (`epochs: 3`), got {what}; "
@@ -328,11 +328,13 @@ def _count(values: Any, before: int) -> int:
     """How many values there are, with ``before``; a few aliases of YAML stand for any number.
 
     Raises:
-        ValueError: Too many.
+        ValueError: Too many, or an option whose name is not text.
     """
     before += 1
     if before > _MOST:
         raise ValueError(f"it holds more than {_MOST:,} values")
+    if isinstance(values, dict) and (names := [key for key in values if not isinstance(key, str)]):
+        raise ValueError(f"the name of an option must be text, got {names[0]!r}; quote it")
     inside = values.values() if isinstance(values, dict) else values
     for value in inside if isinstance(values, dict | list) else ():
         before = _count(value, before)
