@@ -46,10 +46,10 @@ class Disagreement:
 
     Example:
         >>> import torch
-        >>> model = torch.nn.Linear(4, 3)
-        >>> watch = Disagreement.calibrated(model, model, torch.randn(50, 4))
-        >>> bool(watch(torch.randn(5, 4)).any())
-        False
+        >>> theirs, mine, clean = torch.nn.Linear(4, 3), torch.nn.Linear(4, 3), torch.randn(100, 4)
+        >>> watch = Disagreement.calibrated(theirs, mine, clean, false_alarms=0.05)
+        >>> bool(watch(clean).float().mean() <= 0.05)
+        True
     """
 
     first: Callable[[Any], Any]
