@@ -22,19 +22,11 @@ SHORT = {  # what follows each verb, in the order of the README
         "condense": "--network convnet-1-2-instance --steps 2 --device cpu",
         "evaluate": "--repeats 1 --steps 2 --full-steps 2 --device cpu",
     },
-    "flow": {
-        "train-teacher": "--widths 8 8 --steps 2 --batch 4 --device cpu",
-        "distill": "--steps 2 --batch 4 --device cpu",
-        "sample": "",
-        "evaluate": "--samples 8 --steps 2 --device cpu",
-    },
 }
 
 
 @pytest.mark.parametrize("package", SHORT)
 def test_the_commands_of_the_readme(package, tmp_path, monkeypatch) -> None:
-    if package == "flow":
-        pytest.importorskip("diffusers")
     text = (ROOT / "packages" / package / "README.md").read_text(encoding="utf-8")
     commands = re.findall(rf"^potstill ({package} .+)$", text, re.MULTILINE)
     monkeypatch.chdir(tmp_path)
