@@ -106,7 +106,7 @@ def check_content(wheel: Path, name: str, version: str) -> None:
     stray |= {
         each
         for each in inside
-        if not re.search(r"\.(pyi?|typed|cu|cpp|h|toml|yaml|safetensors)$", each)
+        if not re.search(r"\.(pyi?|typed|cu|cpp|h|toml|yaml|json|safetensors)$", each)
     }
     if large:
         raise RuntimeError(f"files above 1 MiB in the wheel: {', '.join(large)}")

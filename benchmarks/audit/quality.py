@@ -134,8 +134,6 @@ CONDITIONS: dict[str, tuple[str, int, tuple[int, ...], tuple[int, int]]] = {
     "kd, patch bottom left": ("kd", 300, (24, 24), (6, 0)),
     "kd, patch top left": ("kd", 300, (24, 24), (0, 0)),
     "kd, patch top right": ("kd", 300, (24, 24), (0, 6)),
-    "kd at T = 1": ("soft_ce", 300, (24, 24), (6, 6)),
-    "kd at T = 1, 1200 steps": ("soft_ce", 1200, (24, 24), (6, 6)),
     "kd and labels": ("kd+labels", 300, (24, 24), (6, 6)),
     "kd and labels, 1200 steps": ("kd+labels", 1200, (24, 24), (6, 6)),
     "top class": ("top1", 300, (24, 24), (6, 6)),
